@@ -1,0 +1,18 @@
+//! The contracts between the pipeline and a foreign system: [`Source`], [`Sink`], and what only some of them can do.
+//!
+//! A connector translates; it owns no loop, no retry and no shutdown. Errors it sees become a [`Failure`] with a
+//! [`Verdict`], and the pipeline is the only one who reads the verdict and waits. Each contract has a suite of tests
+//! in `crossfade-testkit` that every implementation passes.
+
+mod failure;
+mod inspect;
+mod sink;
+mod source;
+
+pub use failure::{Failure, Verdict};
+pub use inspect::{Inspect, Refusal, RowPage, ScanRange};
+pub use sink::{
+    Applied, Delivery, Guard, MappingEntry, Progress, Rejection, Quarantine, QuarantineFilter, QuarantineOutcome,
+    QuarantinedChange, Rollback, Sink, Stage, StoredMapping, Target, TargetTable, UndoReport, Write, WriteMode,
+};
+pub use source::{Resume, SnapshotState, Source, SourceHealth, TableSnapshot};

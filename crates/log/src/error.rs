@@ -1,0 +1,65 @@
+//! What can go wrong with a log.
+
+use crossfade_event::Cut;
+use std::path::PathBuf;
+
+/// A log's failure; each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Bytes that were written are not what they were.
+    #[error("{file} is damaged at byte {at}: {what}. Restore the file from a copy, or start again from the source: `crossfade rollback --wipe`, then `crossfade run`", file = file.display())]
+    Corrupt {
+        /// Which file.
+        file: PathBuf,
+        /// Where.
+        at: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// Written by a newer Crossfade.
+    #[error("{file} has format {found}, this program reads up to {known}. Use the newer crossfade that wrote it", file = file.display())]
+    TooNew {
+        /// Which file.
+        file: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest we know.
+        known: u32,
+    },
+    /// Another process writes here.
+    #[error("the log in {dir} is in use by process {pid}. Stop that one, or talk to it with `crossfade status`", dir = dir.display())]
+    Locked {
+        /// Which folder.
+        dir: PathBuf,
+        /// The owner, zero when it cannot be read.
+        pid: u32,
+    },
+    /// The entries asked for are gone.
+    #[error("the log begins at {start}; {asked} has been trimmed away")]
+    Trimmed {
+        /// What was asked for.
+        asked: Cut,
+        /// What there is.
+        start: Cut,
+    },
+    /// A write or fsync failed; nothing more is written until the log is opened anew.
+    #[error("the log takes no more writes until restart: {why}. Make room or mend the disk, then start crossfade again")]
+    Poisoned {
+        /// The first failure.
+        why: String,
+    },
+    /// Reading, opening or making a file failed.
+    #[error("{doing} {file}", file = file.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// With which file.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// The batch breaks the contract (an unknown schema, a mix of lanes).
+    #[error("a batch that breaks the log's contract: {0}")]
+    Contract(String),
+}
