@@ -171,6 +171,17 @@ pub trait Sink: Send {
     /// `Refused` when a target table holds rows that are not ours; nothing has been changed then.
     fn prepare(&mut self, target: &Target) -> impl Future<Output = Result<(), Failure>> + Send;
 
+    /// A table's shape changed in the source: follow it (columns added with their constant default, dropped, renamed;
+    /// told apart by `Column::native_id`). Idempotent. Part of the open sink transaction where the system allows it.
+    ///
+    /// # Errors
+    /// `Halt` for a change that cannot be followed.
+    fn alter(
+        &mut self,
+        before: &TargetTable,
+        after: &TargetTable,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+
     /// How far it has come, by its own word.
     ///
     /// # Errors

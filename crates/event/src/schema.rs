@@ -119,6 +119,9 @@ pub struct Column {
     pub nullable: bool,
     /// The source's stable number for the column (PostgreSQL: `attnum`), by which a rename is told from drop and add.
     pub native_id: u32,
+    /// The default's expression in the source's dialect: what fills the rows that were there when the column was
+    /// added. `None` for none, and for one that is not constant.
+    pub default: Option<Arc<str>>,
 }
 
 /// How a row of a table is found again.
