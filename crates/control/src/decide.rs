@@ -1,0 +1,232 @@
+//! What follows from a command. Pure: the same migration and command give the same decisions, for ever.
+//!
+//! ```text
+//! Draft ─▶ Planned ─▶ Expanded ─▶ Capturing ─▶ Backfilling ─▶ CatchingUp ─▶ Shadowing
+//!             ▲           └────────────┴──────────┬──┴───────────┴─────────────┘
+//!             │                                   ▼
+//!             └──────── Undone · Wiped ◀── RollingBack(undo · wipe)
+//! ```
+//! `Paused`, `Failed` and `Lost` lie over any of them. Wishes (`Expand`, `StartCapture`) wait for the overlay to go;
+//! facts (`BackfillDone`, `CaughtUp`) hold under it, but for `Lost`, under which nothing goes on.
+
+use crate::{Checkpoint, Command, Decision, Migration, Overlay, Phase, Refusal, RollbackKind};
+
+type Decided = Result<Vec<Decision>, Refusal>;
+
+/// What follows, or why not. An empty list means that the aim is reached already.
+///
+/// # Errors
+/// A [`Refusal`] that says what to do instead.
+pub fn decide(migration: &Migration, command: Command) -> Decided {
+    match &command {
+        Command::Plan { spec_hash, secret_id } => plan(migration, spec_hash, secret_id),
+        Command::Expand => step(migration, &command, Phase::Planned, Phase::Expanded, "`crossfade run` does it"),
+        Command::StartCapture => {
+            step(migration, &command, Phase::Expanded, Phase::Capturing, "the target must be there first")
+        }
+        Command::StartBackfill { generation } => start_backfill(migration, &command, *generation),
+        Command::BackfillDone { generation } => backfill_done(migration, &command, *generation),
+        Command::CaughtUp => caught_up(migration, &command),
+        Command::Pause { by, reason } => pause(migration, &command, by, reason),
+        Command::Resume => resume(migration, &command),
+        Command::Fail { reason } => Ok(fail(migration, reason)),
+        Command::Lose { reason, remedy } => Ok(lose(migration, reason, remedy)),
+        Command::Found => Ok(match migration.overlay {
+            Some(Overlay::Lost { .. }) => vec![Decision::Resumed],
+            _ => Vec::new(),
+        }),
+        Command::Undo => rollback(migration, &command, RollbackKind::Undo),
+        Command::Wipe => rollback(migration, &command, RollbackKind::Wipe),
+        Command::RollbackDone => rollback_done(migration, &command),
+        Command::NameCheckpoint { name, cut, position, at_us } => {
+            let checkpoint = Checkpoint { cut: cut.clone(), position: *position, at_us: *at_us };
+            name_checkpoint(migration, &command, name, checkpoint)
+        }
+        Command::DropCheckpoint { name } => drop_checkpoint(migration, name),
+        Command::Pin { end, identity } => match migration.pins.get(end) {
+            None => Ok(vec![Decision::Pinned { end: *end, identity: identity.clone() }]),
+            Some(pinned) if pinned == identity => Ok(Vec::new()),
+            Some(pinned) => {
+                let (pinned, found) = (pinned.clone(), identity.clone());
+                Err(Refusal::IdentityChanged { end: *end, pinned, found })
+            }
+        },
+        Command::RaiseEpoch => Ok(vec![Decision::EpochRaised { epoch: migration.epoch + 1 }]),
+        Command::Note { what } => Ok(vec![Decision::Noted { what: what.clone() }]),
+        Command::Cutover | Command::Failback | Command::DualRead | Command::Cleanup => {
+            Err(Refusal::NotBuilt { what: command.name() })
+        }
+    }
+}
+
+fn plan(migration: &Migration, spec_hash: &str, secret_id: &str) -> Decided {
+    let planned = Decision::Planned { spec_hash: spec_hash.to_owned(), secret_id: secret_id.to_owned() };
+    match migration.phase {
+        // An old worker of the life before must not write into the new one.
+        Phase::Undone | Phase::Wiped => {
+            let epoch = migration.epoch + 1;
+            Ok(vec![Decision::BegunAnew, Decision::EpochRaised { epoch }, planned])
+        }
+        Phase::Draft => Ok(vec![Decision::EpochRaised { epoch: migration.epoch.max(1) }, planned]),
+        Phase::RollingBack(_) => Err(Refusal::WrongPhase {
+            command: "plan",
+            phase: migration.phase,
+            instead: "run `crossfade rollback` again until it says done",
+        }),
+        _ if migration.spec_hash == spec_hash && migration.secret_id == secret_id => Ok(Vec::new()),
+        Phase::Planned => Ok(vec![planned]),
+        _ if migration.spec_hash == spec_hash => Err(Refusal::SpecChanged { what: "secret" }),
+        _ => Err(Refusal::SpecChanged { what: "spec" }),
+    }
+}
+
+/// One step forward that is a wish: not under an overlay.
+fn step(migration: &Migration, command: &Command, from: Phase, to: Phase, instead: &'static str) -> Decided {
+    if migration.phase >= to && migration.phase <= Phase::Shadowing {
+        return Ok(Vec::new());
+    }
+    if migration.phase != from {
+        return Err(wrong_phase(migration, command, instead));
+    }
+    not_stopped(migration, command)?;
+    Ok(vec![Decision::Entered { phase: to }])
+}
+
+fn start_backfill(migration: &Migration, command: &Command, generation: u32) -> Decided {
+    if !migration.phase.has_log() {
+        return Err(wrong_phase(migration, command, "the source must be captured first"));
+    }
+    not_lost(migration, command)?;
+    if generation <= migration.generation {
+        return Ok(Vec::new());
+    }
+    Ok(vec![Decision::BackfillStarted { generation }])
+}
+
+fn backfill_done(migration: &Migration, command: &Command, generation: u32) -> Decided {
+    if !migration.phase.has_log() || generation > migration.generation {
+        return Err(wrong_phase(migration, command, "that backfill was never begun"));
+    }
+    not_lost(migration, command)?;
+    if migration.phase != Phase::Backfilling || generation < migration.generation {
+        return Ok(Vec::new());
+    }
+    Ok(vec![Decision::Entered { phase: Phase::CatchingUp }])
+}
+
+fn caught_up(migration: &Migration, command: &Command) -> Decided {
+    match migration.phase {
+        Phase::Shadowing => Ok(Vec::new()),
+        Phase::CatchingUp => {
+            not_lost(migration, command)?;
+            Ok(vec![Decision::Entered { phase: Phase::Shadowing }])
+        }
+        _ => Err(wrong_phase(migration, command, "the backfill must be in first")),
+    }
+}
+
+fn pause(migration: &Migration, command: &Command, by: &str, reason: &str) -> Decided {
+    if !migration.phase.is_active() {
+        return Err(wrong_phase(migration, command, "nothing is running that could be paused"));
+    }
+    match &migration.overlay {
+        None => Ok(vec![Decision::Paused { by: by.to_owned(), reason: reason.to_owned() }]),
+        Some(Overlay::Paused { .. }) => Ok(Vec::new()),
+        Some(overlay) => Err(stopped(command, overlay)),
+    }
+}
+
+fn resume(migration: &Migration, command: &Command) -> Decided {
+    match &migration.overlay {
+        None => Ok(Vec::new()),
+        Some(Overlay::Paused { .. } | Overlay::Failed { .. }) => Ok(vec![Decision::Resumed]),
+        Some(lost @ Overlay::Lost { .. }) => Err(stopped(command, lost)),
+    }
+}
+
+/// A failure replaces a pause and an older failure, but never hides that something is lost.
+fn fail(migration: &Migration, reason: &str) -> Vec<Decision> {
+    match &migration.overlay {
+        Some(Overlay::Lost { .. }) => Vec::new(),
+        Some(Overlay::Failed { reason: known }) if known == reason => Vec::new(),
+        _ => vec![Decision::Failed { reason: reason.to_owned() }],
+    }
+}
+
+fn lose(migration: &Migration, reason: &str, remedy: &str) -> Vec<Decision> {
+    match &migration.overlay {
+        Some(Overlay::Lost { reason: known, .. }) if known == reason => Vec::new(),
+        _ => vec![Decision::Lost { reason: reason.to_owned(), remedy: remedy.to_owned() }],
+    }
+}
+
+/// Possible from everywhere that something may have been written, whatever lies over it: for a lost migration it is
+/// the way out. Asked again it goes on.
+fn rollback(migration: &Migration, command: &Command, kind: RollbackKind) -> Decided {
+    let began = vec![Decision::RollbackBegan { kind }];
+    match (migration.phase, kind) {
+        (Phase::Draft | Phase::Planned, _) => Err(wrong_phase(migration, command, "nothing was written yet")),
+        (Phase::Wiped, RollbackKind::Wipe) | (Phase::Undone, RollbackKind::Undo) => Ok(Vec::new()),
+        (Phase::Wiped | Phase::RollingBack(RollbackKind::Wipe), RollbackKind::Undo) => {
+            Err(wrong_phase(migration, command, "a wipe drops the undo records too"))
+        }
+        (Phase::RollingBack(under_way), _) if under_way == kind && migration.overlay.is_none() => Ok(Vec::new()),
+        _ => Ok(began),
+    }
+}
+
+fn rollback_done(migration: &Migration, command: &Command) -> Decided {
+    match migration.phase {
+        Phase::RollingBack(RollbackKind::Undo) => Ok(vec![Decision::Entered { phase: Phase::Undone }]),
+        Phase::RollingBack(RollbackKind::Wipe) => Ok(vec![Decision::Entered { phase: Phase::Wiped }]),
+        Phase::Undone | Phase::Wiped => Ok(Vec::new()),
+        _ => Err(wrong_phase(migration, command, "no rollback was begun")),
+    }
+}
+
+fn name_checkpoint(migration: &Migration, command: &Command, name: &str, checkpoint: Checkpoint) -> Decided {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let first = name.bytes().next().is_some_and(plain);
+    if !first || name.len() > 63 || !name.bytes().all(|byte| plain(byte) || b"-_.".contains(&byte)) {
+        return Err(Refusal::BadName { name: name.to_owned() });
+    }
+    match migration.checkpoints.get(name) {
+        Some(known) if (&known.cut, known.position) == (&checkpoint.cut, checkpoint.position) => Ok(Vec::new()),
+        Some(_) => Err(Refusal::CheckpointExists { name: name.to_owned() }),
+        None if !migration.phase.has_log() => Err(wrong_phase(migration, command, "there is no log yet")),
+        None => Ok(vec![Decision::CheckpointNamed { name: name.to_owned(), checkpoint }]),
+    }
+}
+
+fn drop_checkpoint(migration: &Migration, name: &str) -> Decided {
+    if migration.checkpoints.contains_key(name) {
+        return Ok(vec![Decision::CheckpointDropped { name: name.to_owned() }]);
+    }
+    let names: Vec<&str> = migration.checkpoints.keys().map(String::as_str).collect();
+    let known = if names.is_empty() { String::new() } else { format!(" (there are {})", names.join(", ")) };
+    Err(Refusal::NoCheckpoint { name: name.to_owned(), known })
+}
+
+fn wrong_phase(migration: &Migration, command: &Command, instead: &'static str) -> Refusal {
+    Refusal::WrongPhase { command: command.name(), phase: migration.phase, instead }
+}
+
+fn not_stopped(migration: &Migration, command: &Command) -> Result<(), Refusal> {
+    migration.overlay.as_ref().map_or(Ok(()), |overlay| Err(stopped(command, overlay)))
+}
+
+fn not_lost(migration: &Migration, command: &Command) -> Result<(), Refusal> {
+    match &migration.overlay {
+        Some(lost @ Overlay::Lost { .. }) => Err(stopped(command, lost)),
+        _ => Ok(()),
+    }
+}
+
+fn stopped(command: &Command, overlay: &Overlay) -> Refusal {
+    let instead = match overlay {
+        Overlay::Paused { .. } => "Go on with `crossfade resume`".to_owned(),
+        Overlay::Failed { .. } => "Mend it, then start `crossfade run` again".to_owned(),
+        Overlay::Lost { remedy, .. } => remedy.clone(),
+    };
+    Refusal::Stopped { command: command.name(), overlay: overlay.to_string(), instead }
+}

@@ -1,0 +1,184 @@
+//! Where a migration stands: the fold of its journal.
+
+use crossfade_event::{Cut, Position};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt};
+
+/// How far a migration has come. Set by decisions only; survives a restart, for the journal does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// There is a spec, nothing more.
+    #[default]
+    Draft,
+    /// Preflight said yes.
+    Planned,
+    /// The target's objects are there.
+    Expanded,
+    /// The source keeps its history for us; the stream is being read.
+    Capturing,
+    /// Tables are being copied.
+    Backfilling,
+    /// The copy is in; the stream since its beginning is being applied.
+    CatchingUp,
+    /// The sink follows the source.
+    Shadowing,
+    /// What we wrote is being taken back; may be killed and run again.
+    RollingBack(RollbackKind),
+    /// What we overwrote or deleted is back.
+    Undone,
+    /// What we made is gone.
+    Wiped,
+}
+
+impl Phase {
+    /// Every phase, in order.
+    pub const ALL: [Self; 11] = [
+        Self::Draft,
+        Self::Planned,
+        Self::Expanded,
+        Self::Capturing,
+        Self::Backfilling,
+        Self::CatchingUp,
+        Self::Shadowing,
+        Self::RollingBack(RollbackKind::Undo),
+        Self::RollingBack(RollbackKind::Wipe),
+        Self::Undone,
+        Self::Wiped,
+    ];
+
+    /// Something may be running that can be paused.
+    pub fn is_active(self) -> bool {
+        self >= Self::Expanded && self <= Self::Shadowing
+    }
+
+    /// There is a log of the source's changes.
+    pub fn has_log(self) -> bool {
+        self >= Self::Capturing && self <= Self::Shadowing
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Draft => "draft",
+            Self::Planned => "planned",
+            Self::Expanded => "expanded",
+            Self::Capturing => "capturing",
+            Self::Backfilling => "backfilling",
+            Self::CatchingUp => "catching up",
+            Self::Shadowing => "shadowing",
+            Self::RollingBack(RollbackKind::Undo) => "undoing",
+            Self::RollingBack(RollbackKind::Wipe) => "wiping",
+            Self::Undone => "undone",
+            Self::Wiped => "wiped",
+        })
+    }
+}
+
+/// How a rollback takes back what was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RollbackKind {
+    /// From the undo records; only what we wrote.
+    Undo,
+    /// Drops what we made.
+    Wipe,
+}
+
+/// What lies over a phase and keeps it from going on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overlay {
+    /// By a person or a gate; `resume` goes on.
+    Paused {
+        /// Who: `operator`, `gate error_rate`.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+    /// Something did not get better by itself; the next `run` tries again.
+    Failed {
+        /// What, with what to do.
+        reason: String,
+    },
+    /// Identity changed or history is missing; never goes away by itself.
+    Lost {
+        /// What.
+        reason: String,
+        /// How to go on without losing anything.
+        remedy: String,
+    },
+}
+
+impl fmt::Display for Overlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Paused { by, reason } if reason.is_empty() => write!(f, "paused by {by}"),
+            Self::Paused { by, reason } => write!(f, "paused by {by}: {reason}"),
+            Self::Failed { reason } => write!(f, "failed: {reason}"),
+            Self::Lost { reason, .. } => write!(f, "lost: {reason}"),
+        }
+    }
+}
+
+/// An end whose identity is pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum End {
+    /// Where changes come from.
+    Source,
+    /// Where they go.
+    Sink,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source",
+            Self::Sink => "sink",
+        })
+    }
+}
+
+/// A named place.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Its place in the log.
+    pub cut: Cut,
+    /// Its place in the source's history.
+    pub position: Option<Position>,
+    /// When it was named, in microseconds since 1970 by the clock of whoever named it; for people.
+    pub at_us: i64,
+}
+
+/// Everything that the journal says of one migration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Migration {
+    /// How far it has come.
+    pub phase: Phase,
+    /// What keeps it from going on.
+    pub overlay: Option<Overlay>,
+    /// The fence: raised whenever an old worker must be refused.
+    pub epoch: u64,
+    /// The hash of the spec it was planned with; empty before.
+    pub spec_hash: String,
+    /// Which secret its derived keys come from (a hash, never the secret itself); empty before.
+    pub secret_id: String,
+    /// The backfill under way or done last; zero before the first.
+    pub generation: u32,
+    /// What each end said of itself.
+    pub pins: BTreeMap<End, String>,
+    /// Named places.
+    pub checkpoints: BTreeMap<String, Checkpoint>,
+}
+
+impl Migration {
+    /// Phase and overlay in a few words.
+    pub fn summary(&self) -> String {
+        match &self.overlay {
+            Some(overlay) => format!("{}, {overlay}", self.phase),
+            None => self.phase.to_string(),
+        }
+    }
+}

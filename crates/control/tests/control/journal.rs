@@ -1,0 +1,159 @@
+//! The journal on the embedded log: what is decided is there after a restart, in order, with who and when.
+
+use crossfade_control::{By, Command, Decision, Journal, JournalError, Phase, Record};
+use crossfade_event::{Batch, Event, Mark, Position, SourceId, Stamped};
+use crossfade_log::{
+    EventLog,
+    embedded::{Embedded, Options},
+};
+use std::path::Path;
+
+fn by(who: &str) -> By {
+    By { who: who.into(), at_us: 1_700_000_000_000_000 }
+}
+
+fn plan() -> Command {
+    Command::Plan { spec_hash: "a".into(), secret_id: "b".into() }
+}
+
+fn open(dir: &Path) -> Journal<Embedded> {
+    Journal::open(Embedded::open(dir, Options::default()).unwrap(), None).unwrap()
+}
+
+fn raw(number: u64, content: &str) -> Batch {
+    let position = Position { source: SourceId::of("journal"), timeline: 0, commit: number, ordinal: 0 };
+    let event = Event::Marked(Mark { prefix: "journal".into(), content: content.to_owned().into() });
+    Batch { events: vec![Stamped { position, event }], upto: Some(position), whole: true }
+}
+
+#[tokio::test]
+async fn what_was_decided_is_there_after_a_restart_with_who_and_when() {
+    let home = tempfile::tempdir().unwrap();
+    let journal = open(home.path());
+    journal.command(plan(), &by("ann")).await.unwrap();
+    journal.command(Command::Expand, &by("run")).await.unwrap();
+    assert_eq!(journal.command(Command::Expand, &by("run")).await.unwrap(), []);
+    let refused = journal.command(Command::CaughtUp, &by("run")).await.unwrap_err();
+    assert!(matches!(refused, JournalError::Refused(_)));
+    journal.command(Command::Pause { by: "operator".into(), reason: "lunch".into() }, &by("bob")).await.unwrap();
+    let before = journal.migration();
+    drop(journal);
+
+    let journal = open(home.path());
+    assert_eq!(journal.migration(), before);
+    assert_eq!(before.summary(), "expanded, paused by operator: lunch");
+    let records = journal.records().unwrap();
+    let said: Vec<_> =
+        records.iter().map(|record| (record.number, record.who.as_str(), record.command.name())).collect();
+    assert_eq!(said, [(1, "ann", "plan"), (2, "run", "expand"), (3, "run", "caught up"), (4, "bob", "pause")]);
+    assert!(records[2].decisions.is_empty() && records[2].refused.as_ref().is_some_and(|why| why.contains("backfill")));
+    assert_eq!(records[1].decisions, [Decision::Entered { phase: Phase::Expanded }]);
+    assert_eq!(records[0].at_us, 1_700_000_000_000_000);
+}
+
+#[tokio::test]
+async fn a_cached_fold_saves_reading_and_never_outlives_its_journal() {
+    let (home, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let journal = open(home.path());
+    journal.command(plan(), &by("ann")).await.unwrap();
+    let cached = journal.fold().await.unwrap();
+    journal.command(Command::Expand, &by("ann")).await.unwrap();
+    let before = journal.migration();
+    drop(journal);
+    let log = Embedded::open(home.path(), Options::default()).unwrap();
+    let again = Journal::open(log, Some(cached.clone())).unwrap();
+    assert_eq!(again.migration(), before);
+    again.command(Command::StartCapture, &by("ann")).await.unwrap();
+    assert_eq!(again.records().unwrap().len(), 3);
+    let empty = Embedded::open(other.path(), Options::default()).unwrap();
+    let error = Journal::open(empty, Some(cached)).unwrap_err();
+    assert!(error.to_string().contains("remembers records that are not there"), "{error}");
+}
+
+#[tokio::test]
+async fn a_journal_with_a_gap_or_from_the_future_is_refused() {
+    let good = r#"{"v":1,"number":1,"unit":"all","at_us":0,"who":"a","command":"expand","decisions":[]}"#;
+    for (second, word) in [
+        (good.replace("\"number\":1", "\"number\":3"), "record 3 comes after record 1"),
+        (good.replace("\"number\":1", "\"number\":2").replace("all", "tenant-7"), "`tenant-7`"),
+        (r#"{"v":2,"anything":[]}"#.to_owned(), "has format 2"),
+        ("{".to_owned(), "damaged at record 2"),
+    ] {
+        let home = tempfile::tempdir().unwrap();
+        let log = Embedded::open(home.path(), Options::default()).unwrap();
+        log.append(raw(1, good)).await.unwrap();
+        log.append(raw(2, &second)).await.unwrap();
+        let error = Journal::open(log, None).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_state_is_told_by_any_clone() {
+    let home = tempfile::tempdir().unwrap();
+    let journal = open(home.path());
+    let waiting = tokio::spawn({
+        let journal = journal.clone();
+        async move { journal.wait_until(|migration| migration.phase == Phase::Expanded).await }
+    });
+    journal.command(plan(), &by("ann")).await.unwrap();
+    journal.command(Command::Expand, &by("ann")).await.unwrap();
+    assert_eq!(waiting.await.unwrap().phase, Phase::Expanded);
+}
+
+#[tokio::test]
+async fn commands_from_many_tasks_are_written_one_after_another() {
+    let home = tempfile::tempdir().unwrap();
+    let journal = open(home.path());
+    let tasks: Vec<_> = (0..20)
+        .map(|n| {
+            let journal = journal.clone();
+            tokio::spawn(async move { journal.command(Command::Note { what: n.to_string() }, &by("ann")).await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    let numbers: Vec<u64> = journal.records().unwrap().iter().map(|record| record.number).collect();
+    assert_eq!(numbers, (1..=20).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_record_is_written_as_it_was_first_written() {
+    let checkpoint = crossfade_control::Checkpoint {
+        cut: crossfade_event::Cut::single(crossfade_event::Offset(9)),
+        position: Some(Position { source: SourceId(7), timeline: 1, commit: u64::MAX, ordinal: 3 }),
+        at_us: -1,
+    };
+    let command = Command::NameCheckpoint {
+        name: "one".into(),
+        cut: checkpoint.cut.clone(),
+        position: checkpoint.position,
+        at_us: checkpoint.at_us,
+    };
+    let record = Record {
+        v: 1,
+        number: u64::MAX,
+        unit: "all".into(),
+        at_us: i64::MIN,
+        who: "ann".into(),
+        command,
+        decisions: vec![
+            Decision::CheckpointNamed { name: "one".into(), checkpoint },
+            Decision::RollbackBegan { kind: crossfade_control::RollbackKind::Undo },
+            Decision::Entered { phase: Phase::RollingBack(crossfade_control::RollbackKind::Wipe) },
+            Decision::BegunAnew,
+        ],
+        refused: None,
+    };
+    let text = serde_json::to_string(&record).unwrap();
+    let golden = concat!(
+        r#"{"v":1,"number":18446744073709551615,"unit":"all","at_us":-9223372036854775808,"who":"ann","#,
+        r#""command":{"name-checkpoint":{"name":"one","cut":[9],"position":{"source":7,"timeline":1,"#,
+        r#""commit":18446744073709551615,"ordinal":3},"at_us":-1}},"decisions":[{"checkpoint-named":{"name":"one","#,
+        r#""checkpoint":{"cut":[9],"position":{"source":7,"timeline":1,"commit":18446744073709551615,"ordinal":3},"#,
+        r#""at_us":-1}}},{"rollback-began":{"kind":"undo"}},{"entered":{"phase":{"rolling-back":"wipe"}}},"begun-anew"]}"#
+    );
+    assert_eq!(text, golden);
+    assert_eq!(serde_json::from_str::<Record>(golden).unwrap(), record);
+}

@@ -1,0 +1,383 @@
+//! Every command in every state: the ways that are open are written down here, everything else must be refused.
+
+use crossfade_control::{Command, Decision, End, Migration, Overlay, Phase, Refusal, RollbackKind, decide, evolve};
+use crossfade_event::{Cut, Offset};
+use proptest::prelude::*;
+use std::collections::{BTreeSet, VecDeque};
+
+fn text(text: &str) -> String {
+    text.to_owned()
+}
+
+fn pause() -> Command {
+    Command::Pause { by: text("operator"), reason: text("lunch") }
+}
+
+fn plan(spec: &str) -> Command {
+    Command::Plan { spec_hash: text(spec), secret_id: text("s") }
+}
+
+fn lose() -> Command {
+    Command::Lose { reason: text("the slot is gone"), remedy: text("begin anew") }
+}
+
+fn commands() -> Vec<Command> {
+    let checkpoint = |name, next| Command::NameCheckpoint {
+        name: text(name),
+        cut: Cut::single(Offset(next)),
+        position: None,
+        at_us: 0,
+    };
+    vec![
+        plan("a"),
+        plan("b"),
+        Command::Expand,
+        Command::StartCapture,
+        Command::StartBackfill { generation: 1 },
+        Command::StartBackfill { generation: 2 },
+        Command::BackfillDone { generation: 1 },
+        Command::BackfillDone { generation: 2 },
+        Command::CaughtUp,
+        pause(),
+        Command::Resume,
+        Command::Fail { reason: text("disk full") },
+        lose(),
+        Command::Found,
+        Command::Undo,
+        Command::Wipe,
+        Command::RollbackDone,
+        checkpoint("one", 1),
+        checkpoint("one", 2),
+        checkpoint("No good", 1),
+        Command::DropCheckpoint { name: text("one") },
+        Command::Pin { end: End::Source, identity: text("x") },
+        Command::Pin { end: End::Source, identity: text("y") },
+        Command::Note { what: text("replayed") },
+        Command::Cutover,
+        Command::Failback,
+        Command::DualRead,
+        Command::Cleanup,
+    ]
+}
+
+fn after(migration: &Migration, command: Command) -> Result<Migration, Refusal> {
+    Ok(decide(migration, command)?.iter().fold(migration.clone(), evolve))
+}
+
+fn run(commands: impl IntoIterator<Item = Command>) -> Migration {
+    commands.into_iter().fold(Migration::default(), |migration, command| {
+        let name = command.name();
+        after(&migration, command).unwrap_or_else(|refusal| panic!("{name}: {refusal}"))
+    })
+}
+
+/// The straight way, as far as a phase.
+fn at(phase: Phase) -> Migration {
+    let way = [
+        plan("a"),
+        Command::Expand,
+        Command::StartCapture,
+        Command::StartBackfill { generation: 1 },
+        Command::BackfillDone { generation: 1 },
+        Command::CaughtUp,
+    ];
+    let (steps, then) = match phase {
+        Phase::Draft => (0, vec![]),
+        Phase::Planned => (1, vec![]),
+        Phase::Expanded => (2, vec![]),
+        Phase::Capturing => (3, vec![]),
+        Phase::Backfilling => (4, vec![]),
+        Phase::CatchingUp => (5, vec![]),
+        Phase::Shadowing => (6, vec![]),
+        Phase::RollingBack(RollbackKind::Undo) => (6, vec![Command::Undo]),
+        Phase::RollingBack(RollbackKind::Wipe) => (6, vec![Command::Wipe]),
+        Phase::Undone => (6, vec![Command::Undo, Command::RollbackDone]),
+        Phase::Wiped => (6, vec![Command::Wipe, Command::RollbackDone]),
+    };
+    let migration = run(way.into_iter().take(steps).chain(then));
+    assert_eq!(migration.phase, phase);
+    migration
+}
+
+/// One letter for what becomes of a command: the phase moves (`>`), something else changes (`+`), nothing does (`=`),
+/// refused for the phase (`.`), for the overlay (`!`), or for anything else (`x`).
+fn outcome(migration: &Migration, command: Command) -> char {
+    match decide(migration, command) {
+        Err(Refusal::WrongPhase { .. }) => '.',
+        Err(Refusal::Stopped { .. }) => '!',
+        Err(_) => 'x',
+        Ok(decisions) if decisions.is_empty() => '=',
+        Ok(decisions) => {
+            let moved = decisions.iter().fold(migration.clone(), evolve);
+            if moved.phase == migration.phase { '+' } else { '>' }
+        }
+    }
+}
+
+fn table(under: Option<Command>) -> String {
+    let mut lines = String::new();
+    for command in commands() {
+        let row: String = Phase::ALL
+            .into_iter()
+            .filter_map(|phase| {
+                let migration = at(phase);
+                match &under {
+                    None => Some(migration),
+                    Some(overlay) => after(&migration, overlay.clone()).ok(),
+                }
+            })
+            .map(|migration| outcome(&migration, command.clone()))
+            .collect();
+        lines.push_str(&format!("{:<17} {row}\n", command.name()));
+    }
+    lines
+}
+
+fn same(found: &str, wanted: &str) {
+    let wanted: String = wanted
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .fold(String::new(), |all, line| all + line + "\n");
+    assert!(found == wanted, "found:\n{found}\nwanted:\n{wanted}");
+}
+
+#[test]
+fn every_command_in_every_phase_does_what_the_table_says() {
+    // Columns: draft, planned, expanded, capturing, backfilling, catching up, shadowing, undoing, wiping, undone, wiped.
+    same(
+        &table(None),
+        "
+        plan              >======..>>
+        plan              >+xxxxx..>>
+        expand            .>=====....
+        start capture     ..>====....
+        start backfill    ...>===....
+        start backfill    ...>+>>....
+        backfill done     ....>==....
+        backfill done     ...........
+        caught up         .....>=....
+        pause             ..+++++....
+        resume            ===========
+        fail              +++++++++++
+        lose              +++++++++++
+        found             ===========
+        rollback --undo   ..>>>>>=.=.
+        rollback --wipe   ..>>>>>>=>=
+        rollback done     .......>>==
+        checkpoint        ...++++....
+        checkpoint        ...++++....
+        checkpoint        xxxxxxxxxxx
+        drop checkpoint   xxxxxxxxxxx
+        pin               +++++++++++
+        pin               +++++++++++
+        note              +++++++++++
+        cutover           xxxxxxxxxxx
+        failback          xxxxxxxxxxx
+        dual reads        xxxxxxxxxxx
+        cleanup           xxxxxxxxxxx
+        ",
+    );
+}
+
+#[test]
+fn under_a_pause_wishes_wait_and_facts_hold() {
+    // Columns: expanded, capturing, backfilling, catching up, shadowing.
+    same(
+        &table(Some(pause())),
+        "
+        plan              =====
+        plan              xxxxx
+        expand            =====
+        start capture     !====
+        start backfill    .>===
+        start backfill    .>+>>
+        backfill done     ..>==
+        backfill done     .....
+        caught up         ...>=
+        pause             =====
+        resume            +++++
+        fail              +++++
+        lose              +++++
+        found             =====
+        rollback --undo   >>>>>
+        rollback --wipe   >>>>>
+        rollback done     .....
+        checkpoint        .++++
+        checkpoint        .++++
+        checkpoint        xxxxx
+        drop checkpoint   xxxxx
+        pin               +++++
+        pin               +++++
+        note              +++++
+        cutover           xxxxx
+        failback          xxxxx
+        dual reads        xxxxx
+        cleanup           xxxxx
+        ",
+    );
+}
+
+#[test]
+fn what_is_lost_goes_nowhere_but_back() {
+    // Columns: all phases, as in the first table.
+    same(
+        &table(Some(lose())),
+        "
+        plan              >======..>>
+        plan              >+xxxxx..>>
+        expand            .!=====....
+        start capture     ..!====....
+        start backfill    ...!!!!....
+        start backfill    ...!!!!....
+        backfill done     ....!!!....
+        backfill done     ...........
+        caught up         .....!=....
+        pause             ..!!!!!....
+        resume            !!!!!!!!!!!
+        fail              ===========
+        lose              ===========
+        found             +++++++++++
+        rollback --undo   ..>>>>>+.=.
+        rollback --wipe   ..>>>>>>+>=
+        rollback done     .......>>==
+        checkpoint        ...++++....
+        checkpoint        ...++++....
+        checkpoint        xxxxxxxxxxx
+        drop checkpoint   xxxxxxxxxxx
+        pin               +++++++++++
+        pin               +++++++++++
+        note              +++++++++++
+        cutover           xxxxxxxxxxx
+        failback          xxxxxxxxxxx
+        dual reads        xxxxxxxxxxx
+        cleanup           xxxxxxxxxxx
+        ",
+    );
+}
+
+/// Every state that any sequence of commands can reach.
+fn reachable() -> Vec<Migration> {
+    let mut seen = BTreeSet::new();
+    let mut queue = VecDeque::from([Migration::default()]);
+    let mut all = Vec::new();
+    while let Some(migration) = queue.pop_front() {
+        // The epoch counts lives for ever: states that differ in nothing else are one.
+        if !seen.insert(format!("{:?}", Migration { epoch: 0, ..migration.clone() })) {
+            continue;
+        }
+        queue.extend(commands().into_iter().filter_map(|command| after(&migration, command).ok()));
+        all.push(migration);
+    }
+    all
+}
+
+#[test]
+fn from_every_reachable_state_every_command_keeps_the_rules() {
+    let states = reachable();
+    assert!(states.len() > 200, "only {} states", states.len());
+    for before in &states {
+        for command in commands() {
+            let name = command.name();
+            let place = || format!("{name} from {}", before.summary());
+            let Ok(decisions) = decide(before, command.clone()) else { continue };
+            let moved = decisions.iter().fold(before.clone(), evolve);
+            assert!(moved.epoch >= before.epoch, "{}: the epoch fell", place());
+            assert!(
+                !matches!(command, Command::Cutover | Command::Failback | Command::DualRead | Command::Cleanup),
+                "{}",
+                place()
+            );
+            // Asked again at once, the same command finds its aim reached.
+            if !matches!(command, Command::Note { .. } | Command::DropCheckpoint { .. }) {
+                assert_eq!(decide(&moved, command.clone()), Ok(Vec::new()), "{} a second time", place());
+            }
+            // What is lost is hidden by nothing, and only found again, rolled back or begun anew.
+            let lost = |migration: &Migration| matches!(migration.overlay, Some(Overlay::Lost { .. }));
+            let ways_out = matches!(command, Command::Found | Command::Undo | Command::Wipe | Command::Plan { .. });
+            assert!(!lost(before) || lost(&moved) || ways_out, "{}: no longer lost", place());
+            // A new life takes nothing of the old one but a higher epoch.
+            if decisions.contains(&Decision::BegunAnew) {
+                assert!(
+                    moved.epoch > before.epoch && moved.pins.is_empty() && moved.checkpoints.is_empty(),
+                    "{}",
+                    place()
+                );
+            }
+            // Nobody is at work in a phase whose spec is unknown.
+            assert!(!moved.phase.is_active() || !moved.spec_hash.is_empty(), "{}", place());
+            assert!(moved.generation >= before.generation || decisions.contains(&Decision::BegunAnew), "{}", place());
+        }
+    }
+}
+
+#[test]
+fn from_every_reachable_state_a_wipe_and_a_new_run_reach_the_end() {
+    for start in reachable() {
+        let from = start.summary();
+        let mut now = start;
+        let way = [
+            Command::Wipe,
+            Command::RollbackDone,
+            plan("c"),
+            Command::Expand,
+            Command::StartCapture,
+            Command::StartBackfill { generation: 1 },
+            Command::BackfillDone { generation: 1 },
+            Command::CaughtUp,
+        ];
+        for command in way {
+            let nothing_written = matches!(now.phase, Phase::Draft | Phase::Planned);
+            if nothing_written && matches!(command, Command::Wipe | Command::RollbackDone) {
+                continue;
+            }
+            let name = command.name();
+            if now.overlay.is_some() && nothing_written && command != plan("c") {
+                now = after(&now, Command::Found).and_then(|now| after(&now, Command::Resume)).unwrap();
+            }
+            now = after(&now, command).unwrap_or_else(|refusal| panic!("{name}, begun {from}: {refusal}"));
+        }
+        assert_eq!(now.phase, Phase::Shadowing, "begun {from}");
+    }
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let refusal = |migration: &Migration, command| decide(migration, command).unwrap_err().to_string();
+    let shadowing = at(Phase::Shadowing);
+    let pinned = after(&shadowing, Command::Pin { end: End::Source, identity: text("system 1") }).unwrap();
+    let other = refusal(&pinned, Command::Pin { end: End::Source, identity: text("system 2") });
+    assert!(
+        other.contains("`system 1`") && other.contains("`system 2`") && other.contains("rollback --wipe"),
+        "{other}"
+    );
+    assert_eq!(refusal(&shadowing, Command::Cutover), "`cutover` is not built yet in this version of crossfade");
+    let named = Command::NameCheckpoint { name: text("one"), cut: Cut::start(1), position: None, at_us: 0 };
+    let named = after(&shadowing, named).unwrap();
+    let unknown = refusal(&named, Command::DropCheckpoint { name: text("two") });
+    assert_eq!(unknown, "there is no checkpoint `two` (there are one)");
+    let lost = after(&shadowing, lose()).unwrap();
+    let refused = refusal(&lost, Command::Resume);
+    assert_eq!(refused, "`resume` is not possible: the migration is lost: the slot is gone. begin anew");
+    assert!(refusal(&Migration::default(), Command::Undo).contains("while the migration is draft"));
+}
+
+proptest! {
+    #[test]
+    fn any_walk_is_the_fold_of_its_decisions(steps in proptest::collection::vec(any::<prop::sample::Index>(), 0..60)) {
+        let all = commands();
+        let mut now = Migration::default();
+        let mut decided = Vec::new();
+        for step in steps {
+            if let Ok(decisions) = decide(&now, step.get(&all).clone()) {
+                now = decisions.iter().fold(now, evolve);
+                decided.extend(decisions);
+            }
+        }
+        let written = serde_json::to_string(&decided).unwrap();
+        let read: Vec<Decision> = serde_json::from_str(&written).unwrap();
+        prop_assert_eq!(&read.iter().fold(Migration::default(), evolve), &now);
+        let state: Migration = serde_json::from_str(&serde_json::to_string(&now).unwrap()).unwrap();
+        prop_assert_eq!(state, now);
+    }
+}

@@ -1,0 +1,6 @@
+//! A migration's life from outside: every command in every state, and the journal that keeps it.
+
+#[cfg(test)]
+mod journal;
+#[cfg(test)]
+mod life;
