@@ -1,0 +1,261 @@
+//! A status for a person: a page for `crossfade status`, a line for a log.
+
+use crate::{
+    Overall, Standing, Status,
+    words::{bytes, grouped, millis, per_second, percent, seconds},
+};
+use std::fmt::Write;
+
+/// One line: where it stands, how fast, how far still.
+pub fn plain_line(status: &Status) -> String {
+    let mut line = status.phase.clone();
+    match status.standing {
+        Standing::Paused | Standing::Failed | Standing::Lost => {
+            let word = match status.standing {
+                Standing::Paused => "",
+                Standing::Failed => "failed: ",
+                _ => "lost: ",
+            };
+            // Writing into a string cannot fail.
+            let _ = write!(line, ", {word}{}", status.reason.as_deref().unwrap_or_default());
+        }
+        Standing::Stopped => line.push_str(", not running"),
+        Standing::Running => {}
+    }
+    if let Some(overall) = &status.overall {
+        let _ = write!(line, ", {}", copy_words(status, overall));
+    }
+    if status.overall.is_none() || status.conservation.applied > 0 {
+        let applied = status.conservation.applied;
+        let _ = write!(line, ", {} applied ({})", grouped(applied), per_second(status.rates.applied_per_s));
+    }
+    if let (None, Some(ms)) = (&status.overall, status.lag.ms) {
+        let _ = write!(line, ", lag {}", millis(ms));
+    }
+    if status.conservation.quarantined > 0 {
+        let _ = write!(line, ", {} in quarantine", grouped(status.conservation.quarantined));
+    }
+    if let Some(retrying) = &status.retrying {
+        let _ = write!(line, ", {} retrying in {}: {}", retrying.side, millis(retrying.wait_ms), retrying.failure);
+    }
+    line
+}
+
+fn copy_words(status: &Status, overall: &Overall) -> String {
+    let rate = if overall.rows_loaded == 0 { status.rates.copied_rows_per_s } else { status.rates.loaded_rows_per_s };
+    let eta = overall.eta_s.map_or(String::new(), |left| format!(", {} left", seconds(left)));
+    let (loaded, total) = (overall.rows_loaded, overall.rows_total);
+    format!(
+        "{} of about {} rows copied, {} in the target ({}), {}{eta}",
+        grouped(overall.rows_copied),
+        grouped(total),
+        grouped(loaded),
+        percent(loaded, total),
+        per_second(rate).replace("/s", " rows/s"),
+    )
+}
+
+/// A page.
+pub fn render(status: &Status) -> String {
+    let mut page = String::new();
+    let mut line = |name: &str, text: String| {
+        let _ = writeln!(page, "{name:<13} {text}");
+    };
+    line("migration", status.name.clone());
+    line("phase", phase_words(status));
+    if let Some(reason) = &status.reason {
+        line("why", reason.clone());
+    }
+    if let Some(remedy) = &status.remedy {
+        line("remedy", remedy.clone());
+    }
+    if let Some(overall) = &status.overall {
+        line("copy", copy_words(status, overall));
+    }
+    line("lag", lag_words(status));
+    let c = &status.conservation;
+    let pending = u64::try_from(c.pending).unwrap_or(0);
+    line(
+        "changes",
+        format!(
+            "{} read = {} applied + {} filtered + {} in quarantine + {} pending{}",
+            grouped(c.read),
+            grouped(c.applied),
+            grouped(c.filtered),
+            grouped(c.quarantined),
+            grouped(pending),
+            if status.conserved { "" } else { "  DOES NOT ADD UP: stop, and report this" },
+        ),
+    );
+    line(
+        "speed",
+        format!(
+            "{} applied, {}/s into the log",
+            per_second(status.rates.applied_per_s),
+            bytes(status.rates.log_bytes_per_s as u64)
+        ),
+    );
+    line("sink at", place_words(status.sink.position.as_deref(), status.sink.cut.as_deref()));
+    let held = format!("{} to {}, {}", status.log.start, status.log.end, bytes(status.log.bytes));
+    line("log", if status.log.end.is_empty() { "-".to_owned() } else { held });
+    for (name, text) in source_lines(status) {
+        line(&name, text);
+    }
+    for gate in &status.gates {
+        let verdict = if gate.holds { "holds" } else { "DOES NOT HOLD" };
+        line("gate", format!("{} {verdict}: {}, at most {}, else {}", gate.gate, gate.measured, gate.max, gate.then));
+    }
+    if let Some(retrying) = &status.retrying {
+        line("retrying", format!("{} (attempt {}): {}", retrying.side, retrying.times, retrying.failure));
+    }
+    for checkpoint in &status.checkpoints {
+        let place = place_words(checkpoint.position.as_deref(), Some(&checkpoint.cut));
+        line("checkpoint", format!("{} at {place}, {}", checkpoint.name, checkpoint.at));
+    }
+    page.push_str(&table_lines(status));
+    page
+}
+
+fn phase_words(status: &Status) -> String {
+    let standing = match status.standing {
+        Standing::Running => "running",
+        Standing::Stopped => "not running",
+        Standing::Paused => "paused",
+        Standing::Failed => "failed",
+        Standing::Lost => "lost",
+    };
+    match status.pid {
+        Some(pid) => format!("{}, {standing} (process {pid})", status.phase),
+        None => format!("{}, {standing} (as of {})", status.phase, status.at),
+    }
+}
+
+fn lag_words(status: &Status) -> String {
+    let mut words = Vec::new();
+    words.extend(status.lag.ms.map(millis));
+    words.push(format!("{} changes", grouped(status.lag.events)));
+    words.extend(status.lag.bytes.map(bytes));
+    words.join(", ")
+}
+
+fn place_words(position: Option<&str>, cut: Option<&str>) -> String {
+    match (position, cut) {
+        (Some(position), Some(cut)) => format!("position {position}, offset {cut}"),
+        (None, Some(cut)) => format!("offset {cut}"),
+        (Some(position), None) => format!("position {position}"),
+        (None, None) => "-".to_owned(),
+    }
+}
+
+/// The source's own words, field by field; what is null or empty is left out.
+fn source_lines(status: &Status) -> Vec<(String, String)> {
+    let Some(fields) = status.source.as_object() else { return Vec::new() };
+    let words = |value: &serde_json::Value| match value {
+        serde_json::Value::Null => None,
+        serde_json::Value::String(text) => (!text.is_empty()).then(|| text.clone()),
+        serde_json::Value::Array(items) if items.is_empty() => None,
+        serde_json::Value::Array(items) => {
+            let word = |item: &serde_json::Value| item.as_str().map_or_else(|| item.to_string(), str::to_owned);
+            Some(items.iter().map(word).collect::<Vec<_>>().join(", "))
+        }
+        other => Some(other.to_string()),
+    };
+    let named = |(name, value): (&String, &serde_json::Value)| {
+        let text = if name.ends_with("_bytes") { value.as_u64().map(bytes) } else { words(value) };
+        text.map(|text| ("source".to_owned(), format!("{}: {text}", name.trim_end_matches("_bytes").replace('_', " "))))
+    };
+    fields.iter().filter_map(named).collect()
+}
+
+fn table_lines(status: &Status) -> String {
+    let width = status.tables.iter().map(|table| table.table.chars().count()).max().unwrap_or(0).max(5);
+    let mut lines = String::new();
+    if !status.tables.is_empty() {
+        let _ = writeln!(
+            lines,
+            "\n{:<width$}  {:<8} {:>14} {:>14} {:>9} {:>12}",
+            "table", "state", "copied", "loaded", "chunks", "changes"
+        );
+    }
+    for table in &status.tables {
+        let chunks = format!("{}/{}", table.chunks_done, table.chunks);
+        let _ = writeln!(
+            lines,
+            "{:<width$}  {:<8} {:>14} {:>14} {chunks:>9} {:>12}",
+            table.table,
+            table.state,
+            grouped(table.rows_copied),
+            grouped(table.rows_loaded),
+            grouped(table.changes),
+        );
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Committed, Counters, Rates, Retrying};
+    use crossfade_control::Migration;
+    use crossfade_event::TableName;
+
+    fn status() -> Status {
+        let counters = Counters::new();
+        let table = TableName::new("public", "orders");
+        counters.estimate(&table, 100_000);
+        counters.ingested(45_000, 9_000_000, [(&table, 45_000)]);
+        let tables = vec![(table.clone(), 20_000)];
+        counters.committed(&Committed { loading: true, read: 20_000, applied: 20_000, tables, ..Committed::default() });
+        let rates = Rates {
+            copied_rows_per_s: 22_500.0,
+            loaded_rows_per_s: 10_000.0,
+            applied_per_s: 10_000.0,
+            ..Rates::default()
+        };
+        let mut status = Status::new("shop", 0, &Migration::default(), &counters.totals(), rates).run_by(42);
+        status.phase = "backfilling".into();
+        status
+    }
+
+    #[test]
+    fn a_line_says_where_how_fast_and_how_long() {
+        assert_eq!(
+            plain_line(&status()),
+            "backfilling, 45,000 of about 100,000 rows copied, 20,000 in the target (20%), 10,000 rows/s, 8 s left, 20,000 applied (10,000/s)"
+        );
+        let mut streaming = status();
+        streaming.overall = None;
+        streaming.phase = "shadowing".into();
+        streaming.lag.ms = Some(1_250);
+        streaming.conservation.quarantined = 3;
+        streaming.retrying =
+            Some(Retrying { side: "sink".into(), failure: "connection refused".into(), times: 2, wait_ms: 400 });
+        assert_eq!(
+            plain_line(&streaming),
+            "shadowing, 20,000 applied (10,000/s), lag 1.2 s, 3 in quarantine, sink retrying in 400 ms: connection refused"
+        );
+    }
+
+    #[test]
+    fn a_page_names_everything_once_and_shouts_only_when_it_must() {
+        let mut status = status();
+        status.source = serde_json::json!({ "retained_bytes": 3_145_728, "status": "reserved", "current": null, "uncaptured_tables": ["public.new"] });
+        status.log.end = "512".into();
+        status.log.start = "0".into();
+        let page = render(&status);
+        for words in [
+            "migration     shop",
+            "phase         backfilling, running (process 42)",
+            "45,000 read = 20,000 applied + 0 filtered + 0 in quarantine + 25,000 pending\n",
+            "source        retained: 3.0 MiB",
+            "source        status: reserved",
+            "source        uncaptured tables: public.new",
+            "public.orders  copying          45,000         20,000",
+        ] {
+            assert!(page.contains(words), "{words} is missing from\n{page}");
+        }
+        assert!(!page.contains("current"), "{page}");
+        status.conserved = false;
+        assert!(render(&status).contains("DOES NOT ADD UP"));
+    }
+}

@@ -1,0 +1,349 @@
+//! The status: one description of a migration for people, programs and metrics. Its JSON is stable: fields are added,
+//! never renamed or taken away while `version` stays.
+
+use crate::{Conservation, Rates, TableTotals, Totals, eta_s};
+use crossfade_control::{Migration, Overlay, Verdict};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A migration at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The version of this shape: 1.
+    pub version: u32,
+    /// The migration's name.
+    pub name: String,
+    /// When, ISO 8601 UTC.
+    pub at: String,
+    /// The process that runs it; `null` when none does.
+    pub pid: Option<u32>,
+    /// The phase in words: `draft`, `planned`, `expanded`, `capturing`, `backfilling`, `catching up`, `shadowing`,
+    /// `undoing`, `wiping`, `undone`, `wiped`.
+    pub phase: String,
+    /// Whether it goes on.
+    pub standing: Standing,
+    /// Why it is paused, failed or lost.
+    pub reason: Option<String>,
+    /// What to do about it.
+    pub remedy: Option<String>,
+    /// The fence: a worker with a lower one is refused.
+    pub epoch: u64,
+    /// The copy as a whole; `null` once it is in the sink.
+    pub overall: Option<Overall>,
+    /// Table by table, sorted by name.
+    pub tables: Vec<TableStatus>,
+    /// How far the sink is behind the source.
+    pub lag: LagStatus,
+    /// Where every change is.
+    pub conservation: Conservation,
+    /// False when a change is missing from the line above (or counted twice).
+    pub conserved: bool,
+    /// Rates over the last ten seconds.
+    pub rates: Rates,
+    /// What the source says of its own health; the shape is the connector's.
+    pub source: Value,
+    /// Where the sink stands.
+    pub sink: SinkStatus,
+    /// The event log.
+    pub log: LogStatus,
+    /// What the gates say.
+    pub gates: Vec<Verdict>,
+    /// A side that waits and tries again.
+    pub retrying: Option<Retrying>,
+    /// Named places.
+    pub checkpoints: Vec<CheckpointStatus>,
+}
+
+/// Whether a migration goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// A process runs it.
+    Running,
+    /// Nobody runs it; `crossfade run` goes on.
+    Stopped,
+    /// Paused by a person or a gate.
+    Paused,
+    /// Failed; the next `crossfade run` tries again.
+    Failed,
+    /// Identity changed or history is missing.
+    Lost,
+}
+
+/// A copy as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overall {
+    /// Rows of copies that are in the sink.
+    pub rows_loaded: u64,
+    /// Rows of copies that are in the log.
+    pub rows_copied: u64,
+    /// About how many there are.
+    pub rows_total: u64,
+    /// Seconds still, as it looks.
+    pub eta_s: Option<u64>,
+}
+
+/// One table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableStatus {
+    /// Its name in the source.
+    pub table: String,
+    /// `waiting`, `copying`, `copied` (all of it is in the log), `loaded` (all of it is in the sink).
+    pub state: String,
+    /// About how many rows it has.
+    pub rows_estimate: u64,
+    /// Rows of its copy that are in the log.
+    pub rows_copied: u64,
+    /// Rows of its copy that are in the sink.
+    pub rows_loaded: u64,
+    /// Chunks as planned.
+    pub chunks: u64,
+    /// Chunks that are in the log.
+    pub chunks_done: u64,
+    /// Changes of the stream that were delivered in this run.
+    pub changes: u64,
+}
+
+/// How far the sink is behind the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LagStatus {
+    /// Bytes of the source's history between its end and what the sink has, where the source can say.
+    pub bytes: Option<u64>,
+    /// The age of the last transaction that is in, while others wait.
+    pub ms: Option<u64>,
+    /// Changes and rows in the log that are not in the sink.
+    pub events: u64,
+}
+
+/// Where the sink stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SinkStatus {
+    /// The source position up to which it is exact.
+    pub position: Option<String>,
+    /// Its place in the log.
+    pub cut: Option<String>,
+    /// `loading` or `streaming`.
+    pub stage: Option<String>,
+}
+
+/// The event log.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// The first place that can still be read.
+    pub start: String,
+    /// The place after the last entry.
+    pub end: String,
+    /// The last source position that is durably in it.
+    pub position: Option<String>,
+    /// Its size on disk.
+    pub bytes: u64,
+}
+
+/// A side that waits and tries again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retrying {
+    /// `source` or `sink`.
+    pub side: String,
+    /// What failed.
+    pub failure: String,
+    /// How often in a row.
+    pub times: u32,
+    /// How long it waits.
+    pub wait_ms: u64,
+}
+
+/// A named place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointStatus {
+    /// Its name.
+    pub name: String,
+    /// Its place in the log.
+    pub cut: String,
+    /// Its place in the source's history.
+    pub position: Option<String>,
+    /// When it was named, ISO 8601 UTC.
+    pub at: String,
+}
+
+impl Status {
+    /// What the journal and the counters say. The caller adds what only it knows: `source`, `sink`, `log`, `gates`,
+    /// `retrying`, and the lag in bytes and milliseconds.
+    pub fn new(name: &str, at_us: i64, migration: &Migration, totals: &Totals, rates: Rates) -> Self {
+        let (standing, reason, remedy) = standing(migration.overlay.as_ref());
+        let checkpoint = |(name, place): (&String, &crossfade_control::Checkpoint)| CheckpointStatus {
+            name: name.clone(),
+            cut: place.cut.to_string(),
+            position: place.position.map(|position| position.to_string()),
+            at: iso(place.at_us),
+        };
+        Self {
+            version: 1,
+            name: name.to_owned(),
+            at: iso(at_us),
+            pid: None,
+            phase: migration.phase.to_string(),
+            standing,
+            reason,
+            remedy,
+            epoch: migration.epoch,
+            overall: overall(&totals.tables, rates),
+            tables: totals.tables.iter().map(table_status).collect(),
+            lag: LagStatus { events: u64::try_from(totals.conservation.pending).unwrap_or(0), ..LagStatus::default() },
+            conservation: totals.conservation,
+            conserved: totals.conservation.holds(),
+            rates,
+            source: Value::Null,
+            sink: SinkStatus::default(),
+            log: LogStatus::default(),
+            gates: Vec::new(),
+            retrying: None,
+            checkpoints: migration.checkpoints.iter().map(checkpoint).collect(),
+        }
+    }
+
+    /// The same, with the process that runs it: only then is it running.
+    #[must_use]
+    pub fn run_by(mut self, pid: u32) -> Self {
+        self.pid = Some(pid);
+        if self.standing == Standing::Stopped {
+            self.standing = Standing::Running;
+        }
+        self
+    }
+
+    /// The same, read from a file after its process ended: nobody runs it.
+    #[must_use]
+    pub fn not_running(mut self) -> Self {
+        self.pid = None;
+        self.retrying = None;
+        self.rates = Rates::default();
+        if self.standing == Standing::Running {
+            self.standing = Standing::Stopped;
+        }
+        self
+    }
+}
+
+fn standing(overlay: Option<&Overlay>) -> (Standing, Option<String>, Option<String>) {
+    match overlay {
+        None => (Standing::Stopped, None, None),
+        Some(paused @ Overlay::Paused { .. }) => {
+            (Standing::Paused, Some(paused.to_string()), Some("`crossfade resume` goes on".to_owned()))
+        }
+        Some(Overlay::Failed { reason }) => (Standing::Failed, Some(reason.clone()), None),
+        Some(Overlay::Lost { reason, remedy }) => (Standing::Lost, Some(reason.clone()), Some(remedy.clone())),
+    }
+}
+
+fn table_status(totals: &TableTotals) -> TableStatus {
+    let state = match totals {
+        TableTotals { loaded: true, .. } => "loaded",
+        TableTotals { copied: true, .. } => "copied",
+        TableTotals { rows_copied: 0, chunks_done: 0, .. } => "waiting",
+        _ => "copying",
+    };
+    TableStatus {
+        table: totals.table.to_string(),
+        state: state.to_owned(),
+        rows_estimate: totals.rows_estimate,
+        rows_copied: totals.rows_copied,
+        rows_loaded: totals.rows_loaded,
+        chunks: totals.chunks,
+        chunks_done: totals.chunks_done,
+        changes: totals.changes,
+    }
+}
+
+/// The tables whose copy is not wholly in the sink; a table's total is its estimate until the copy knows better.
+fn overall(tables: &[TableTotals], rates: Rates) -> Option<Overall> {
+    let mut sum = Overall { rows_loaded: 0, rows_copied: 0, rows_total: 0, eta_s: None };
+    let mut unfinished = false;
+    for table in tables {
+        unfinished |= !table.loaded;
+        let total = if table.copied { table.rows_copied } else { table.rows_estimate.max(table.rows_copied) };
+        sum.rows_total += total.max(table.rows_loaded);
+        sum.rows_copied += table.rows_copied;
+        sum.rows_loaded += table.rows_loaded;
+    }
+    // Copying and loading overlap: what is slower, each over what is left of it, is the time still to go.
+    let copying = eta_s(sum.rows_copied, sum.rows_total, rates.copied_rows_per_s);
+    let loading = eta_s(sum.rows_loaded, sum.rows_total, rates.loaded_rows_per_s);
+    sum.eta_s = if sum.rows_copied >= sum.rows_total { loading } else { copying.max(loading) };
+    unfinished.then_some(sum)
+}
+
+/// ISO 8601, UTC, to the millisecond.
+pub(crate) fn iso(at_us: i64) -> String {
+    match jiff::Timestamp::from_microsecond(at_us) {
+        Ok(at) => format!("{at:.3}"),
+        Err(_) => "-".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Committed, Counters};
+    use crossfade_control::{Command, decide, evolve};
+    use crossfade_event::TableName;
+
+    fn migration(commands: Vec<Command>) -> Migration {
+        commands.into_iter().fold(Migration::default(), |migration, command| {
+            decide(&migration, command).unwrap().iter().fold(migration, evolve)
+        })
+    }
+
+    #[test]
+    fn the_shape_of_the_json_is_stable() {
+        let counters = Counters::new();
+        let table = TableName::new("public", "orders");
+        counters.estimate(&table, 100);
+        counters.ingested(40, 4_000, [(&table, 40)]);
+        let tables = vec![(table.clone(), 10)];
+        counters.committed(&Committed { loading: true, read: 10, applied: 9, quarantined: 1, tables, filtered: 0 });
+        let rates = Rates { copied_rows_per_s: 20.0, loaded_rows_per_s: 10.0, ..Rates::default() };
+        let status = Status::new("shop", 1_700_000_000_123_456, &Migration::default(), &counters.totals(), rates);
+        let found = serde_json::to_string_pretty(&status.clone().run_by(7)).unwrap();
+        let golden = include_str!("../tests/status-v1.json");
+        assert_eq!(found.trim(), golden.trim());
+        let read: Status = serde_json::from_str(golden).unwrap();
+        assert_eq!(read, status.run_by(7));
+    }
+
+    #[test]
+    fn the_time_left_is_that_of_the_slower_half() {
+        let table = |copied, loaded, rows_copied, rows_loaded| TableTotals {
+            table: TableName::new("main", "t"),
+            rows_estimate: 1_000,
+            rows_copied,
+            rows_loaded,
+            changes: 0,
+            chunks: 0,
+            chunks_done: 0,
+            copied,
+            loaded,
+        };
+        let rates = Rates { copied_rows_per_s: 100.0, loaded_rows_per_s: 50.0, ..Rates::default() };
+        let eta = |table| overall(&[table], rates).map(|overall| (overall.rows_total, overall.eta_s));
+        assert_eq!(eta(table(false, false, 500, 0)), Some((1_000, Some(20))));
+        assert_eq!(eta(table(true, false, 800, 400)), Some((800, Some(8))), "the estimate gives way to the count");
+        assert_eq!(eta(table(false, false, 1_500, 0)), Some((1_500, Some(30))));
+        assert_eq!(eta(table(true, true, 800, 800)), None);
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_said_with_the_remedy() {
+        let plan = Command::Plan { spec_hash: "a".into(), secret_id: "b".into() };
+        let lose = Command::Lose { reason: "the slot is gone".into(), remedy: "begin anew".into() };
+        let lost = migration(vec![plan.clone(), lose]);
+        let status = |migration: &Migration| Status::new("x", 0, migration, &Totals::default(), Rates::default());
+        let said = status(&lost).run_by(1);
+        assert_eq!((said.standing, said.remedy.as_deref()), (Standing::Lost, Some("begin anew")));
+        let pause = Command::Pause { by: "operator".into(), reason: String::new() };
+        let paused = status(&migration(vec![plan, Command::Expand, pause])).run_by(1);
+        assert_eq!((paused.standing, paused.reason.as_deref()), (Standing::Paused, Some("paused by operator")));
+        let stopped = status(&Migration::default());
+        assert_eq!(stopped.standing, Standing::Stopped);
+        assert_eq!(stopped.clone().run_by(1).not_running(), stopped);
+    }
+}

@@ -1,0 +1,4 @@
+//! The control socket from outside.
+
+#[cfg(test)]
+mod socket;
