@@ -1,0 +1,495 @@
+//! Read the log, transform, apply, and let the sink record how far it has come.
+//!
+//! Two tasks and a channel of one place: the *producer* reads and transforms, the *consumer* owns the sink, so that the
+//! next batch is ready when the last one is in. A batch closes when the log has nothing more and the sink is free, or
+//! at its size; a source transaction that is larger goes over in parts of one sink transaction.
+//!
+//! ```text
+//!            ┌────────────── backfill: Lane::Snapshot ──────────────┐
+//!   Loading ─┤ BackfillBegan … Rows … BackfillEnded                  ├─▶ finish_load ─▶ Streaming from BackfillBegan
+//!            └───────────────────────────────────────────────────────┘        (a later BackfillBegan: Loading again)
+//! ```
+//!
+//! Whatever fails, the sink's own progress says where to go on; nothing here survives a failure.
+
+use crate::{
+    Patience, PipelineError, Stop, Valve, Watch, fold_snapshots,
+    gather::{Gather, Meaning, Tally, past},
+    retry::Retry,
+    route::{Follow, Routes},
+    watch::Delivered,
+};
+use crossfade_connector::{Delivery, Failure, Guard, Progress, Sink, Stage};
+use crossfade_event::{Cut, Position, TableId};
+use crossfade_log::{Entries, Entry, EventLog, Lane, LogReader};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+/// Bounds and ends of one deliver.
+#[derive(Debug, Clone)]
+pub struct DeliverOptions {
+    /// The name under which the log keeps what this deliver still needs; `None` for one that only looks in (a replay
+    /// from another process's log), which must do with what is kept for others.
+    pub consumer: Option<String>,
+    /// Bytes of changes in one batch.
+    pub batch_bytes_max: usize,
+    /// Bytes of backfill rows in one batch.
+    pub load_bytes_max: usize,
+    /// End once the sink has everything up to this cut; `None` follows for ever.
+    pub until: Option<Cut>,
+    /// How long transient failures are borne.
+    pub patience: Patience,
+}
+
+impl DeliverOptions {
+    /// The usual bounds.
+    pub fn new(consumer: Option<&str>) -> Self {
+        Self {
+            consumer: consumer.map(str::to_owned),
+            batch_bytes_max: 4 << 20,
+            load_bytes_max: 8 << 20,
+            until: None,
+            patience: Patience::default(),
+        }
+    }
+}
+
+/// How a deliver ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It was asked to.
+    Stopped,
+    /// The sink has everything up to `DeliverOptions::until`.
+    Reached,
+}
+
+/// What the producer hands to the consumer, in order.
+enum Work {
+    Stage(Stage),
+    Deliver { delivery: Delivery, tally: Tally },
+    Follow(Box<Follow>),
+    FinishLoad(Progress),
+    /// Everything in the log now has been handed over; this is where the log stood.
+    Tail(Progress),
+}
+
+enum Broken {
+    Sink(Failure),
+    Other(PipelineError),
+}
+
+impl<E: Into<PipelineError>> From<E> for Broken {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// Runs until stopped, until `options.until` is reached, or until something fails for good.
+///
+/// # Errors
+/// The first failure that trying again cannot mend.
+pub async fn deliver<K: Sink, L: EventLog>(
+    log: &L,
+    routes: &Routes,
+    sink: &mut K,
+    options: &DeliverOptions,
+    watch: &dyn Watch,
+    valve: &mut Valve,
+    mut stop: Stop,
+) -> Result<Ending, PipelineError> {
+    let mut retry = Retry::new(options.patience);
+    while !stop.is_requested() {
+        match session(log, routes.clone(), sink, options, &mut retry, watch, valve, &mut stop).await {
+            Ok(ending) => return Ok(ending),
+            Err(Broken::Other(error)) => return Err(error),
+            Err(Broken::Sink(failure)) => {
+                retry.wait("sink", failure, watch, &mut stop).await.map_err(PipelineError::Sink)?;
+            }
+        }
+    }
+    Ok(Ending::Stopped)
+}
+
+#[expect(clippy::too_many_arguments, reason = "one session of the loop above; a struct would only rename them")]
+async fn session<K: Sink, L: EventLog>(
+    log: &L,
+    mut routes: Routes,
+    sink: &mut K,
+    options: &DeliverOptions,
+    retry: &mut Retry,
+    watch: &dyn Watch,
+    valve: &mut Valve,
+    stop: &mut Stop,
+) -> Result<Ending, Broken> {
+    let progress = tokio::select! {
+        progress = sink.progress() => progress.map_err(Broken::Sink)?,
+        () = stop.requested() => return Ok(Ending::Stopped),
+    };
+    if let Some(progress) = &progress {
+        routes.restore(log, &progress.schemas)?;
+    }
+    tokio::select! {
+        prepared = sink.prepare(routes.target()) => prepared.map_err(Broken::Sink)?,
+        () = stop.requested() => return Ok(Ending::Stopped),
+    }
+    retry.succeeded("sink", watch);
+    let start = progress.unwrap_or_else(|| Progress {
+        cut: log.start(),
+        stage: Stage::Loading,
+        generation: 0,
+        stream_from: log.start(),
+        position: None,
+        schemas: Vec::new(),
+    });
+    let (sender, receiver) = mpsc::channel(1);
+    let fold = fold_snapshots(log)?;
+    let producer = Producer {
+        gather: Gather::new(log.clone(), routes, fold.visible),
+        began_at: fold.began_at,
+        log: log.clone(),
+        progress: start,
+        open: false,
+        sender,
+        options: options.clone(),
+    };
+    let mut task = AbortOnDrop(tokio::spawn(producer.run()));
+    let consumed = consume(log, sink, options, receiver, watch, valve, stop).await?;
+    match consumed {
+        Some(ending) => Ok(ending),
+        // The producer closed the channel: it failed, or was told to stop.
+        None => match (&mut task.0).await {
+            Ok(produced) => produced.map(|()| Ending::Stopped).map_err(Broken::Other),
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        },
+    }
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(JoinHandle<Result<(), PipelineError>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn consume<K: Sink, L: EventLog>(
+    log: &L,
+    sink: &mut K,
+    options: &DeliverOptions,
+    mut work: mpsc::Receiver<Work>,
+    watch: &dyn Watch,
+    valve: &mut Valve,
+    stop: &mut Stop,
+) -> Result<Option<Ending>, Broken> {
+    let mut uncommitted = Uncommitted::default();
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = stop.requested() => return Ok(Some(Ending::Stopped)),
+            next = work.recv() => next,
+        };
+        match next {
+            None => return Ok(None),
+            Some(Work::Stage(stage)) => watch.stage(stage),
+            Some(Work::Deliver { delivery, tally }) => {
+                tokio::select! {
+                    () = valve.opened() => {}
+                    () = stop.requested() => return Ok(Some(Ending::Stopped)),
+                }
+                let (upto, commits) = (delivery.upto.clone(), delivery.commits);
+                let applied = sink.apply(delivery, Guard::Forward).await.map_err(Broken::Sink)?;
+                uncommitted.add(tally, applied.rejected.len() as u64 + applied.held);
+                if commits {
+                    if let Some(consumer) = &options.consumer {
+                        log.hold(consumer, lowest(&upto))?;
+                    }
+                    let reached = is_reached(options, &upto);
+                    watch.delivered(&std::mem::take(&mut uncommitted).committed(upto));
+                    if reached {
+                        return Ok(Some(Ending::Reached));
+                    }
+                }
+            }
+            Some(Work::Follow(follow)) => follow_in_sink(sink, *follow).await.map_err(Broken::Sink)?,
+            Some(Work::FinishLoad(then)) => {
+                sink.finish_load().await.map_err(Broken::Sink)?;
+                let delivery = Delivery { writes: Vec::new(), upto: then, commits: true };
+                sink.apply(delivery, Guard::Forward).await.map_err(Broken::Sink)?;
+            }
+            Some(Work::Tail(progress)) => {
+                watch.at_tail(&progress);
+                if is_reached(options, &progress) {
+                    return Ok(Some(Ending::Reached));
+                }
+            }
+        }
+    }
+}
+
+fn is_reached(options: &DeliverOptions, progress: &Progress) -> bool {
+    progress.stage == Stage::Streaming && options.until.as_ref().is_some_and(|until| progress.cut.covers(until))
+}
+
+/// What of the log is still needed once the sink stands there.
+fn lowest(progress: &Progress) -> &Cut {
+    match progress.stage {
+        Stage::Loading if progress.cut.covers(&progress.stream_from) => &progress.stream_from,
+        _ => &progress.cut,
+    }
+}
+
+async fn follow_in_sink<K: Sink>(sink: &mut K, follow: Follow) -> Result<(), Failure> {
+    match follow {
+        Follow::Prepare(target) => sink.prepare(&target).await,
+        Follow::Alter(changes) => {
+            for (before, after) in &changes {
+                sink.alter(before, after).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Counts of the parts of a sink transaction that is still open.
+#[derive(Debug, Default)]
+struct Uncommitted {
+    tally: Tally,
+    quarantined: u64,
+}
+
+impl Uncommitted {
+    fn add(&mut self, tally: Tally, quarantined: u64) {
+        self.tally.read += tally.read;
+        self.tally.filtered += tally.filtered;
+        for (table, count) in tally.tables {
+            *self.tally.tables.entry(table).or_default() += count;
+        }
+        self.tally.commit_time_us = tally.commit_time_us.or(self.tally.commit_time_us);
+        self.quarantined += quarantined;
+    }
+
+    fn committed(self, progress: Progress) -> Delivered {
+        let quarantined = self.quarantined.min(self.tally.read - self.tally.filtered);
+        Delivered {
+            progress,
+            read: self.tally.read,
+            applied: self.tally.read - self.tally.filtered - quarantined,
+            filtered: self.tally.filtered,
+            quarantined,
+            tables: self.tally.tables,
+            commit_time_us: self.tally.commit_time_us,
+        }
+    }
+}
+
+/// Reads and transforms.
+struct Producer<L: EventLog> {
+    log: L,
+    gather: Gather<L>,
+    /// Where in the source's history the backfill that is loaded began.
+    began_at: Option<Position>,
+    /// Where the sink stands once everything handed over so far is in.
+    progress: Progress,
+    /// Whether the last entry read stands inside a source transaction.
+    open: bool,
+    sender: mpsc::Sender<Work>,
+    options: DeliverOptions,
+}
+
+/// The consumer has gone: nothing is left to do.
+struct Gone;
+
+type Sent = Result<(), Gone>;
+
+impl<L: EventLog> Producer<L> {
+    async fn run(mut self) -> Result<(), PipelineError> {
+        if self.progress.stage == Stage::Streaming && !self.gather.views.is_empty() {
+            self.rebuild_views().await?;
+        }
+        loop {
+            let ended = match self.progress.stage {
+                Stage::Loading => self.load().await?,
+                Stage::Streaming => self.stream().await?,
+            };
+            if ended.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn rebuild_views(&mut self) -> Result<(), PipelineError> {
+        let (from, generation) = (self.progress.stream_from.clone(), self.progress.generation);
+        self.gather.views.fill_from_backfill(&self.log, &from, generation).await?;
+        let upto = self.progress.cut.clone();
+        self.gather.views.follow_stream(&self.log, &from, &upto)
+    }
+
+    /// Applies a backfill's rows, up to its end in the log.
+    async fn load(&mut self) -> Result<Sent, PipelineError> {
+        if self.send(Work::Stage(Stage::Loading)).await.is_err() {
+            return Ok(Err(Gone));
+        }
+        if !self.gather.views.is_empty() {
+            let from = self.progress.stream_from.clone();
+            self.gather.views.fill_from_backfill(&self.log, &from, self.progress.generation.max(1)).await?;
+        }
+        let mut reader = self.log.read(&self.progress.cut, Lane::Snapshot)?;
+        loop {
+            let Ok(entries) = self.fill(&mut reader, true).await? else { return Ok(Err(Gone)) };
+            for entry in &entries.entries {
+                let meaning = self.gather.snapshot(entry)?;
+                past(&mut self.progress.cut, entry);
+                match meaning {
+                    Meaning::More | Meaning::Boundary(_) => {}
+                    Meaning::Follow(follow) => {
+                        if self.follow(follow, true).await.is_err() {
+                            return Ok(Err(Gone));
+                        }
+                    }
+                    Meaning::BackfillBegan { generation, tables } => self.begin_backfill(entry, generation, &tables)?,
+                    Meaning::BackfillEnded { generation } if generation == self.progress.generation => {
+                        return Ok(self.finish_load().await);
+                    }
+                    Meaning::BackfillEnded { .. } => {}
+                }
+                if self.progress.generation == 0 && entry.event.is_snapshot() {
+                    return Err(PipelineError::Refused(
+                        "the log no longer holds the beginning of its backfill, so an empty sink cannot be filled from it; use a sink that was already filled, or begin again with an empty folder".to_owned(),
+                    ));
+                }
+            }
+            self.progress.cut = entries.next;
+            if self.gather.bytes() >= self.options.load_bytes_max && self.flush(true).await.is_err() {
+                return Ok(Err(Gone));
+            }
+        }
+    }
+
+    fn begin_backfill(&mut self, entry: &Entry, generation: u32, tables: &[TableId]) -> Result<(), PipelineError> {
+        if generation <= self.progress.generation {
+            return Ok(());
+        }
+        self.progress.generation = generation;
+        self.began_at = Some(entry.position);
+        self.progress.stage = Stage::Loading;
+        past(&mut self.progress.stream_from, entry);
+        self.progress.cut = self.progress.stream_from.clone();
+        if generation > 1 {
+            self.gather.truncated(entry, tables)?;
+        }
+        Ok(())
+    }
+
+    async fn finish_load(&mut self) -> Sent {
+        self.flush(true).await?;
+        self.progress.stage = Stage::Streaming;
+        self.progress.cut = self.progress.stream_from.clone();
+        self.progress.position = self.progress.position.max(self.began_at);
+        self.send(Work::FinishLoad(self.progress.clone())).await
+    }
+
+    /// Applies the stream, until a later backfill begins.
+    async fn stream(&mut self) -> Result<Sent, PipelineError> {
+        if self.send(Work::Stage(Stage::Streaming)).await.is_err() {
+            return Ok(Err(Gone));
+        }
+        let mut reader = self.log.read(&self.progress.cut, Lane::Stream)?;
+        loop {
+            let Ok(entries) = self.fill(&mut reader, false).await? else { return Ok(Err(Gone)) };
+            let mut at = self.progress.cut.clone();
+            for entry in &entries.entries {
+                let meaning = self.gather.stream(entry)?;
+                past(&mut at, entry);
+                match meaning {
+                    Meaning::More | Meaning::BackfillEnded { .. } => {}
+                    Meaning::Boundary(position) => self.boundary(&at, position),
+                    Meaning::Follow(follow) => {
+                        if self.follow(follow, !self.open).await.is_err() {
+                            return Ok(Err(Gone));
+                        }
+                    }
+                    Meaning::BackfillBegan { generation, tables } if generation > self.progress.generation => {
+                        if self.flush(true).await.is_err() {
+                            return Ok(Err(Gone));
+                        }
+                        self.begin_backfill(entry, generation, &tables)?;
+                        return Ok(Ok(()));
+                    }
+                    Meaning::BackfillBegan { .. } => {}
+                }
+                if matches!(entry.event, crossfade_event::Event::Began(_)) {
+                    self.open = true;
+                }
+                if self.gather.bytes() >= self.options.batch_bytes_max {
+                    let commits = !self.open;
+                    if self.flush(commits).await.is_err() {
+                        return Ok(Err(Gone));
+                    }
+                }
+            }
+            if !self.open {
+                self.progress.cut = entries.next;
+            }
+        }
+    }
+
+    fn boundary(&mut self, at: &Cut, position: Position) {
+        self.open = false;
+        self.progress.cut = at.clone();
+        self.progress.position = self.progress.position.max(Some(position));
+        self.gather.touch();
+    }
+
+    /// The next entries. While something waits to be handed over and the log has nothing more, it is handed over as
+    /// soon as the sink is free; what comes meanwhile joins it.
+    async fn fill(&mut self, reader: &mut L::Reader, loading: bool) -> Result<Result<Entries, Gone>, PipelineError> {
+        loop {
+            if let Some(entries) = reader.try_next()? {
+                return Ok(Ok(entries));
+            }
+            let ready = !self.gather.is_empty() && (loading || !self.open);
+            if !ready {
+                if !self.open && self.gather.is_empty() && self.send(Work::Tail(self.progress.clone())).await.is_err() {
+                    return Ok(Err(Gone));
+                }
+                tokio::select! {
+                    entries = reader.next() => return Ok(Ok(entries?)),
+                    () = self.sender.closed() => return Ok(Err(Gone)),
+                }
+            }
+            let work = tokio::select! {
+                biased;
+                permit = self.sender.reserve() => permit.map(|permit| permit.send(work_of(&mut self.gather, &self.progress, true))),
+                entries = reader.next() => return Ok(Ok(entries?)),
+            };
+            if work.is_err() {
+                return Ok(Err(Gone));
+            }
+        }
+    }
+
+    async fn flush(&mut self, commits: bool) -> Sent {
+        if self.gather.is_empty() && !(commits && self.open) {
+            return Ok(());
+        }
+        let work = work_of(&mut self.gather, &self.progress, commits);
+        self.send(work).await
+    }
+
+    async fn follow(&mut self, follow: Box<Follow>, commits: bool) -> Sent {
+        self.flush(commits).await?;
+        self.progress.schemas = self.gather.routes.followed();
+        self.gather.touch();
+        self.send(Work::Follow(follow)).await
+    }
+
+    async fn send(&mut self, work: Work) -> Sent {
+        self.sender.send(work).await.map_err(|_| Gone)
+    }
+}
+
+fn work_of<L: EventLog>(gather: &mut Gather<L>, progress: &Progress, commits: bool) -> Work {
+    let (writes, tally) = gather.take();
+    let upto = Progress { schemas: gather.routes.followed(), ..progress.clone() };
+    Work::Deliver { delivery: Delivery { writes, upto, commits }, tally }
+}

@@ -1,0 +1,315 @@
+//! From entries to what a sink is handed: transforms run here, and counts are kept.
+
+use crate::{
+    PipelineError,
+    route::{Follow, Routes},
+    views::{LookupViews, inserted},
+};
+use bytes::{Bytes, BytesMut};
+use crossfade_connector::{Rejection, Write};
+use crossfade_event::{
+    Change, Cut, Event, Identity, Offset, Op, Position, RowBlock, TableId, TableSchema, Transaction, Version, Visibility,
+};
+use crossfade_log::{Entry, EventLog};
+use crossfade_transform::Output;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// Counts of what was gathered since the last hand-over.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tally {
+    /// Source changes and rows: what must be conserved.
+    pub(crate) read: u64,
+    /// Those of them of which nothing goes to the sink.
+    pub(crate) filtered: u64,
+    pub(crate) tables: BTreeMap<TableId, u64>,
+    pub(crate) commit_time_us: Option<i64>,
+}
+
+/// Gathers writes for one sink.
+pub(crate) struct Gather<L> {
+    log: L,
+    pub(crate) routes: Routes,
+    pub(crate) views: LookupViews,
+    pub(crate) visible: BTreeMap<TableId, Visibility>,
+    writes: Vec<Write>,
+    /// Rows of a backfill that were transformed, by target table, with the version of the first.
+    rows: HashMap<TableId, (Version, u32, BytesMut)>,
+    bytes: usize,
+    tally: Tally,
+    transaction: Option<Transaction>,
+    schemas: HashMap<TableId, Arc<TableSchema>>,
+    outputs: Vec<Output>,
+    /// Something but writes is to be recorded: a position, a followed schema.
+    touched: bool,
+}
+
+/// What an entry means for the loop, beyond its writes.
+pub(crate) enum Meaning {
+    /// Nothing: go on.
+    More,
+    /// A source transaction ended, or the stream moved without one: the sink may stand here.
+    Boundary(Position),
+    /// The target must change before the next entry.
+    Follow(Box<Follow>),
+    /// A backfill begins.
+    BackfillBegan { generation: u32, tables: Vec<TableId> },
+    /// A backfill is wholly in the log.
+    BackfillEnded { generation: u32 },
+}
+
+impl<L: EventLog> Gather<L> {
+    pub(crate) fn new(log: L, routes: Routes, visible: BTreeMap<TableId, Visibility>) -> Self {
+        let views = LookupViews::of(routes.plan());
+        Self {
+            log,
+            routes,
+            views,
+            visible,
+            writes: Vec::new(),
+            rows: HashMap::new(),
+            bytes: 0,
+            tally: Tally::default(),
+            transaction: None,
+            schemas: HashMap::new(),
+            outputs: Vec::new(),
+            touched: false,
+        }
+    }
+
+    /// About how many bytes wait to be handed over.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.rows.is_empty() && self.tally.read == 0 && !self.touched
+    }
+
+    /// The sink has something to record, even if nothing is written.
+    pub(crate) fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    /// Hands over what was gathered.
+    pub(crate) fn take(&mut self) -> (Vec<Write>, Tally) {
+        let mut blocks: Vec<_> = std::mem::take(&mut self.rows).into_iter().collect();
+        blocks.sort_by_key(|(_, (at, _, _))| *at);
+        for (table, (at, count, rows)) in blocks {
+            self.writes.push(Write::Rows { table, at, count, rows: rows.freeze() });
+        }
+        self.bytes = 0;
+        self.touched = false;
+        (std::mem::take(&mut self.writes), std::mem::take(&mut self.tally))
+    }
+
+    /// Takes one entry of the stream in.
+    pub(crate) fn stream(&mut self, entry: &Entry) -> Result<Meaning, PipelineError> {
+        match &entry.event {
+            Event::Changed(change) => self.changed(entry, change)?,
+            Event::Began(transaction) => {
+                self.transaction = Some(*transaction);
+                self.tally.commit_time_us = Some(transaction.commit_time_us);
+            }
+            Event::Committed => {
+                self.transaction = None;
+                if self.writes.last().is_some_and(|last| !matches!(last, Write::Boundary)) {
+                    self.writes.push(Write::Boundary);
+                }
+                return Ok(Meaning::Boundary(entry.position));
+            }
+            Event::Resolved | Event::Marked(_) if self.transaction.is_none() => {
+                return Ok(Meaning::Boundary(entry.position));
+            }
+            Event::Truncated(truncate) => self.truncated(entry, &truncate.tables)?,
+            _ => return self.either(entry),
+        }
+        Ok(Meaning::More)
+    }
+
+    /// Takes one entry of a backfill in.
+    pub(crate) fn snapshot(&mut self, entry: &Entry) -> Result<Meaning, PipelineError> {
+        match &entry.event {
+            Event::Rows(block) => self.block(entry, block)?,
+            Event::SnapshotBegan { table, .. } => {
+                // Without a key a second copy cannot be told from the first: begin with an empty table each time.
+                let schema = self.latest(*table)?;
+                if schema.identity != Identity::Key {
+                    self.truncated(entry, &[*table])?;
+                }
+            }
+            Event::SnapshotEnded { table, visible: Some(visible) } => {
+                self.visible.insert(*table, visible.clone());
+            }
+            _ => return self.either(entry),
+        }
+        Ok(Meaning::More)
+    }
+
+    fn either(&mut self, entry: &Entry) -> Result<Meaning, PipelineError> {
+        Ok(match &entry.event {
+            Event::SchemaSeen(schema) => {
+                self.schemas.insert(schema.id, schema.clone());
+                match self.routes.follow(schema)? {
+                    Some(follow) => Meaning::Follow(Box::new(follow)),
+                    None => Meaning::More,
+                }
+            }
+            Event::BackfillBegan(backfill) => {
+                Meaning::BackfillBegan { generation: backfill.generation, tables: backfill.tables.clone() }
+            }
+            Event::BackfillEnded { generation } => Meaning::BackfillEnded { generation: *generation },
+            _ => Meaning::More,
+        })
+    }
+
+    /// Empties what a backfill is about to fill again.
+    pub(crate) fn truncated(&mut self, entry: &Entry, tables: &[TableId]) -> Result<(), PipelineError> {
+        let mut targets = Vec::new();
+        for table in tables {
+            let schema = self.latest(*table)?;
+            targets.extend(self.routes.route(&schema)?.bound.truncate());
+            self.views.absorb(
+                &self.log,
+                &Event::Truncated(crossfade_event::Truncate { tables: vec![*table], restart_identity: false }),
+            )?;
+        }
+        if !targets.is_empty() {
+            // Rows gathered before it must stay before it.
+            let (mut writes, tally) = self.take();
+            writes.push(Write::Truncate { at: Version { offset: entry.offset, ordinal: 0 }, tables: targets });
+            self.writes = writes;
+            self.tally = tally;
+        }
+        Ok(())
+    }
+
+    fn changed(&mut self, entry: &Entry, change: &Change) -> Result<(), PipelineError> {
+        let schema = self.schema(change.table, change)?;
+        *self.tally.tables.entry(change.table).or_default() += 1;
+        let seen = self.transaction.is_some_and(|transaction| {
+            self.visible.get(&change.table).is_some_and(|visible| visible.sees(transaction.xid))
+        });
+        if seen {
+            self.tally.read += 1;
+            self.tally.filtered += 1;
+            return Ok(());
+        }
+        if !self.views.is_empty() {
+            self.views.observe(&schema, change);
+        }
+        let route = self.routes.route(&schema)?;
+        if let Some(target) = route.passthrough() {
+            self.tally.read += 1;
+            self.bytes += change.size_bytes();
+            let change = Change { table: target, ..change.clone() };
+            self.writes.push(Write::Change { at: Version { offset: entry.offset, ordinal: 0 }, change });
+            return Ok(());
+        }
+        self.tally.read += 1;
+        let laid_out = route.laid_out(change);
+        route.bound.apply(laid_out.as_ref().unwrap_or(change), &self.views, &mut self.outputs);
+        let mut outputs = std::mem::take(&mut self.outputs);
+        self.tally.filtered += u64::from(nothing_goes(&outputs));
+        for (ordinal, output) in outputs.drain(..).enumerate() {
+            self.output(Version { offset: entry.offset, ordinal: ordinal as u32 }, output, false);
+        }
+        self.outputs = outputs;
+        Ok(())
+    }
+
+    fn block(&mut self, entry: &Entry, block: &RowBlock) -> Result<(), PipelineError> {
+        let schema = self.log.schema(block.table, block.schema).ok_or_else(|| unknown(block.table))?;
+        *self.tally.tables.entry(block.table).or_default() += u64::from(block.count);
+        let route = self.routes.route(&schema)?;
+        if let Some(target) = route.passthrough() {
+            self.tally.read += u64::from(block.count);
+            self.bytes += block.rows.len();
+            let at = Version { offset: entry.offset, ordinal: 0 };
+            let rows: Bytes = block.rows.clone();
+            self.writes.push(Write::Rows { table: target, at, count: block.count, rows });
+            return Ok(());
+        }
+        let mut ordinal = 0u32;
+        let mut outputs = std::mem::take(&mut self.outputs);
+        for row in block.iter() {
+            let row = row.map_err(|error| {
+                PipelineError::Refused(format!("the rows at offset {} are damaged: {error}", entry.offset))
+            })?;
+            let change = inserted(block.table, &schema, row);
+            let laid_out = route.laid_out(&change);
+            route.bound.apply(laid_out.as_ref().unwrap_or(&change), &self.views, &mut outputs);
+            self.tally.read += 1;
+            self.tally.filtered += u64::from(nothing_goes(&outputs));
+            for output in outputs.drain(..) {
+                self.output(Version { offset: entry.offset, ordinal }, output, true);
+                ordinal += 1;
+            }
+        }
+        self.outputs = outputs;
+        Ok(())
+    }
+
+    fn output(&mut self, at: Version, output: Output, loading: bool) {
+        match output {
+            Output::Filtered => {}
+            Output::Rejected { table, key, change, reason } => {
+                self.bytes += change.size_bytes();
+                self.writes.push(Write::Reject(Rejection { at, table, key, change, reason }));
+            }
+            Output::Change(change) => {
+                self.bytes += change.size_bytes();
+                match (&change.new, change.op, loading) {
+                    (Some(row), Op::Insert, true) => {
+                        let (_, count, rows) =
+                            self.rows.entry(change.table).or_insert_with(|| (at, 0, BytesMut::with_capacity(1 << 16)));
+                        *count += 1;
+                        rows.extend_from_slice(row.as_bytes());
+                    }
+                    _ => self.writes.push(Write::Change { at, change }),
+                }
+            }
+        }
+    }
+
+    fn schema(&mut self, table: TableId, change: &Change) -> Result<Arc<TableSchema>, PipelineError> {
+        if let Some(schema) = self.schemas.get(&table)
+            && schema.version == change.schema
+        {
+            return Ok(schema.clone());
+        }
+        let schema = self.log.schema(table, change.schema).ok_or_else(|| unknown(table))?;
+        self.schemas.insert(table, schema.clone());
+        Ok(schema)
+    }
+
+    /// The newest schema that was met up to here; at a fresh start, the newest in the log.
+    fn latest(&mut self, table: TableId) -> Result<Arc<TableSchema>, PipelineError> {
+        if let Some(schema) = self.schemas.get(&table) {
+            return Ok(schema.clone());
+        }
+        self.log
+            .latest_schemas()
+            .into_iter()
+            .find(|schema| schema.id == table)
+            .ok_or_else(|| unknown(table))
+    }
+}
+
+fn nothing_goes(outputs: &[Output]) -> bool {
+    outputs.iter().all(|output| matches!(output, Output::Filtered))
+}
+
+fn unknown(table: TableId) -> PipelineError {
+    PipelineError::Refused(format!(
+        "the log has rows of table {} but not its schema: the log's schema file belongs to another log",
+        table.0
+    ))
+}
+
+/// The place after an entry, in a cut that has one place per partition.
+pub(crate) fn past(cut: &mut Cut, entry: &Entry) {
+    cut.set_next(entry.partition, Offset(entry.offset.0 + 1));
+}

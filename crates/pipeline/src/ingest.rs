@@ -1,0 +1,150 @@
+//! Read, append, make durable, tell the source that it may forget.
+
+use crate::{Patience, PipelineError, Stop, Watch, fold_snapshots, retry::Retry, watch::Ingested};
+use crossfade_connector::{Failure, Resume, Source};
+use crossfade_event::{Batch, Cut, Event, Frontier, TableId, Ticket};
+use crossfade_log::{EventLog, LogError};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
+use std::{collections::BTreeMap, time::Duration};
+
+/// Bounds of one ingest.
+#[derive(Debug, Clone, Copy)]
+pub struct IngestOptions {
+    /// Bytes handed to the log that are not durable yet; the source waits above it.
+    pub in_flight_bytes_max: usize,
+    /// How long transient failures are borne.
+    pub patience: Patience,
+    /// How often the source is asked for its health.
+    pub health_every: Duration,
+}
+
+impl Default for IngestOptions {
+    fn default() -> Self {
+        Self { in_flight_bytes_max: 16 << 20, patience: Patience::default(), health_every: Duration::from_secs(5) }
+    }
+}
+
+enum Broken {
+    Source(Failure),
+    Log(PipelineError),
+}
+
+impl From<LogError> for Broken {
+    fn from(error: LogError) -> Self {
+        Self::Log(error.into())
+    }
+}
+
+/// Runs until stopped, until the source ends, or until something fails for good. On return everything appended is
+/// durable or will come again from the source.
+///
+/// # Errors
+/// The first failure that trying again cannot mend.
+pub async fn ingest<S: Source, L: EventLog>(
+    source: &mut S,
+    log: &L,
+    options: IngestOptions,
+    watch: &dyn Watch,
+    mut stop: Stop,
+) -> Result<(), PipelineError> {
+    let mut retry = Retry::new(options.patience);
+    while !stop.is_requested() {
+        match session(source, log, options, &mut retry, watch, &mut stop).await {
+            Ok(()) => return Ok(()),
+            Err(Broken::Log(error)) => return Err(error),
+            Err(Broken::Source(failure)) => {
+                retry.wait("source", failure, watch, &mut stop).await.map_err(PipelineError::Source)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is in flight: the append's future, with what to do once it is durable.
+struct Appended {
+    ticket: Ticket,
+    said: Ingested,
+    result: Result<Cut, LogError>,
+}
+
+async fn session<S: Source, L: EventLog>(
+    source: &mut S,
+    log: &L,
+    options: IngestOptions,
+    retry: &mut Retry,
+    watch: &dyn Watch,
+    stop: &mut Stop,
+) -> Result<(), Broken> {
+    log.abandon().await?;
+    let resume = resume(log).map_err(Broken::Log)?;
+    let mut frontier = Frontier::at(resume.position);
+    tokio::select! {
+        opened = source.open(resume) => opened.map_err(Broken::Source)?,
+        () = stop.requested() => return Ok(()),
+    }
+    watch.opened();
+    let mut health = tokio::time::interval(options.health_every);
+    health.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut in_flight: FuturesOrdered<BoxFuture<'static, Appended>> = FuturesOrdered::new();
+    let mut in_flight_bytes = 0usize;
+    let mut reading = true;
+    // Changes of a transaction whose last part has not come yet.
+    let mut unfinished = 0u64;
+    while reading || !in_flight.is_empty() {
+        tokio::select! {
+            biased;
+            Some(done) = in_flight.next(), if !in_flight.is_empty() => {
+                in_flight_bytes -= done.said.bytes as usize;
+                let cut = done.result?;
+                let durable = frontier.finish(done.ticket);
+                if let Some(durable) = durable {
+                    source.confirm(durable).await.map_err(Broken::Source)?;
+                }
+                watch.ingested(&Ingested { cut, durable, ..done.said });
+            }
+            () = stop.requested(), if reading => reading = false,
+            _ = health.tick(), if reading => watch.health(&source.health().await.map_err(Broken::Source)?),
+            batch = source.next(), if reading && in_flight_bytes < options.in_flight_bytes_max => {
+                match batch.map_err(Broken::Source)? {
+                    None => reading = false,
+                    Some(batch) => {
+                        retry.succeeded("source", watch);
+                        let mut said = describe(&batch);
+                        unfinished += said.events;
+                        said.events = if batch.whole { std::mem::take(&mut unfinished) } else { 0 };
+                        in_flight_bytes += said.bytes as usize;
+                        let ticket = frontier.begin(batch.upto);
+                        let appending = log.append(batch);
+                        in_flight.push_back(Box::pin(async move { Appended { ticket, said, result: appending.await } }));
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn resume<L: EventLog>(log: &L) -> Result<Resume, PipelineError> {
+    Ok(Resume {
+        position: log.tail().position,
+        schemas: log.latest_schemas(),
+        snapshot: fold_snapshots(log)?.state,
+    })
+}
+
+fn describe(batch: &Batch) -> Ingested {
+    let mut rows: BTreeMap<TableId, u64> = BTreeMap::new();
+    let (mut events, mut bytes) = (0u64, 0u64);
+    for stamped in &batch.events {
+        bytes += stamped.event.size_bytes() as u64 + 24;
+        match &stamped.event {
+            Event::Rows(block) => {
+                events += u64::from(block.count);
+                *rows.entry(block.table).or_default() += u64::from(block.count);
+            }
+            Event::Changed(_) => events += 1,
+            _ => {}
+        }
+    }
+    Ingested { cut: Cut::default(), durable: None, events, rows, bytes }
+}

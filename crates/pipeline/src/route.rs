@@ -1,0 +1,354 @@
+//! Which transform a row takes, and what the target looks like: the plan, followed through the schemas that travel in
+//! the log.
+//!
+//! The plan is made from the catalog as it was when the migration was planned, then *followed*: every later schema in
+//! the stream changes the catalog, and with it the plan and the target. The target always has the newest shape that
+//! was followed; rows written under an older schema are laid out in the newer one before they are transformed.
+
+use crate::PipelineError;
+use crossfade_connector::{Target, TargetTable, WriteMode};
+use crossfade_event::{
+    Cell, Change, Identity, Op, Row, SchemaVersion, TableId, TableName, TableSchema,
+    catalog::{Catalog, ColumnDef, KeyDef, RelationKind, TableDef},
+};
+use crossfade_log::EventLog;
+use crossfade_transform::{Bound, Plan, PlanOptions, PlannedTable, Rules, Writing, plan};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// What is needed to route rows; cheap to clone, so that every restart of a loop begins afresh.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    rules: Arc<Rules>,
+    options: Arc<PlanOptions>,
+    catalog: Catalog,
+    plan: Arc<Plan>,
+    target: Target,
+    followed: BTreeMap<TableId, Arc<TableSchema>>,
+    bound: HashMap<(TableId, SchemaVersion), Arc<Route>>,
+}
+
+/// The way of one source table's rows under one schema.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) schema: Arc<TableSchema>,
+    pub(crate) bound: Bound,
+    layout: Option<Vec<Option<usize>>>,
+}
+
+impl Route {
+    /// The target table that takes the rows byte for byte, if there is one.
+    pub(crate) fn passthrough(&self) -> Option<TableId> {
+        if self.layout.is_some() { None } else { self.bound.passthrough() }
+    }
+
+    /// The change in the layout of the schema that the route is bound to.
+    pub(crate) fn laid_out(&self, change: &Change) -> Option<Change> {
+        let layout = self.layout.as_ref()?;
+        let missing = if change.op == Op::Insert { Cell::Null } else { Cell::Unchanged };
+        let arrange = |row: &Row, missing: Cell<'static>| -> Row {
+            let cells: Vec<Cell<'_>> = row.cells().collect();
+            layout.iter().map(|from| from.and_then(|index| cells.get(index).copied()).unwrap_or(missing)).collect()
+        };
+        Some(Change {
+            old: change.old.as_ref().map(|row| arrange(row, Cell::Absent)),
+            new: change.new.as_ref().map(|row| arrange(row, missing)),
+            schema: self.schema.version,
+            ..*change
+        })
+    }
+}
+
+/// What a sink must do before rows of a newer schema come.
+#[derive(Debug, Clone)]
+pub(crate) enum Follow {
+    /// A table is new: prepare the whole target again.
+    Prepare(Target),
+    /// Tables changed their shape.
+    Alter(Vec<(TargetTable, TargetTable)>),
+}
+
+impl Routes {
+    /// Plans.
+    ///
+    /// # Errors
+    /// What [`plan`] refuses.
+    pub fn new(
+        catalog: Catalog,
+        rules: Arc<Rules>,
+        options: Arc<PlanOptions>,
+        migration: &str,
+        epoch: u64,
+        into_existing: bool,
+    ) -> Result<Self, PipelineError> {
+        let plan = Arc::new(plan(&catalog, &rules, &options)?);
+        let target = target_of(&plan, migration, epoch, into_existing);
+        Ok(Self {
+            rules,
+            options,
+            catalog,
+            plan,
+            target,
+            followed: BTreeMap::new(),
+            bound: HashMap::new(),
+        })
+    }
+
+    /// What the sink must make and know.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The plan as followed so far.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Which schemas the target's shape follows.
+    pub fn followed(&self) -> Vec<(TableId, SchemaVersion)> {
+        self.followed.iter().map(|(table, schema)| (*table, schema.version)).collect()
+    }
+
+    /// Follows what a sink says it has followed already, without telling it again.
+    ///
+    /// # Errors
+    /// When the log does not know one of the schemas.
+    pub fn restore<L: EventLog>(&mut self, log: &L, followed: &[(TableId, SchemaVersion)]) -> Result<(), PipelineError> {
+        for (table, version) in followed {
+            let schema = log.schema(*table, *version).ok_or_else(|| {
+                PipelineError::Refused(format!(
+                    "the sink follows schema {} of table {}, which this log does not know: it was filled from another log. Give the migration its own folder back, or wipe the target with `crossfade rollback --wipe`",
+                    version.0, table.0
+                ))
+            })?;
+            self.follow(&schema)?;
+        }
+        Ok(())
+    }
+
+    /// True when rows of this schema need no change of the target.
+    pub(crate) fn follows(&self, schema: &TableSchema) -> bool {
+        self.followed.get(&schema.id).is_some_and(|followed| followed.version >= schema.version)
+    }
+
+    /// Follows a schema. `None` when the target does not change.
+    pub(crate) fn follow(&mut self, schema: &Arc<TableSchema>) -> Result<Option<Follow>, PipelineError> {
+        if self.follows(schema) {
+            return Ok(None);
+        }
+        let known = self.catalog.table(&schema.name).is_some()
+            || self.catalog.tables.iter().any(|table| schema.native_id != 0 && table.native_id == schema.native_id);
+        let mut catalog = self.catalog.clone();
+        evolve_catalog(&mut catalog, schema);
+        self.followed.insert(schema.id, schema.clone());
+        self.bound.retain(|(table, _), _| *table != schema.id);
+        if catalog == self.catalog {
+            return Ok(None);
+        }
+        let plan = Arc::new(plan(&catalog, &self.rules, &self.options)?);
+        let target = target_of(&plan, &self.target.migration, self.target.epoch, self.target.into_existing);
+        let before = std::mem::replace(&mut self.target, target.clone());
+        self.plan = plan;
+        self.catalog = catalog;
+        self.bound.clear();
+        if !known {
+            return Ok(Some(Follow::Prepare(target)));
+        }
+        let changed: Vec<(TargetTable, TargetTable)> = before
+            .tables
+            .into_iter()
+            .filter_map(|old| {
+                let new = target.tables.iter().find(|new| new.schema.id == old.schema.id)?;
+                (new.schema.columns != old.schema.columns || new.def != old.def).then(|| (old, new.clone()))
+            })
+            .collect();
+        Ok((!changed.is_empty()).then_some(Follow::Alter(changed)))
+    }
+
+    /// The way of rows written under `schema`.
+    pub(crate) fn route(&mut self, schema: &Arc<TableSchema>) -> Result<Arc<Route>, PipelineError> {
+        let key = (schema.id, schema.version);
+        if let Some(route) = self.bound.get(&key) {
+            return Ok(route.clone());
+        }
+        let newest = self.followed.get(&schema.id).cloned().unwrap_or_else(|| schema.clone());
+        let layout = (newest.version != schema.version && newest.columns != schema.columns)
+            .then(|| layout(&schema.columns, &newest.columns));
+        let planned_name = self.planned_name(&newest);
+        let as_planned = if planned_name == newest.name {
+            newest.clone()
+        } else {
+            Arc::new(TableSchema { name: planned_name, ..(*newest).clone() })
+        };
+        let route = Arc::new(Route { bound: self.plan.bind(&as_planned)?, schema: newest, layout });
+        self.bound.insert(key, route.clone());
+        Ok(route)
+    }
+
+    /// A table renamed in the source keeps the name under which it was planned.
+    fn planned_name(&self, schema: &TableSchema) -> TableName {
+        if self.catalog.table(&schema.name).is_some() || schema.native_id == 0 {
+            return schema.name.clone();
+        }
+        self.catalog
+            .tables
+            .iter()
+            .find(|table| table.native_id == schema.native_id)
+            .map_or_else(|| schema.name.clone(), |table| table.name.clone())
+    }
+}
+
+/// For each column of `to`, where it stands in `from`: by the source's own number, else by name.
+fn layout(from: &[crossfade_event::Column], to: &[crossfade_event::Column]) -> Vec<Option<usize>> {
+    to.iter()
+        .map(|wanted| {
+            from.iter().position(|have| {
+                if wanted.native_id != 0 { have.native_id == wanted.native_id } else { have.name == wanted.name }
+            })
+        })
+        .collect()
+}
+
+fn target_of(plan: &Plan, migration: &str, epoch: u64, into_existing: bool) -> Target {
+    Target {
+        migration: migration.to_owned(),
+        epoch,
+        tables: plan.tables().iter().map(target_table).collect(),
+        support: plan.support().clone(),
+        into_existing,
+    }
+}
+
+fn target_table(planned: &PlannedTable) -> TargetTable {
+    TargetTable {
+        schema: planned.schema.clone(),
+        def: planned.def.clone(),
+        mode: match &planned.write {
+            Writing::Table => WriteMode::Table,
+            Writing::Columns { columns } => WriteMode::Columns { columns: columns.clone() },
+            Writing::InsertOnce => WriteMode::InsertOnce,
+        },
+    }
+}
+
+/// Brings a catalog to what `schema` says of its table: columns renamed (told by their number), dropped, added,
+/// retyped; a table that it does not know is added with what the schema tells.
+pub fn evolve_catalog(catalog: &mut Catalog, schema: &TableSchema) {
+    let found = catalog.tables.iter().position(|table| {
+        table.name == schema.name || (schema.native_id != 0 && table.native_id == schema.native_id)
+    });
+    let Some(table) = found.and_then(|index| catalog.tables.get_mut(index)) else {
+        catalog.tables.push(table_from(schema));
+        return;
+    };
+    let mut renames: BTreeMap<String, String> = BTreeMap::new();
+    let mut columns: Vec<ColumnDef> = Vec::with_capacity(schema.columns.len());
+    for column in &schema.columns {
+        let before = table.columns.iter().find(|def| {
+            if column.native_id != 0 {
+                def.column.native_id == column.native_id
+            } else {
+                def.column.name == column.name
+            }
+        });
+        match before {
+            Some(def) => {
+                if def.column.name != column.name {
+                    renames.insert(def.column.name.to_string(), column.name.to_string());
+                }
+                let mut def = def.clone();
+                def.column.name = column.name.clone();
+                def.column.type_ = column.type_.clone();
+                columns.push(def);
+            }
+            None => columns.push(ColumnDef {
+                column: crossfade_event::Column { key: None, nullable: true, ..column.clone() },
+                default: column.default.as_ref().map(ToString::to_string),
+                identity: None,
+                generated: None,
+                collation: None,
+                sequence: None,
+            }),
+        }
+    }
+    columns.extend(table.columns.iter().filter(|def| def.generated.is_some()).cloned());
+    if columns.len() == table.columns.len() && renames.is_empty() {
+        // Same columns: keep the catalog's own order, so that nothing changes where nothing did.
+        columns.sort_by_key(|def| table.columns.iter().position(|old| old.column.name == def.column.name));
+    }
+    table.columns = columns;
+    let name = table.name.clone();
+    rename_in_table(table, &renames);
+    for other in &mut catalog.tables {
+        for key in other.foreign_keys.iter_mut().filter(|key| key.references == name) {
+            rename_all(&mut key.referenced_columns, &renames);
+        }
+    }
+}
+
+fn rename_in_table(table: &mut TableDef, renames: &BTreeMap<String, String>) {
+    let existing: Vec<String> = table.columns.iter().map(|def| def.column.name.to_string()).collect();
+    let keys = table.primary_key.iter_mut().chain(&mut table.uniques);
+    for key in keys {
+        rename_all(&mut key.columns, renames);
+    }
+    table.uniques.retain(|key| key.columns.iter().all(|column| existing.contains(column)));
+    for key in &mut table.foreign_keys {
+        rename_all(&mut key.columns, renames);
+    }
+    table.foreign_keys.retain(|key| key.columns.iter().all(|column| existing.contains(column)));
+    for index in &mut table.indexes {
+        rename_all(&mut index.columns, renames);
+    }
+    table.indexes.retain(|index| index.columns.iter().all(|column| existing.contains(column)));
+}
+
+fn rename_all(columns: &mut [String], renames: &BTreeMap<String, String>) {
+    for column in columns {
+        if let Some(new) = renames.get(column) {
+            column.clone_from(new);
+        }
+    }
+}
+
+fn table_from(schema: &TableSchema) -> TableDef {
+    let key: Vec<String> = schema
+        .key_columns()
+        .into_iter()
+        .filter_map(|index| schema.columns.get(index))
+        .map(|column| column.name.to_string())
+        .collect();
+    TableDef {
+        name: schema.name.clone(),
+        kind: RelationKind::Table,
+        columns: schema
+            .columns
+            .iter()
+            .map(|column| ColumnDef {
+                column: column.clone(),
+                default: column.default.as_ref().map(ToString::to_string),
+                identity: None,
+                generated: None,
+                collation: None,
+                sequence: None,
+            })
+            .collect(),
+        identity: schema.identity,
+        primary_key: (schema.identity == Identity::Key && !key.is_empty()).then(|| KeyDef {
+            name: format!("{}_pkey", schema.name.name),
+            columns: key,
+            deferrable: false,
+            nulls_not_distinct: false,
+        }),
+        uniques: Vec::new(),
+        checks: Vec::new(),
+        foreign_keys: Vec::new(),
+        indexes: Vec::new(),
+        rows_estimate: 0,
+        bytes: 0,
+        native_id: schema.native_id,
+        obstacle: None,
+    }
+}
