@@ -1,1 +1,105 @@
-//! Placeholder.
+//! Do both ends agree? Counts and keyed digests per bucket, drilled down to rows and columns, judged by position.
+//!
+//! The source side is taken through the spec's transforms, so what is compared is what the target should hold. A row
+//! that differs is judged only once the sink has passed the position at which its source row was read, and the source
+//! row has not changed since: an in-flight row is never a difference, and no timer decides.
+//!
+//! What this crate deliberately does not do: it repairs nothing, and it knows no particular database.
+
+mod digest;
+mod drill;
+mod judge;
+mod report;
+mod side;
+
+pub use digest::{Buckets, Digest};
+pub use report::{Difference, DifferenceKind, Report, TableReport};
+pub use side::{Expected, LiveViews};
+
+use crossfade_connector::{Failure, Inspect};
+use crossfade_event::{Position, TableSchema};
+use crossfade_transform::Plan;
+use std::{future::Future, sync::Arc, time::Duration};
+
+/// Why verification could not be finished.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The source could not be read.
+    #[error("source: {0}")]
+    Source(#[source] Failure),
+    /// The target could not be read.
+    #[error("target: {0}")]
+    Target(#[source] Failure),
+    /// The transforms do not fit the source.
+    #[error(transparent)]
+    Plan(#[from] crossfade_transform::PlanError),
+    /// The sink does not move, so rows that were changed cannot be judged.
+    #[error("the target stands at {at} and has not reached {wanted} in {waited_s} s. Start `crossfade run` so that it catches up, then verify again")]
+    Behind {
+        /// Where the sink stands.
+        at: String,
+        /// Where it should be.
+        wanted: Position,
+        /// How long it was waited for.
+        waited_s: u64,
+    },
+}
+
+/// Tells how far the sink has come.
+pub trait SinkPosition: Send {
+    /// The source position up to which the sink is exact.
+    ///
+    /// # Errors
+    /// When the sink cannot be asked.
+    fn position(&mut self) -> impl Future<Output = Result<Option<Position>, Failure>> + Send;
+}
+
+/// Bounds of one verification.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many buckets per table; a differing bucket is read again row by row.
+    pub buckets: u32,
+    /// How many differences are listed per table; all are counted.
+    pub samples: usize,
+    /// How long to wait for the sink to pass a position. A limit on patience, not on correctness: running into it is
+    /// an error, never a verdict.
+    pub patience: Duration,
+    /// The key of the row hashes; any value, the same on both sides.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { buckets: 4096, samples: 20, patience: Duration::from_secs(120), seed: 0x00C0_FFEE }
+    }
+}
+
+/// What is compared.
+#[derive(Debug, Clone)]
+pub struct Subject<'a> {
+    /// The plan by which the target is made from the source.
+    pub plan: &'a Plan,
+    /// The source's tables, as they are now.
+    pub source_tables: Vec<Arc<TableSchema>>,
+}
+
+/// Compares both sides. Says that there is no difference only if there is none.
+///
+/// # Errors
+/// See [`VerifyError`].
+pub async fn verify<A: Inspect, B: Inspect, P: SinkPosition>(
+    subject: &Subject<'_>,
+    source: &mut A,
+    target: &mut B,
+    sink: &mut P,
+    options: &Options,
+) -> Result<Report, VerifyError> {
+    let views = LiveViews::read(subject, source).await?;
+    let expected = Expected::of(subject, &views)?;
+    let mut digests = side::digest_source(&expected, source, options).await?;
+    judge::wait_for(sink, digests.position, options).await?;
+    side::digest_target(&expected, target, options, &mut digests).await?;
+    let suspects = drill::suspects(&expected, source, target, &digests, options).await?;
+    let differences = judge::judge(&expected, source, target, sink, suspects, options).await?;
+    Ok(report::report(&expected, &digests, differences, options))
+}

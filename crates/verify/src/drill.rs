@@ -1,0 +1,99 @@
+//! From differing buckets to suspect keys: both sides are read again, keeping only the rows of those buckets.
+
+use crate::{
+    Options, VerifyError,
+    side::{Digests, Expected},
+};
+use crossfade_connector::Inspect;
+use crossfade_event::{Key, Position, Row, TableId, TableSchema};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// A key whose two rows differ as read; whether they really do is for [`crate::judge`] to say.
+#[derive(Debug, Clone)]
+pub(crate) struct Suspect {
+    /// The source row's own table and key, where there is a source row.
+    pub(crate) origin: Option<(Arc<TableSchema>, Key)>,
+    /// The rows that the target should hold; several only where the table has no key.
+    pub(crate) expected: Vec<Row>,
+    pub(crate) found: Vec<Row>,
+}
+
+/// Suspects by target table and key, with the position at which their source rows were read.
+#[derive(Debug, Default)]
+pub(crate) struct Suspects {
+    pub(crate) by_key: BTreeMap<(TableId, Key), Suspect>,
+    pub(crate) position: Option<Position>,
+}
+
+pub(crate) async fn suspects<A: Inspect, B: Inspect>(
+    expected: &Expected<'_>,
+    source: &mut A,
+    target: &mut B,
+    digests: &Digests,
+    options: &Options,
+) -> Result<Suspects, VerifyError> {
+    let mut wanted: BTreeMap<TableId, BTreeSet<usize>> = BTreeMap::new();
+    for (table, buckets) in &digests.source {
+        if let Some(other) = digests.target.get(table) {
+            let differing = buckets.differing(other);
+            if !differing.is_empty() {
+                wanted.insert(*table, differing.into_iter().collect());
+            }
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(Suspects::default());
+    }
+    let is_wanted = |table: TableId, key: &Key| {
+        wanted.get(&table).is_some_and(|set| set.contains(&((key.hash64() % u64::from(options.buckets.max(1))) as usize)))
+    };
+    let mut found = Suspects::default();
+    let mut rows: HashMap<(TableId, Key), Suspect> = HashMap::new();
+    let empty = || Suspect { origin: None, expected: Vec::new(), found: Vec::new() };
+    for (schema, bound) in &expected.sources {
+        found.position = found.position.max(source.scan(schema).await.map_err(VerifyError::Source)?);
+        loop {
+            let page = source.scan_next().await.map_err(VerifyError::Source)?;
+            if page.is_empty() {
+                break;
+            }
+            for row in page {
+                let own = schema.key_of(&row);
+                expected.rows(bound, schema, row, &mut |table, key, row| {
+                    if is_wanted(table, &key) {
+                        let suspect = rows.entry((table, key)).or_insert_with(empty);
+                        suspect.origin = own.clone().map(|own| (schema.clone(), own));
+                        suspect.expected.push(row);
+                    }
+                });
+            }
+        }
+    }
+    for (table, side) in expected.targets.iter().filter(|(table, _)| wanted.contains_key(table)) {
+        target.scan(&side.schema).await.map_err(VerifyError::Target)?;
+        loop {
+            let page = target.scan_next().await.map_err(VerifyError::Target)?;
+            if page.is_empty() {
+                break;
+            }
+            for row in page {
+                if let Some(key) = expected.key(*table, &row)
+                    && is_wanted(*table, &key)
+                {
+                    rows.entry((*table, key)).or_insert_with(empty).found.push(row);
+                }
+            }
+        }
+    }
+    found.by_key = rows
+        .into_iter()
+        .filter(|((table, _), suspect)| {
+            let may_have_more = expected.targets.get(table).is_some_and(|side| side.may_have_more);
+            suspect.expected != suspect.found && !(may_have_more && suspect.expected.is_empty())
+        })
+        .collect();
+    Ok(found)
+}

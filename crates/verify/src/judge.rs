@@ -1,0 +1,180 @@
+//! Which suspects are real differences. By position, never by a timer.
+//!
+//! A suspect is judged in a round: (1) read the source row, at position P; (2) wait until the sink has passed P;
+//! (3) read the target row; (4) read the source row again. If the source row was the same in (1) and (4), the target
+//! row of (3) must be what it becomes: the sink had everything up to P, and nothing newer existed. If the source row
+//! changed meanwhile, the round says nothing and the suspect goes into the next one.
+
+use crate::{
+    Options, SinkPosition, VerifyError,
+    drill::{Suspect, Suspects},
+    side::Expected,
+};
+use crossfade_connector::Inspect;
+use crossfade_event::{Key, Position, Row, TableId, TableSchema};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Instant,
+};
+
+/// How many rows are fetched at once.
+const FETCH_KEYS_MAX: usize = 500;
+
+pub(crate) async fn wait_for<P: SinkPosition>(
+    sink: &mut P,
+    wanted: Option<Position>,
+    options: &Options,
+) -> Result<(), VerifyError> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let begun = Instant::now();
+    loop {
+        let at = sink.position().await.map_err(VerifyError::Target)?;
+        if at.is_some_and(|at| at >= wanted) {
+            return Ok(());
+        }
+        if begun.elapsed() > options.patience {
+            let at = at.map_or_else(|| "no position yet".to_owned(), |at| at.to_string());
+            return Err(VerifyError::Behind { at, wanted, waited_s: begun.elapsed().as_secs() });
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// The suspects that are real differences.
+pub(crate) async fn judge<A: Inspect, B: Inspect, P: SinkPosition>(
+    expected: &Expected<'_>,
+    source: &mut A,
+    target: &mut B,
+    sink: &mut P,
+    suspects: Suspects,
+    options: &Options,
+) -> Result<BTreeMap<(TableId, Key), Suspect>, VerifyError> {
+    let mut open = suspects.by_key;
+    let mut real = BTreeMap::new();
+    let begun = Instant::now();
+    while !open.is_empty() {
+        let (before, position) = expect_now(expected, source, &open).await?;
+        wait_for(sink, position, options).await?;
+        let found = find_now(expected, target, &open).await?;
+        let (after, _) = expect_now(expected, source, &open).await?;
+        let none = Vec::new();
+        open.retain(|key, suspect| {
+            let (before, after) = (before.get(key).unwrap_or(&none), after.get(key).unwrap_or(&none));
+            if before != after {
+                return true;
+            }
+            let found = found.get(key).unwrap_or(&none);
+            if before != found {
+                let verdict = Suspect { expected: before.clone(), found: found.clone(), ..suspect.clone() };
+                real.insert(key.clone(), verdict);
+            }
+            false
+        });
+        if !open.is_empty() && begun.elapsed() > options.patience {
+            // Rows that never stand still long enough: said as what they are, not passed over.
+            real.append(&mut open);
+        }
+    }
+    Ok(real)
+}
+
+type ByKey = HashMap<(TableId, Key), Vec<Row>>;
+
+/// What the target should hold under the suspects' keys, by the source as it is now.
+async fn expect_now<A: Inspect>(
+    expected: &Expected<'_>,
+    source: &mut A,
+    open: &BTreeMap<(TableId, Key), Suspect>,
+) -> Result<(ByKey, Option<Position>), VerifyError> {
+    let mut rows: ByKey = HashMap::new();
+    let mut position = None;
+    // A suspect without a source row can come from any row of its tables, and so can one of a table without a key:
+    // then the whole table is read again.
+    let scan_all = open.values().any(|suspect| suspect.origin.is_none());
+    let mut keys: HashMap<TableId, Vec<Key>> = HashMap::new();
+    for suspect in open.values() {
+        if let Some((schema, key)) = &suspect.origin {
+            keys.entry(schema.id).or_default().push(key.clone());
+        }
+    }
+    for (schema, bound) in &expected.sources {
+        let mut take = |row: Row| {
+            expected.rows(bound, schema, row, &mut |table, key, row| {
+                if open.contains_key(&(table, key.clone())) {
+                    rows.entry((table, key)).or_default().push(row);
+                }
+            });
+        };
+        if scan_all || schema.identity != crossfade_event::Identity::Key {
+            position = position.max(source.scan(schema).await.map_err(VerifyError::Source)?);
+            loop {
+                let page = source.scan_next().await.map_err(VerifyError::Source)?;
+                if page.is_empty() {
+                    break;
+                }
+                page.into_iter().for_each(&mut take);
+            }
+        } else if let Some(keys) = keys.get(&schema.id) {
+            for some in keys.chunks(FETCH_KEYS_MAX) {
+                let (page, at) = source.fetch(schema, some).await.map_err(VerifyError::Source)?;
+                position = position.max(at);
+                page.into_iter().for_each(&mut take);
+            }
+        }
+    }
+    Ok((rows, position))
+}
+
+/// What the target holds under the suspects' keys now.
+async fn find_now<B: Inspect>(
+    expected: &Expected<'_>,
+    target: &mut B,
+    open: &BTreeMap<(TableId, Key), Suspect>,
+) -> Result<ByKey, VerifyError> {
+    let mut by_table: BTreeMap<TableId, Vec<Key>> = BTreeMap::new();
+    for (table, key) in open.keys() {
+        by_table.entry(*table).or_default().push(key.clone());
+    }
+    let mut rows: ByKey = HashMap::new();
+    for (table, keys) in by_table {
+        let Some(schema) = expected.targets.get(&table).map(|side| side.schema.clone()) else { continue };
+        let found = if schema.identity == crossfade_event::Identity::Key {
+            fetch_all(target, &schema, &keys).await?
+        } else {
+            scan_all(target, &schema).await?
+        };
+        for row in found {
+            if let Some(key) = expected.key(table, &row)
+                && open.contains_key(&(table, key.clone()))
+            {
+                rows.entry((table, key)).or_default().push(row);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+async fn fetch_all<B: Inspect>(
+    target: &mut B,
+    schema: &Arc<TableSchema>,
+    keys: &[Key],
+) -> Result<Vec<Row>, VerifyError> {
+    let mut rows = Vec::with_capacity(keys.len());
+    for some in keys.chunks(FETCH_KEYS_MAX) {
+        rows.extend(target.fetch(schema, some).await.map_err(VerifyError::Target)?.0);
+    }
+    Ok(rows)
+}
+
+async fn scan_all<B: Inspect>(target: &mut B, schema: &Arc<TableSchema>) -> Result<Vec<Row>, VerifyError> {
+    target.scan(schema).await.map_err(VerifyError::Target)?;
+    let mut rows = Vec::new();
+    loop {
+        let page = target.scan_next().await.map_err(VerifyError::Target)?;
+        if page.is_empty() {
+            return Ok(rows);
+        }
+        rows.extend(page);
+    }
+}

@@ -1,0 +1,202 @@
+//! Reading both sides: the source through the transforms, the target as it is.
+
+use crate::{Buckets, Digest, Options, Subject, VerifyError};
+use crossfade_connector::Inspect;
+use crossfade_event::{Cell, Change, Key, Op, Position, Row, TableId, TableSchema};
+use crossfade_transform::{Bound, Output, Plan, Views, Writing};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// The rows that lookups read, as the source has them now.
+#[derive(Debug, Default)]
+pub struct LiveViews {
+    rows: HashMap<u32, HashMap<Key, Row>>,
+}
+
+impl LiveViews {
+    /// Reads every table that the plan looks up.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    pub async fn read<A: Inspect>(subject: &Subject<'_>, source: &mut A) -> Result<Self, VerifyError> {
+        let mut views = Self::default();
+        for lookup in subject.plan.lookups() {
+            let Some(schema) = subject.source_tables.iter().find(|schema| schema.name == lookup.table) else { continue };
+            let kept = views.rows.entry(lookup.view).or_default();
+            source.scan(schema).await.map_err(VerifyError::Source)?;
+            loop {
+                let page = source.scan_next().await.map_err(VerifyError::Source)?;
+                if page.is_empty() {
+                    break;
+                }
+                for row in page {
+                    if let (Some(key), Some(row)) = (pick(schema, &row, &lookup.key), pick(schema, &row, &lookup.keep)) {
+                        kept.insert(Key::from(key), row);
+                    }
+                }
+            }
+        }
+        Ok(views)
+    }
+}
+
+impl Views for LiveViews {
+    fn get(&self, view: u32, key: &Key) -> Option<Row> {
+        self.rows.get(&view)?.get(key).cloned()
+    }
+}
+
+fn pick(schema: &TableSchema, row: &Row, names: &[String]) -> Option<Row> {
+    let cells: Vec<Cell<'_>> = row.cells().collect();
+    names.iter().map(|name| cells.get(schema.column_index(name)?).copied()).collect()
+}
+
+/// One table of the target, as far as comparing goes.
+#[derive(Debug, Clone)]
+pub(crate) struct TargetSide {
+    pub(crate) schema: Arc<TableSchema>,
+    /// Rows that only the target has are no difference: a mapping outlives its row, and a table in which only columns
+    /// are ours has rows of its own.
+    pub(crate) may_have_more: bool,
+}
+
+/// What the target should hold.
+pub struct Expected<'a> {
+    pub(crate) sources: Vec<(Arc<TableSchema>, Bound)>,
+    pub(crate) targets: BTreeMap<TableId, TargetSide>,
+    views: &'a LiveViews,
+}
+
+impl std::fmt::Debug for Expected<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Expected").field("targets", &self.targets.len()).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Expected<'a> {
+    /// Binds the plan to the source's tables.
+    ///
+    /// # Errors
+    /// When they do not fit.
+    pub fn of(subject: &Subject<'_>, views: &'a LiveViews) -> Result<Self, VerifyError> {
+        let sources = subject
+            .source_tables
+            .iter()
+            .map(|schema| Ok((schema.clone(), subject.plan.bind(schema)?)))
+            .collect::<Result<_, VerifyError>>()?;
+        Ok(Self { sources, targets: targets(subject.plan), views })
+    }
+
+    /// What one source row becomes: target table, key there, row there. Rows that the transforms refuse are not
+    /// expected in the target (they are in quarantine, and the target lacks them).
+    pub(crate) fn rows(
+        &self,
+        bound: &Bound,
+        schema: &TableSchema,
+        row: Row,
+        take: &mut dyn FnMut(TableId, Key, Row),
+    ) -> u64 {
+        if let Some(table) = bound.passthrough() {
+            if let Some(key) = self.key(table, &row) {
+                take(table, key, row);
+            }
+            return 0;
+        }
+        let change = Change { table: schema.id, schema: schema.version, op: Op::Insert, old: None, new: Some(row) };
+        let mut outputs = Vec::new();
+        bound.apply(&change, self.views, &mut outputs);
+        let mut refused = 0;
+        for output in outputs {
+            match output {
+                Output::Change(Change { table, new: Some(row), .. }) => {
+                    if let Some(key) = self.key(table, &row) {
+                        take(table, key, row);
+                    }
+                }
+                Output::Rejected { .. } => refused += 1,
+                Output::Change(_) | Output::Filtered => {}
+            }
+        }
+        refused
+    }
+
+    /// The key under which a row is compared: its own, or the whole row where there is none.
+    pub(crate) fn key(&self, table: TableId, row: &Row) -> Option<Key> {
+        let target = self.targets.get(&table)?;
+        Some(target.schema.key_of(row).unwrap_or_else(|| Key::from(row.clone())))
+    }
+}
+
+fn targets(plan: &Plan) -> BTreeMap<TableId, TargetSide> {
+    plan.tables()
+        .iter()
+        .map(|planned| {
+            let may_have_more = !matches!(planned.write, Writing::Table);
+            (planned.schema.id, TargetSide { schema: planned.schema.clone(), may_have_more })
+        })
+        .collect()
+}
+
+/// The digests of both sides.
+#[derive(Debug)]
+pub(crate) struct Digests {
+    pub(crate) source: BTreeMap<TableId, Buckets>,
+    pub(crate) target: BTreeMap<TableId, Buckets>,
+    /// The newest position at which a source table was read.
+    pub(crate) position: Option<Position>,
+    /// Source rows that the transforms refuse.
+    pub(crate) refused: u64,
+}
+
+pub(crate) async fn digest_source<A: Inspect>(
+    expected: &Expected<'_>,
+    source: &mut A,
+    options: &Options,
+) -> Result<Digests, VerifyError> {
+    let empty = || expected.targets.keys().map(|table| (*table, Buckets::new(options.buckets))).collect();
+    let mut digests = Digests { source: empty(), target: empty(), position: None, refused: 0 };
+    for (schema, bound) in &expected.sources {
+        let position = source.scan(schema).await.map_err(VerifyError::Source)?;
+        digests.position = digests.position.max(position);
+        loop {
+            let page = source.scan_next().await.map_err(VerifyError::Source)?;
+            if page.is_empty() {
+                break;
+            }
+            for row in page {
+                let buckets = &mut digests.source;
+                digests.refused += expected.rows(bound, schema, row, &mut |table, key, row| {
+                    if let Some(buckets) = buckets.get_mut(&table) {
+                        buckets.add(&key, Digest::hash(options.seed, &row));
+                    }
+                });
+            }
+        }
+    }
+    Ok(digests)
+}
+
+pub(crate) async fn digest_target<B: Inspect>(
+    expected: &Expected<'_>,
+    target: &mut B,
+    options: &Options,
+    digests: &mut Digests,
+) -> Result<(), VerifyError> {
+    for (table, side) in &expected.targets {
+        target.scan(&side.schema).await.map_err(VerifyError::Target)?;
+        loop {
+            let page = target.scan_next().await.map_err(VerifyError::Target)?;
+            if page.is_empty() {
+                break;
+            }
+            for row in page {
+                if let (Some(key), Some(buckets)) = (expected.key(*table, &row), digests.target.get_mut(table)) {
+                    buckets.add(&key, Digest::hash(options.seed, &row));
+                }
+            }
+        }
+    }
+    Ok(())
+}
