@@ -1,0 +1,161 @@
+//! A backlog of changes, half inserts, two fifths updates, a tenth deletes, against `CREATE SUBSCRIPTION`; with the
+//! processor seconds of both servers and everything beside them.
+
+use crate::{
+    servers::{Databases, Pair, spawn, until_caught_up, until_true},
+    summary::row,
+    usage::{cpu_seconds, waited_children_seconds},
+};
+use anyhow::Result;
+use std::time::Instant;
+
+const SCHEMA: &str = "CREATE TABLE items (id bigint PRIMARY KEY, kind int NOT NULL, price numeric(12,2) NOT NULL, \
+                      at timestamptz NOT NULL, name text NOT NULL, body text NOT NULL); \
+                      CREATE TABLE done (id int PRIMARY KEY)";
+
+/// One round's figures.
+struct Round {
+    changes_per_second: f64,
+    cpu_seconds_per_million: f64,
+}
+
+pub(crate) async fn run(rounds: usize, changes: u64, per_transaction: u64) -> Result<()> {
+    let pair = Pair::start()?;
+    let (mut peer, mut ours) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let order = if round % 2 == 0 { [true, false] } else { [false, true] };
+        for is_peer in order {
+            let databases = pair.databases("backlog").await;
+            databases.source.execute(SCHEMA).await;
+            fill(&databases, changes).await;
+            if is_peer {
+                peer.push(subscription(&pair, &databases, changes, per_transaction).await?);
+            } else {
+                ours.push(crossfade(&pair, &databases, changes, per_transaction).await?);
+            }
+            databases.compare("SELECT * FROM public.items ORDER BY id").await?;
+        }
+    }
+    let speed = |rounds: &[Round]| rounds.iter().map(|round| round.changes_per_second).collect::<Vec<_>>();
+    let cpu = |rounds: &[Round]| rounds.iter().map(|round| round.cpu_seconds_per_million).collect::<Vec<_>>();
+    row(&format!("backlog, transactions of {per_transaction}"), "changes/s", &speed(&peer), &speed(&ours));
+    row(&format!("the same, processor time with both servers"), "s per million", &cpu(&peer), &cpu(&ours));
+    Ok(())
+}
+
+async fn fill(databases: &Databases, changes: u64) {
+    databases
+        .source
+        .execute(&format!(
+            "INSERT INTO items SELECT i, i % 1000, i * 0.37, now(), 'item ' || i, rpad(md5(i::text), 96, 'x') \
+             FROM generate_series(1, {}) i",
+            changes / 2
+        ))
+        .await;
+}
+
+/// Writes the backlog, then the row that says that it is over.
+async fn write(databases: &Databases, changes: u64, per_transaction: u64) {
+    let sql = format!(
+        "SET synchronous_commit = off; \
+         CREATE PROCEDURE backlog() LANGUAGE plpgsql AS $$ \
+         DECLARE n bigint := {existing}; moved bigint := 0; gone bigint := {existing}; \
+         BEGIN \
+           FOR i IN 0..{last} LOOP \
+             IF i % 10 < 5 THEN \
+               n := n + 1; \
+               INSERT INTO items VALUES (n, i % 1000, i * 0.37, now(), 'new ' || n, rpad(md5(n::text), 96, 'y')); \
+             ELSIF i % 10 < 9 THEN \
+               moved := moved + 1; \
+               UPDATE items SET price = price + 1, name = 'moved ' || moved WHERE id = 1 + moved % ({existing} / 2); \
+             ELSE \
+               DELETE FROM items WHERE id = gone; gone := gone - 1; \
+             END IF; \
+             IF i % {per_transaction} = {per_transaction} - 1 THEN COMMIT; END IF; \
+           END LOOP; \
+         END $$",
+        existing = changes / 2,
+        last = changes - 1,
+    );
+    databases.source.execute(&sql).await;
+    databases.source.execute("SET synchronous_commit = off; CALL backlog()").await;
+    databases.source.execute("INSERT INTO done VALUES (1)").await;
+}
+
+async fn subscription(pair: &Pair, databases: &Databases, changes: u64, per: u64) -> Result<Round> {
+    databases.target.execute(SCHEMA).await;
+    databases.source.execute("CREATE PUBLICATION bench FOR TABLE items, done").await;
+    let name = &databases.target.name;
+    let source = databases.source.connect().await;
+    source.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", &[name]).await?;
+    let connection = format!("host=127.0.0.1 port={} user=postgres dbname={}", pair.source.port(), databases.source.name);
+    databases
+        .target
+        .execute(&format!(
+            "CREATE SUBSCRIPTION {name} CONNECTION '{connection}' PUBLICATION bench \
+             WITH (create_slot = false, slot_name = '{name}', enabled = false, copy_data = false, binary = true, streaming = on)"
+        ))
+        .await;
+    // The rows that are there already: what the initial copy would have brought.
+    databases.copy_items().await?;
+    write(databases, changes, per).await;
+    pair.settle().await?;
+    let watcher = databases.target.connect().await;
+    let before = cpu_seconds_of(pair);
+    let begun = Instant::now();
+    databases.target.execute(&format!("ALTER SUBSCRIPTION {name} ENABLE")).await;
+    until_true(&watcher, "SELECT EXISTS (SELECT FROM done)").await?;
+    let took = begun.elapsed().as_secs_f64();
+    let cpu = cpu_seconds_of(pair) - before;
+    databases.target.execute(&format!("DROP SUBSCRIPTION {name}")).await;
+    Ok(figures(changes, took, cpu))
+}
+
+async fn crossfade(pair: &Pair, databases: &Databases, changes: u64, per: u64) -> Result<Round> {
+    let folder = tempfile::tempdir()?;
+    let spec = databases.spec("backlog");
+    until_caught_up(folder.path(), &spec)?;
+    write(databases, changes, per).await;
+    pair.settle().await?;
+    let watcher = databases.target.connect().await;
+    let before = cpu_seconds_of(pair) + waited_children_seconds();
+    let begun = Instant::now();
+    let running = spawn(folder.path(), &spec, &[]);
+    until_true(&watcher, "SELECT EXISTS (SELECT FROM done)").await?;
+    let took = begun.elapsed().as_secs_f64();
+    running.terminate();
+    running.wait();
+    let cpu = cpu_seconds_of(pair) + waited_children_seconds() - before;
+    crossfade_done(databases, folder.path()).await;
+    Ok(figures(changes, took, cpu))
+}
+
+/// Frees the slot, so that the next round's server keeps no WAL for it.
+async fn crossfade_done(databases: &Databases, _folder: &std::path::Path) {
+    databases
+        .source
+        .execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active")
+        .await;
+}
+
+fn figures(changes: u64, took: f64, cpu: f64) -> Round {
+    Round {
+        changes_per_second: changes as f64 / took,
+        cpu_seconds_per_million: cpu * 1_000_000.0 / changes as f64,
+    }
+}
+
+fn cpu_seconds_of(pair: &Pair) -> f64 {
+    [&pair.source, &pair.target].into_iter().filter_map(|server| server.pid()).map(cpu_seconds).sum()
+}
+
+impl Databases {
+    async fn copy_items(&self) -> Result<()> {
+        let script = format!(
+            "set -e -o pipefail; psql -qXAt '{}' -c 'COPY items TO STDOUT' | psql -qXAt '{}' -c 'COPY items FROM STDIN'",
+            self.source.url, self.target.url
+        );
+        anyhow::ensure!(std::process::Command::new("bash").args(["-c", &script]).status()?.success(), "the copy failed");
+        Ok(())
+    }
+}
