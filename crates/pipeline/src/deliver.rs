@@ -338,6 +338,10 @@ impl<L: EventLog> Producer<L> {
             let Ok(entries) = self.fill(&mut reader, true).await? else { return Ok(Err(Gone)) };
             for entry in &entries.entries {
                 let meaning = self.gather.snapshot(entry)?;
+                if matches!(meaning, Meaning::BackfillEnded { generation } if generation == self.progress.generation) {
+                    // The place stays before this entry until the load is finished: a restart in between finds it again.
+                    return Ok(self.finish_load().await);
+                }
                 past(&mut self.progress.cut, entry);
                 match meaning {
                     Meaning::More | Meaning::Boundary(_) => {}
@@ -347,9 +351,6 @@ impl<L: EventLog> Producer<L> {
                         }
                     }
                     Meaning::BackfillBegan { generation, tables } => self.begin_backfill(entry, generation, &tables)?,
-                    Meaning::BackfillEnded { generation } if generation == self.progress.generation => {
-                        return Ok(self.finish_load().await);
-                    }
                     Meaning::BackfillEnded { .. } => {}
                 }
                 if self.progress.generation == 0 && entry.event.is_snapshot() {
@@ -385,6 +386,7 @@ impl<L: EventLog> Producer<L> {
         self.progress.stage = Stage::Streaming;
         self.progress.cut = self.progress.stream_from.clone();
         self.progress.position = self.progress.position.max(self.began_at);
+        self.progress.schemas = self.gather.routes.followed();
         self.send(Work::FinishLoad(self.progress.clone())).await
     }
 

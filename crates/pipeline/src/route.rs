@@ -140,6 +140,7 @@ impl Routes {
         }
         let known = self.catalog.table(&schema.name).is_some()
             || self.catalog.tables.iter().any(|table| schema.native_id != 0 && table.native_id == schema.native_id);
+        let first = !self.followed.contains_key(&schema.id);
         let mut catalog = self.catalog.clone();
         evolve_catalog(&mut catalog, schema);
         self.followed.insert(schema.id, schema.clone());
@@ -153,7 +154,9 @@ impl Routes {
         self.plan = plan;
         self.catalog = catalog;
         self.bound.clear();
-        if !known {
+        // The first schema of a table only says more exactly what was planned (how its cells are written): nothing is
+        // to be altered, unless somebody altered the table between the plan and the first row.
+        if !known || (first && same_columns(&before, &target)) {
             return Ok(Some(Follow::Prepare(target)));
         }
         let changed: Vec<(TargetTable, TargetTable)> = before
@@ -198,6 +201,15 @@ impl Routes {
             .find(|table| table.native_id == schema.native_id)
             .map_or_else(|| schema.name.clone(), |table| table.name.clone())
     }
+}
+
+/// Whether two targets have the same tables with the same columns, by name.
+fn same_columns(before: &Target, after: &Target) -> bool {
+    let names = |target: &Target| -> Vec<(TableId, Vec<String>)> {
+        let columns = |table: &TargetTable| table.schema.columns.iter().map(|column| column.name.to_string()).collect();
+        target.tables.iter().map(|table| (table.schema.id, columns(table))).collect()
+    };
+    names(before) == names(after)
 }
 
 /// For each column of `to`, where it stands in `from`: by the source's own number, else by name.

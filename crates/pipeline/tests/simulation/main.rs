@@ -103,7 +103,8 @@ async fn run_deliver(log: &Memory, sink: &mut ModelSink, batch_bytes: usize) -> 
         ..DeliverOptions::new(Some("simulation"))
     };
     // A sink that waits at the tail of an unfinished backfill is cut short, as by a kill.
-    let running = deliver(log, &routes(), sink, &options, &Silent, &mut valve, stop);
+    let routes = routes();
+    let running = deliver(log, &routes, sink, &options, &Silent, &mut valve, stop);
     tokio::time::timeout(Duration::from_millis(2_000), running).await.ok().map(Result::unwrap)
 }
 

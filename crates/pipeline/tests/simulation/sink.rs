@@ -23,6 +23,11 @@ impl Durable {
         self.0.lock().unwrap().rows.clone()
     }
 
+    /// Where it stands.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        self.0.lock().unwrap().progress.clone()
+    }
+
     /// Damages every row.
     pub(crate) fn damage_all(&self) {
         let mut kept = self.0.lock().unwrap();
