@@ -1,1 +1,23 @@
-//! Placeholder.
+//! What a user is promised: kill it whenever you like. The release binary is ended by SIGKILL at random moments, under live
+//! writers, in every phase; it is started again, and at the end both sides are compared value by value, by the tests' own
+//! comparison. Also here: the state folder lost or damaged, servers and network that go away, a second run, and builds
+//! with a defect, which these tests must find.
+//!
+//! The short round runs with all tests; `CROSSFADE_SOAK=1` (`make soak`) makes it long. Every random choice follows from a
+//! seed that is printed.
+#![cfg(test)]
+
+mod bank;
+mod ends;
+mod kills;
+mod mutants;
+mod round;
+mod servers;
+mod stand;
+mod state;
+mod tally;
+
+/// Whether this is the long round.
+fn is_soak() -> bool {
+    std::env::var("CROSSFADE_SOAK").is_ok_and(|value| value == "1")
+}

@@ -3,7 +3,7 @@
 use crate::Failure;
 use bytes::Bytes;
 use crossfade_event::{
-    Change, Cut, Key, Position, Row, TableId, TableName, TableSchema, Version,
+    Change, Cut, Key, Position, Row, SchemaVersion, TableId, TableName, TableSchema, Version,
     catalog::{Catalog, TableDef},
 };
 use serde::{Deserialize, Serialize};
@@ -74,6 +74,8 @@ pub struct Progress {
     pub stream_from: Cut,
     /// The source position up to which the sink is exact; `None` before the first backfill is in.
     pub position: Option<Position>,
+    /// Which schema of each source table the target's shape follows (table number, schema version), sorted.
+    pub schemas: Vec<(TableId, SchemaVersion)>,
 }
 
 /// One thing to write. Rows and changes are in the target's shape already.

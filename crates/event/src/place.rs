@@ -71,7 +71,9 @@ impl fmt::Display for Position {
 
 /// A text that is not a position.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a position; write timeline/commit/ordinal as `crossfade status` prints it, for example 1/16B3748/end")]
+#[error(
+    "`{0}` is not a position; write timeline/commit/ordinal as `crossfade status` prints it, for example 1/16B3748/end"
+)]
 pub struct ParsePositionError(String);
 
 /// A place in one partition of our log; ordered, may have gaps.

@@ -143,8 +143,7 @@ fn measure(bytes: &[u8]) -> Result<usize, RowError> {
     let count = bytes.first_chunk::<2>().map(|count| u16::from_be_bytes(*count)).ok_or(RowError::Short(0))?;
     let mut at = 2;
     for index in 0..usize::from(count) {
-        let length =
-            bytes.get(at..).and_then(|rest| rest.first_chunk::<4>()).ok_or(RowError::Short(index))?;
+        let length = bytes.get(at..).and_then(|rest| rest.first_chunk::<4>()).ok_or(RowError::Short(index))?;
         at += 4;
         match i32::from_be_bytes(*length) {
             NULL | UNCHANGED | ABSENT => {}

@@ -51,6 +51,8 @@ pub enum Value {
     Numeric(Numeric),
     /// Text
     Text(String),
+    /// Text whose bytes are not UTF-8 (SQLite keeps what it was given)
+    RawText(Vec<u8>),
     /// Raw bytes
     Bytes(Vec<u8>),
     /// Days since 2000-01-01; the extremes of `i32` are ±infinity
@@ -75,16 +77,17 @@ pub enum Value {
     Other(String),
 }
 
-impl fmt::Debug for Value {
-    // Values never reach logs: only their kind does.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Value {
+    /// The word for its kind, fit for errors: never the value itself.
+    pub fn kind(&self) -> &'static str {
+        match self {
             Self::Bool(_) => "bool",
             Self::Int(_) => "int",
             Self::Float32(_) => "float32",
             Self::Float64(_) => "float64",
             Self::Numeric(_) => "numeric",
             Self::Text(_) => "text",
+            Self::RawText(_) => "text that is not UTF-8",
             Self::Bytes(_) => "bytes",
             Self::Date(_) => "date",
             Self::Time(_) => "time",
@@ -96,6 +99,13 @@ impl fmt::Debug for Value {
             Self::Json(_) => "json",
             Self::Jsonb(_) => "jsonb",
             Self::Other(_) => "other",
-        })
+        }
+    }
+}
+
+impl fmt::Debug for Value {
+    // Values never reach logs: only their kind does.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind())
     }
 }

@@ -42,8 +42,29 @@ pub enum LogError {
         /// What there is.
         start: Cut,
     },
+    /// A place that the log has not reached: it is not the log that was read before, or it lost its end.
+    #[error(
+        "the log ends at {end}; {asked} lies beyond it, so this is not the log that was read before. Put the right log back, or start again from the source: `crossfade rollback --wipe`, then `crossfade run`"
+    )]
+    Beyond {
+        /// What was asked for.
+        asked: Cut,
+        /// Where the log ends.
+        end: Cut,
+    },
+    /// It was opened for reading.
+    #[error("the log in {dir} is open for reading only", dir = dir.display())]
+    ReadOnly {
+        /// Which folder.
+        dir: PathBuf,
+    },
+    /// An option that is not built.
+    #[error("the embedded log cannot do this yet: {0}")]
+    NotBuilt(String),
     /// A write or fsync failed; nothing more is written until the log is opened anew.
-    #[error("the log takes no more writes until restart: {why}. Make room or mend the disk, then start crossfade again")]
+    #[error(
+        "the log takes no more writes until restart: {why}. Make room or mend the disk, then start crossfade again"
+    )]
     Poisoned {
         /// The first failure.
         why: String,

@@ -5,12 +5,16 @@
 //!
 //! What this crate deliberately does not do: it knows no source and no sink, and it decodes no row.
 
+mod contract;
 pub mod embedded;
 mod error;
+mod find;
 pub mod memory;
-mod record;
+pub mod record;
+mod schemas;
 
 pub use error::LogError;
+pub use find::{Seek, find};
 
 use crossfade_event::{Batch, Cut, Event, Offset, Partition, Position, SchemaVersion, TableId, TableSchema};
 use std::{future::Future, sync::Arc};
@@ -80,10 +84,15 @@ pub trait EventLog: Clone + Send + Sync + 'static {
     /// bounds the bytes in flight.
     fn append(&self, batch: Batch) -> impl Future<Output = Result<Cut, LogError>> + Send + 'static;
 
+    /// Drops an unfinished head (parts of a transaction whose last part never came): the source was reopened and will
+    /// send the whole again. Ordered with the appends before and after it; nothing to do where there is none.
+    fn abandon(&self) -> impl Future<Output = Result<(), LogError>> + Send + 'static;
+
     /// A reader from a cut on.
     ///
     /// # Errors
-    /// [`LogError::Trimmed`] when the cut lies before the first entry kept.
+    /// [`LogError::Trimmed`] when the cut lies before the first entry kept, [`LogError::Beyond`] when it lies behind
+    /// the last one: then it is not the log that was read before.
     fn read(&self, from: &Cut, lane: Lane) -> Result<Self::Reader, LogError>;
 
     /// The end.

@@ -1,1 +1,1 @@
-//! The package exists for its test; see `main.rs`.
+//! The package exists for its test, which kills the release binary: see `main.rs`.

@@ -1,0 +1,31 @@
+# What people and CI run. `make test` is the one test command; CI calls the same.
+.PHONY: demo build test lint soak bench
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# The whole life of a migration on embedded parts, in under half a minute after the build. Needs Rust and a C compiler.
+demo: build
+	$(TARGET)/release/crossfade demo
+
+build:
+	cargo build --release -p crossfade-cli
+
+# Every test, against real servers. As root it installs what is missing; otherwise it ends with the exact list.
+test:
+	ci/prepare
+	cargo build --release -p crossfade-cli
+	ci/test
+
+lint:
+	ci/lint
+
+# The long round of tests/recovery: at least 200 kills under live writers, with a report of kills per phase.
+soak:
+	ci/prepare
+	cargo build --release -p crossfade-cli
+	CROSSFADE_SOAK=1 CI=true cargo test --release -p crossfade-tests-recovery -- --nocapture --test-threads=1
+
+# Crossfade and its peers on the same work in one run; see docs/performance.md.
+bench: build
+	ci/prepare sqlite3
+	cargo run --release -p crossfade-benches

@@ -1,0 +1,306 @@
+//! Tables and columns, from the catalog.
+
+use super::{objects, parts};
+use crate::{
+    Patterns,
+    client::failure,
+    codec::types::{self, Portability, TypeFacts},
+};
+use crossfade_connector::Failure;
+use crossfade_event::{
+    Column, ColumnType, Identity, TableName,
+    catalog::{Catalog, ColumnDef, Dialect, IdentityColumn, RelationKind, TableDef},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+use tokio_postgres::Client;
+
+const RELATIONS: &str = "\
+SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+  pn.nspname::text, p.relname::text, pg_catalog.pg_get_expr(c.relpartbound, c.oid),
+  CASE WHEN c.relkind = 'p' THEN pg_catalog.pg_get_partkeydef(c.oid) END,
+  pg_catalog.greatest_zero(c.reltuples), rn.nspname::text, r.relname::text
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_inherits i ON c.relispartition AND i.inhrelid = c.oid
+LEFT JOIN pg_catalog.pg_class p ON p.oid = i.inhparent
+LEFT JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace
+LEFT JOIN pg_catalog.pg_class r ON c.relispartition AND r.oid = pg_catalog.pg_partition_root(c.oid)
+LEFT JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
+  AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'crossfade')
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+    AND d.objid = c.oid AND d.deptype = 'e')
+ORDER BY 2, 3";
+
+/// A relation as it was found.
+struct Relation {
+    oid: u32,
+    name: TableName,
+    kind: String,
+    unlogged: bool,
+    replica_identity: String,
+    parent: Option<TableName>,
+    bound: Option<String>,
+    strategy: Option<String>,
+    estimate: u64,
+    root: Option<TableName>,
+}
+
+/// Everything that the patterns mean.
+pub(super) async fn read(client: &Client, patterns: &Patterns) -> Result<Catalog, Failure> {
+    let relations = relations(client).await?;
+    let names: Vec<TableName> = relations.iter().map(|relation| relation.name.clone()).collect();
+    patterns.select(&names)?;
+    let by_root = |relation: &Relation| {
+        relation.root.as_ref().is_some_and(|root| patterns.verdict(root) == Some(true))
+    };
+    let wanted: Vec<Relation> = relations
+        .into_iter()
+        .filter(|relation| patterns.verdict(&relation.name).unwrap_or_else(|| by_root(relation)))
+        .collect();
+    let taken: HashSet<TableName> = wanted.iter().map(|relation| relation.name.clone()).collect();
+    let oids: Vec<u32> = wanted.iter().map(|relation| relation.oid).collect();
+    let columns = columns(client, &oids).await?;
+    let facts = facts(client, &wanted, &columns).await?;
+    let parts = parts::read(client, &oids).await?;
+    let sizes = sizes(client, &wanted).await?;
+    let mut tables: Vec<TableDef> = wanted
+        .into_iter()
+        .map(|relation| {
+            let bytes = sizes.get(&relation.oid).copied().unwrap_or(0);
+            table(relation, &columns, &facts, &parts, &taken, bytes)
+        })
+        .collect();
+    tables.sort_by(|one, other| one.name.cmp(&other.name));
+    let type_oids: HashSet<u32> = columns.values().flatten().map(|column| column.type_oid).collect();
+    let (types, mut extensions) = objects::types(client, type_oids.into_iter().collect()).await?;
+    extensions.extend(objects::used_extensions(client, &oids).await?);
+    extensions.sort();
+    extensions.dedup();
+    let sequences = objects::sequences(client, &oids).await?;
+    Ok(Catalog { dialect: Dialect::Postgres, tables, types, sequences, extensions })
+}
+
+async fn relations(client: &Client) -> Result<Vec<Relation>, Failure> {
+    let sql = RELATIONS.replace("pg_catalog.greatest_zero(c.reltuples)", "GREATEST(c.reltuples, 0)::pg_catalog.int8");
+    let rows = client.query(sql.as_str(), &[]).await.map_err(|error| failure("listing the tables", error))?;
+    let pair = |schema: Option<String>, name: Option<String>| Some(TableName::new(schema?, name?));
+    Ok(rows
+        .into_iter()
+        .map(|row| Relation {
+            oid: row.get(0),
+            name: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+            kind: row.get(3),
+            unlogged: row.get::<_, &str>(4) == "u",
+            replica_identity: row.get(5),
+            parent: pair(row.get(6), row.get(7)),
+            bound: row.get(8),
+            strategy: row.get(9),
+            estimate: row.get::<_, i64>(10) as u64,
+            root: pair(row.get(11), row.get(12)),
+        })
+        .collect())
+}
+
+/// A column as it was found.
+struct Found {
+    name: Arc<str>,
+    type_oid: u32,
+    type_name: String,
+    nullable: bool,
+    default: Option<String>,
+    identity: Option<IdentityColumn>,
+    generated: bool,
+    collation: Option<String>,
+    attnum: u32,
+    key: Option<u16>,
+    sequence: Option<TableName>,
+    virtual_: bool,
+}
+
+const COLUMNS: &str = "\
+SELECT a.attrelid, a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
+  pg_catalog.pg_get_expr(d.adbin, d.adrelid), a.attidentity::text, a.attgenerated::text,
+  CASE WHEN a.attcollation <> 0 AND a.attcollation <> t.typcollation
+    THEN pg_catalog.format('%I.%I', cn.nspname, co.collname) END,
+  a.attnum::int4, pg_catalog.array_position(i.indkey::int2[], a.attnum)::int4, sn.nspname::text, s.relname::text
+FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+LEFT JOIN pg_catalog.pg_collation co ON co.oid = a.attcollation
+LEFT JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace
+LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
+  AND (CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'n' THEN false ELSE i.indisprimary END)
+LEFT JOIN LATERAL (SELECT dep.objid FROM pg_catalog.pg_depend dep
+  JOIN pg_catalog.pg_class sc ON sc.oid = dep.objid AND sc.relkind = 'S'
+  WHERE dep.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND dep.refclassid = dep.classid
+    AND dep.refobjid = a.attrelid AND dep.refobjsubid = a.attnum AND dep.deptype IN ('a', 'i') LIMIT 1) dep ON true
+LEFT JOIN pg_catalog.pg_class s ON s.oid = dep.objid
+LEFT JOIN pg_catalog.pg_namespace sn ON sn.oid = s.relnamespace
+WHERE a.attrelid = ANY($1) AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attrelid, a.attnum";
+
+async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Found>>, Failure> {
+    let rows =
+        client.query(COLUMNS, &[&oids]).await.map_err(|error| failure("reading the columns of the tables", error))?;
+    let mut found: HashMap<u32, Vec<Found>> = HashMap::new();
+    for row in rows {
+        let generated: String = row.get(7);
+        let sequence = row.get::<_, Option<String>>(11).zip(row.get::<_, Option<String>>(12));
+        found.entry(row.get(0)).or_default().push(Found {
+            name: row.get::<_, String>(1).into(),
+            type_oid: row.get(2),
+            type_name: row.get(3),
+            nullable: row.get(4),
+            default: row.get(5),
+            identity: match row.get(6) {
+                "a" => Some(IdentityColumn::Always),
+                "d" => Some(IdentityColumn::ByDefault),
+                _ => None,
+            },
+            generated: !generated.is_empty(),
+            virtual_: generated == "v",
+            collation: row.get(8),
+            attnum: row.get::<_, i32>(9) as u32,
+            key: row.get::<_, Option<i32>>(10).map(|place| place as u16),
+            sequence: sequence.map(|(schema, name)| TableName::new(schema, name)),
+        });
+    }
+    Ok(found)
+}
+
+/// Whether the stream must ask for text everywhere, and what each type means.
+struct Facts {
+    types: HashMap<u32, TypeFacts>,
+    text: bool,
+}
+
+async fn facts(
+    client: &Client,
+    relations: &[Relation],
+    columns: &HashMap<u32, Vec<Found>>,
+) -> Result<Facts, Failure> {
+    let oids: HashSet<u32> = columns.values().flatten().map(|column| column.type_oid).collect();
+    let types = types::facts(client, &oids.into_iter().collect::<Vec<_>>()).await?;
+    // What the source captures: tables with rows of their own, without what is generated.
+    let text = relations
+        .iter()
+        .filter(|relation| relation.kind == "r")
+        .filter_map(|relation| columns.get(&relation.oid))
+        .flatten()
+        .filter(|column| !column.generated)
+        .filter_map(|column| types.get(&column.type_oid))
+        .any(|facts| facts.portability == Portability::TextOnly);
+    Ok(Facts { types, text })
+}
+
+/// Sizes on disk; a table that is locked or gone counts as nothing.
+async fn sizes(client: &Client, relations: &[Relation]) -> Result<HashMap<u32, u64>, Failure> {
+    let oids: Vec<u32> =
+        relations.iter().filter(|relation| matches!(relation.kind.as_str(), "r" | "m")).map(|relation| relation.oid).collect();
+    let sql = "SELECT oid, COALESCE(pg_catalog.pg_table_size(oid), 0) FROM pg_catalog.pg_class WHERE oid = ANY($1)";
+    let rows = client.query(sql, &[&oids]).await.map_err(|error| failure("reading the sizes of the tables", error))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1) as u64)).collect())
+}
+
+fn table(
+    relation: Relation,
+    columns: &HashMap<u32, Vec<Found>>,
+    facts: &Facts,
+    parts: &parts::Parts,
+    taken: &HashSet<TableName>,
+    bytes: u64,
+) -> TableDef {
+    let own = columns.get(&relation.oid).map(Vec::as_slice).unwrap_or_default();
+    let inherits = relation.parent.as_ref().is_some_and(|parent| taken.contains(parent));
+    let mut parts = parts.of(relation.oid, inherits);
+    parts.foreign_keys.sort_by(|one, other| one.name.cmp(&other.name));
+    let has_key = own.iter().any(|column| column.key.is_some());
+    let identity = match (has_key, relation.replica_identity.as_str()) {
+        (true, _) => Identity::Key,
+        (false, "f") => Identity::FullRow,
+        (false, _) => Identity::InsertOnly,
+    };
+    let obstacle = obstacle(&relation, own);
+    let kind = kind(&relation, taken);
+    TableDef {
+        name: relation.name,
+        kind,
+        columns: own.iter().map(|column| def(column, facts)).collect(),
+        identity,
+        primary_key: parts.primary_key,
+        uniques: parts.uniques,
+        checks: parts.checks,
+        foreign_keys: parts.foreign_keys,
+        indexes: parts.indexes,
+        rows_estimate: relation.estimate,
+        bytes,
+        native_id: relation.oid,
+        obstacle,
+    }
+}
+
+fn kind(relation: &Relation, taken: &HashSet<TableName>) -> RelationKind {
+    match (relation.kind.as_str(), &relation.parent, &relation.bound, &relation.strategy) {
+        ("v" | "m", ..) => RelationKind::View,
+        ("f", ..) => RelationKind::Foreign,
+        _ if relation.unlogged => RelationKind::Unlogged,
+        // An inner node of a tree is a partition that is itself partitioned: SQL says so after the bound.
+        (_, Some(parent), Some(bound), strategy) if taken.contains(parent) => RelationKind::Partition {
+            parent: parent.clone(),
+            bound: match strategy {
+                Some(strategy) => format!("{bound} PARTITION BY {strategy}"),
+                None => bound.clone(),
+            },
+        },
+        ("p", _, _, Some(strategy)) => RelationKind::Partitioned { strategy: strategy.clone() },
+        _ => RelationKind::Table,
+    }
+}
+
+fn def(found: &Found, facts: &Facts) -> ColumnDef {
+    let known = facts.types.get(&found.type_oid);
+    let default = found.default.clone();
+    ColumnDef {
+        column: Column {
+            name: found.name.clone(),
+            type_: ColumnType {
+                name: found.type_name.as_str().into(),
+                native_id: found.type_oid,
+                logical: known.map_or(crossfade_event::Logical::Opaque, |known| known.logical),
+                format: known.map_or(crossfade_event::Format::PgText, |known| known.format(facts.text)),
+            },
+            key: found.key,
+            nullable: found.nullable,
+            native_id: found.attnum,
+            default: None,
+        },
+        default: default.clone().filter(|_| !found.generated),
+        identity: found.identity,
+        generated: default.filter(|_| found.generated),
+        collation: found.collation.clone(),
+        sequence: found.sequence.clone(),
+    }
+}
+
+/// Why a relation cannot be captured, with the remedy.
+fn obstacle(relation: &Relation, columns: &[Found]) -> Option<String> {
+    let name = &relation.name;
+    let exclude = format!("exclude it with \"!{name}\"");
+    match relation.kind.as_str() {
+        "v" => Some(format!("{name} is a view: it has no rows of its own to capture; {exclude} and take the tables beneath it")),
+        "m" => Some(format!("{name} is a materialised view: its changes are not in the WAL; {exclude} and make it again in the target")),
+        "f" => Some(format!("{name} is a foreign table: its rows live in another server; {exclude} and migrate it from there")),
+        _ if relation.unlogged => Some(format!(
+            "{name} is unlogged: its changes are not in the WAL; run ALTER TABLE {name} SET LOGGED, or {exclude}"
+        )),
+        _ if columns.iter().any(|column| column.virtual_) && columns.iter().all(|column| column.generated) => {
+            Some(format!("{name} has nothing but generated columns; {exclude}"))
+        }
+        _ if columns.is_empty() => Some(format!("{name} has no columns; {exclude}")),
+        _ => None,
+    }
+}

@@ -1,0 +1,206 @@
+//! A delivery, from its writes to its commit.
+//!
+//! A delivery is cut into *runs*: changes that may be folded together, rows of a backfill, an emptied table. A run is
+//! tried as sets. If the server refuses the data, the attempt is rolled back, first tried again with upserts (some
+//! keys were there already, as they may be just after a backfill), then halved, and halved again, always in source
+//! order, until the change that is at fault stands alone: that one goes to quarantine, everything else goes in. All of
+//! it, with the position, is one transaction.
+
+use super::{
+    fold::Unit,
+    held::Held,
+    link::{Bind, Link},
+    refuse::Record,
+    store,
+    table::Table,
+};
+use crate::client::failure;
+use bytes::Bytes;
+use crossfade_connector::{Applied, Delivery, Failure, Guard, Rejection, Write};
+use crossfade_event::{Change, Identity, TableId, Version};
+use std::collections::HashMap;
+
+/// What is done about a change that cannot be applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnError {
+    /// It goes to quarantine, its key and its children wait behind it, everything else goes on.
+    #[default]
+    Quarantine,
+    /// The migration stops.
+    Stop,
+}
+
+/// What may be folded together, or not.
+pub(super) enum Run {
+    Changes(Vec<Unit>),
+    Rows { table: usize, count: u64, blocks: Vec<(Version, Bytes)> },
+    Truncate(Vec<usize>),
+    Reject(Rejection),
+}
+
+/// Applies one delivery on one session.
+pub(super) struct Writer<'a> {
+    pub(super) link: &'a mut Link,
+    pub(super) tables: &'a mut [Table],
+    pub(super) index: &'a HashMap<TableId, usize>,
+    pub(super) held: &'a mut Held,
+    pub(super) shapes: &'a mut HashMap<usize, i64>,
+    pub(super) migration: &'a str,
+    pub(super) epoch: u64,
+    pub(super) on_error: OnError,
+    pub(super) guard: Guard,
+    pub(super) applied: Applied,
+    pub(super) records: Vec<Record>,
+}
+
+/// What a sink lends to a writer.
+pub(super) struct Parts<'a> {
+    pub(super) link: &'a mut Link,
+    pub(super) tables: &'a mut [Table],
+    pub(super) index: &'a HashMap<TableId, usize>,
+    pub(super) held: &'a mut Held,
+    pub(super) shapes: &'a mut HashMap<usize, i64>,
+    pub(super) migration: &'a str,
+    pub(super) epoch: u64,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(parts: Parts<'a>, on_error: OnError, guard: Guard) -> Self {
+        let Parts { link, tables, index, held, shapes, migration, epoch } = parts;
+        Self {
+            link,
+            tables,
+            index,
+            held,
+            shapes,
+            migration,
+            epoch,
+            on_error,
+            guard,
+            applied: Applied::default(),
+            records: Vec::new(),
+        }
+    }
+
+    /// How many changes are in.
+    pub(super) fn applied(&self) -> u64 {
+        self.applied.applied
+    }
+
+    /// Applies it all. `position` moves the sink's place; it is given for deliveries that commit.
+    pub(super) async fn deliver(mut self, delivery: Delivery, position: Option<Bind>) -> Result<Applied, Failure> {
+        let commits = delivery.commits;
+        let runs = self.runs(delivery.writes)?;
+        self.calm_down();
+        self.work(runs, commits, position).await
+    }
+
+    /// Each delivery without a conflict brings a table nearer to plain inserts again.
+    pub(super) fn calm_down(&mut self) {
+        for table in self.tables.iter_mut() {
+            table.cautious = table.cautious.saturating_sub(1);
+        }
+    }
+
+    /// Writes runs, records what was refused, moves the position and commits.
+    pub(super) async fn work(
+        mut self,
+        runs: Vec<Run>,
+        commits: bool,
+        position: Option<Bind>,
+    ) -> Result<Applied, Failure> {
+        let mut written = false;
+        let last = runs.len().saturating_sub(1);
+        for (number, run) in runs.into_iter().enumerate() {
+            let tail = position.as_ref().filter(|_| number == last && self.records.is_empty());
+            match run {
+                Run::Changes(units) => written = self.changes(&units, tail).await?,
+                Run::Rows { table, count, blocks } => self.rows(table, count, &blocks).await?,
+                Run::Truncate(tables) => self.truncate(&tables).await?,
+                Run::Reject(rejection) => self.refused(rejection)?,
+            }
+        }
+        self.file_records().await?;
+        match position {
+            Some(bind) if !written => self.position(bind).await?,
+            _ => {}
+        }
+        if commits && self.link.open {
+            self.link.execute("committing", "COMMIT").await?;
+            self.link.open = false;
+        }
+        Ok(self.applied)
+    }
+
+    async fn position(&mut self, bind: Bind) -> Result<(), Failure> {
+        let counts = self
+            .link
+            .pipeline(None, std::slice::from_ref(&bind))
+            .await
+            .map_err(|(_, error)| failure("writing the position", error))?;
+        if counts.first() == Some(&0) {
+            return Err(store::fenced(self.epoch));
+        }
+        Ok(())
+    }
+
+    pub(super) fn table_index(&self, table: TableId) -> Result<usize, Failure> {
+        self.index.get(&table).copied().ok_or_else(|| {
+            let told = format!("table {} is not among the prepared ones", table.0);
+            Failure::halt("applying changes", told, "Report this: a table must be prepared before its rows come")
+        })
+    }
+
+    /// Cuts a delivery into runs.
+    pub(super) fn runs(&self, writes: Vec<Write>) -> Result<Vec<Run>, Failure> {
+        let mut runs: Vec<Run> = Vec::new();
+        for write in writes {
+            match write {
+                Write::Boundary => {}
+                Write::Change { at, change } => {
+                    let table = self.table_index(change.table)?;
+                    self.check(table, &change)?;
+                    let unit = Unit { at, table, change };
+                    match runs.last_mut() {
+                        Some(Run::Changes(units)) => units.push(unit),
+                        _ => runs.push(Run::Changes(vec![unit])),
+                    }
+                }
+                Write::Rows { table, at, count, rows } => {
+                    let table = self.table_index(table)?;
+                    match runs.last_mut() {
+                        Some(Run::Rows { table: same, count: total, blocks }) if *same == table => {
+                            blocks.push((at, rows));
+                            *total += u64::from(count);
+                        }
+                        _ => runs.push(Run::Rows { table, count: u64::from(count), blocks: vec![(at, rows)] }),
+                    }
+                }
+                Write::Truncate { tables, .. } => {
+                    runs.push(Run::Truncate(tables.into_iter().map(|table| self.table_index(table)).collect::<Result<_, _>>()?));
+                }
+                Write::Reject(rejection) => runs.push(Run::Reject(rejection)),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// A change must have the shape that was prepared.
+    pub(super) fn check(&self, table: usize, change: &Change) -> Result<(), Failure> {
+        let Some(table) = self.tables.get(table) else { return Ok(()) };
+        let width = table.columns.len();
+        if change.old.iter().chain(&change.new).any(|row| row.len() != width) {
+            let told = format!("a row for {} does not have {width} columns", table.target.schema.name);
+            return Err(Failure::halt("applying changes", told, "Report this: the table must be altered first"));
+        }
+        if self.guard == Guard::Heal && table.target.schema.identity != Identity::Key {
+            return Err(Failure::refused(
+                "healing the target",
+                format!("{} has no key, so its changes cannot be applied a second time", table.target.schema.name),
+                "Leave the table out of the replay, or copy it again",
+            ));
+        }
+        Ok(())
+    }
+}

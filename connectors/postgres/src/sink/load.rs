@@ -1,0 +1,148 @@
+//! Rows of a backfill, and tables that are emptied.
+
+use super::{
+    apply::Writer,
+    attempt::CAUTION,
+    fold::Unit,
+    link::Trouble,
+    sets, undo, write,
+};
+use crate::client::failure;
+use bytes::Bytes;
+use crossfade_connector::{Failure, Guard, WriteMode};
+use crossfade_event::{Change, Op, Rows, Version};
+
+impl Writer<'_> {
+    /// Rows of a backfill: straight into the table where it can take them as they are.
+    pub(super) async fn rows(&mut self, table: usize, count: u64, blocks: &[(Version, Bytes)]) -> Result<(), Failure> {
+        match self.copy_rows(table, count, blocks).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(Trouble::Failure(failure)) => return Err(failure),
+            Err(trouble) => {
+                if trouble.is_unique_violation()
+                    && let Some(table) = self.tables.get_mut(table)
+                {
+                    table.cautious = CAUTION;
+                }
+            }
+        }
+        let units = self.units_of(table, blocks)?;
+        self.changes(&units, None).await.map(drop)
+    }
+
+    /// One `COPY` of whole blocks; false where the table cannot take them untouched.
+    pub(super) async fn copy_rows(
+        &mut self,
+        table: usize,
+        count: u64,
+        blocks: &[(Version, Bytes)],
+    ) -> Result<bool, Trouble> {
+        let Some(found) = self.tables.get(table) else { return Ok(false) };
+        let direct = found.binary
+            && found.target.mode == WriteMode::Table
+            && !found.tracked
+            && (found.bulk || found.cautious == 0)
+            && self.guard == Guard::Forward
+            && !self.held.has(found.id())
+            && !found.parents.iter().any(|parent| self.held.has(parent.table));
+        if !direct {
+            return Ok(false);
+        }
+        let sql = found.copy_sql();
+        let doing = format!("copying rows into {}", found.target.schema.name);
+        let point = self.point();
+        self.link.execute("beginning a transaction", &self.prelude(point)).await?;
+        self.link.open = true;
+        let mut pieces = Vec::with_capacity(blocks.len() + 2);
+        pieces.push(Bytes::from_static(sets::COPY_HEAD));
+        for (_, block) in blocks {
+            pieces.push(block.clone());
+        }
+        pieces.push(Bytes::from_static(sets::COPY_TAIL));
+        let copied = match write::copy(self.link, &doing, &sql, pieces).await {
+            Ok(copied) => self.settle(point).await.map(|()| copied),
+            Err(trouble) => Err(trouble),
+        };
+        match copied {
+            Ok(copied) if copied == count => {
+                self.applied.applied += copied;
+                Ok(true)
+            }
+            Ok(copied) => {
+                let told = format!("{copied} rows arrived of {count}");
+                let advice = "Run `crossfade log verify`: a block of rows is damaged";
+                Err(Trouble::Failure(Failure::halt(doing, told, advice)))
+            }
+            Err(Trouble::Failure(failure)) => Err(Trouble::Failure(failure)),
+            Err(trouble) => {
+                self.take_back(point).await?;
+                Err(trouble)
+            }
+        }
+    }
+
+    /// Rows as inserts, each with its own version.
+    fn units_of(&self, table: usize, blocks: &[(Version, Bytes)]) -> Result<Vec<Unit>, Failure> {
+        let mut units = Vec::new();
+        let Some(found) = self.tables.get(table) else { return Ok(units) };
+        for (at, block) in blocks {
+            for (number, row) in Rows::new(block.clone()).enumerate() {
+                let row = row.map_err(|error| {
+                    let doing = format!("reading a block of rows for {}", found.target.schema.name);
+                    Failure::lost(doing, error, "Run `crossfade log verify`")
+                })?;
+                let change = Change {
+                    table: found.id(),
+                    schema: found.target.schema.version,
+                    op: Op::Insert,
+                    old: None,
+                    new: Some(row),
+                };
+                self.check(table, &change)?;
+                let at = Version { offset: at.offset, ordinal: at.ordinal + number as u32 };
+                units.push(Unit { at, table, change });
+            }
+        }
+        Ok(units)
+    }
+
+    /// Empties tables. Those that others own, or refer to, are emptied row by row.
+    pub(super) async fn truncate(&mut self, tables: &[usize]) -> Result<(), Failure> {
+        let (mut at_once, mut by_row) = (Vec::new(), Vec::new());
+        for index in tables {
+            let Some(table) = self.tables.get(*index) else { continue };
+            match table.target.mode {
+                // In place the source's own TRUNCATE emptied them; a mapping outlives its rows.
+                WriteMode::Columns { .. } | WriteMode::InsertOnce => {}
+                WriteMode::Table if table.tracked => by_row.push(table.clone()),
+                WriteMode::Table => at_once.push(table.quoted.clone()),
+            }
+        }
+        let point = self.point();
+        self.link.execute("beginning a transaction", &self.prelude(point)).await?;
+        self.link.open = true;
+        if !at_once.is_empty() {
+            let list = at_once.join(", ");
+            let sql = format!("TRUNCATE {list}");
+            self.link.execute("starting to empty tables", "SAVEPOINT emptying").await?;
+            let emptied = self.link.session.batch_execute(&sql).await;
+            let sql = match emptied {
+                Ok(()) => "RELEASE SAVEPOINT emptying".to_owned(),
+                // A table outside the migration refers to one of them, or we may not truncate.
+                Err(error) if matches!(error.code().map(|code| code.code()), Some("0A000" | "42501")) => {
+                    let deletes: String = at_once.iter().rev().map(|name| format!("DELETE FROM {name};")).collect();
+                    format!("ROLLBACK TO SAVEPOINT emptying; {deletes} RELEASE SAVEPOINT emptying")
+                }
+                Err(error) => return Err(failure(format!("emptying {list}"), error)),
+            };
+            self.link.execute(&format!("emptying {list}"), &sql).await?;
+        }
+        for table in by_row {
+            undo::save_all(self.link, self.migration, &table).await?;
+            let sql = format!("DELETE FROM {}", table.quoted);
+            self.link.execute(&format!("emptying {}", table.target.schema.name), &sql).await?;
+        }
+        self.settle(point).await.map_err(|trouble| trouble.into_failure("emptying tables"))
+    }
+}

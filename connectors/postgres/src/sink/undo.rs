@@ -1,0 +1,124 @@
+//! Undo records: what was there before we first overwrote it, saved in the same transaction.
+//!
+//! Kept for tables that are not ours alone: those that were there before us, and columns beside other writers' ones
+//! that were there before us. Values are kept in text form under the session's fixed settings, in which nothing is
+//! lost; `written` is a hash of what we left, by which a later write of somebody else is told.
+
+use super::{
+    link::{Link, Param},
+    table::Table,
+};
+use crossfade_connector::{Failure, WriteMode};
+use crossfade_event::Identity;
+
+/// Which columns a record keeps: those that we write.
+fn kept(table: &Table) -> Vec<usize> {
+    match &table.target.mode {
+        WriteMode::Columns { columns } => columns.clone(),
+        _ => (0..table.columns.len()).collect(),
+    }
+}
+
+fn texts(table: &Table, alias: &str) -> String {
+    let parts: Vec<String> = kept(table)
+        .into_iter()
+        .filter_map(|index| table.columns.get(index))
+        .map(|column| format!("{alias}.{}::text", column.quoted))
+        .collect();
+    parts.join(", ")
+}
+
+fn key_of_set(table: &Table) -> String {
+    let parts: Vec<String> = (0..table.key.len()).map(|place| format!("s.k{place}::text")).collect();
+    parts.join(", ")
+}
+
+/// The expression that hashes what a row holds in the kept columns.
+pub(super) fn hash(table: &Table, alias: &str) -> String {
+    format!("md5(ROW({})::text)", texts(table, alias))
+}
+
+/// Saves what stands under the keys of a set; `None` for tables without a key, of which nothing can be saved.
+pub(super) fn save_sql(table: &Table) -> Option<String> {
+    if table.target.schema.identity != Identity::Key {
+        return None;
+    }
+    let first = table.key.first().and_then(|index| table.columns.get(*index))?;
+    let (join, only) = match table.target.mode {
+        // Nothing of ours is lost where nothing stood.
+        WriteMode::Columns { .. } => ("JOIN", format!("WHERE num_nonnulls({}) > 0", texts(table, "t"))),
+        _ => ("LEFT JOIN", String::new()),
+    };
+    Some(format!(
+        "INSERT INTO crossfade.undo (migration, table_schema, table_name, key, existed, columns, before) \
+         SELECT $2, $3, $4, ARRAY[{}], t.{found} IS NOT NULL, $5::text[], \
+           CASE WHEN t.{found} IS NOT NULL THEN ARRAY[{}]::text[] END \
+         FROM unnest($1::{}[]) s {join} {} t ON {} {only} ON CONFLICT DO NOTHING",
+        key_of_set(table),
+        texts(table, "t"),
+        table.key_type.name,
+        table.quoted,
+        table.matches_key("t", false),
+        found = first.quoted,
+    ))
+}
+
+/// Notes what we left under the keys of a set.
+pub(super) fn note_sql(table: &Table) -> Option<String> {
+    (table.target.schema.identity == Identity::Key).then(|| {
+        format!(
+            "UPDATE crossfade.undo u SET written = (SELECT {} FROM {} t WHERE {}) FROM unnest($1::{}[]) s \
+             WHERE u.migration = $2 AND u.table_schema = $3 AND u.table_name = $4 AND u.key = ARRAY[{}] \
+             AND $5::text[] IS NOT NULL",
+            hash(table, "t"),
+            table.quoted,
+            table.matches_key("t", false),
+            table.key_type.name,
+            key_of_set(table),
+        )
+    })
+}
+
+/// The parameters of both.
+pub(super) fn params(migration: &str, table: &Table, set: Param) -> Vec<Param> {
+    let name = &table.target.schema.name;
+    let columns: Vec<&str> = kept(table)
+        .into_iter()
+        .filter_map(|index| table.target.schema.columns.get(index))
+        .map(|column| &*column.name)
+        .collect();
+    vec![
+        set,
+        Param::text(migration),
+        Param::text(&name.schema),
+        Param::text(&name.name),
+        Param::texts(columns.into_iter().map(Some)),
+    ]
+}
+
+/// Saves every row of a table that is about to be emptied.
+pub(super) async fn save_all(link: &mut Link, migration: &str, table: &Table) -> Result<(), Failure> {
+    if table.target.schema.identity != Identity::Key {
+        return Ok(());
+    }
+    let key: Vec<String> = table
+        .key
+        .iter()
+        .filter_map(|index| table.columns.get(*index))
+        .map(|column| format!("t.{}::text", column.quoted))
+        .collect();
+    let sql = format!(
+        "INSERT INTO crossfade.undo (migration, table_schema, table_name, key, existed, columns, before) \
+         SELECT $1, $2, $3, ARRAY[{}], true, $4::text[], ARRAY[{}]::text[] FROM {} t ON CONFLICT DO NOTHING",
+        key.join(", "),
+        texts(table, "t"),
+        table.quoted,
+    );
+    let [_, rest @ ..] = params(migration, table, Param::Null).try_into().unwrap_or([const { Param::Null }; 5]);
+    let doing = format!("saving what {} holds", table.target.schema.name);
+    link.run(&doing, &sql, rest.to_vec()).await?;
+    let name = &table.target.schema.name;
+    let sql = "UPDATE crossfade.undo SET written = NULL WHERE migration = $1 AND table_schema = $2 AND table_name = $3";
+    let params = [migration, &name.schema, &name.name].map(Param::text).to_vec();
+    link.run(&doing, sql, params).await.map(drop)
+}

@@ -1,0 +1,455 @@
+//! One attempt to write a range of changes as sets: deletes first, then table by table updates and inserts, parents
+//! before children. Statements go out together and are answered together; only a `COPY` stands by itself.
+//!
+//! ```text
+//!  BEGIN or SAVEPOINT ─┬─ delete sets (children first)
+//!                      ├─ per table: update sets, inserts (COPY when many)         one round trip
+//!                      └─ the position
+//!  counts as expected? ── COMMIT
+//! ```
+
+use super::{
+    fold::{Final, Folded, Slot, Unit, is_move, merged},
+    link::{Bind, Link, Trouble},
+    sets::{self, SET_BYTES, SET_ROWS, Set},
+    table::Table,
+    undo,
+};
+use crate::client::failure;
+use bytes::Bytes;
+use crossfade_connector::{Guard, WriteMode};
+use crossfade_event::{Identity, Row};
+use std::collections::HashMap;
+
+/// From so many inserts on, `COPY` is cheaper than a statement, its extra round trip included.
+const COPY_ROWS: usize = 64;
+
+/// What to do when fewer rows were touched than keys were given.
+enum Short {
+    /// Nothing: rows may be missing.
+    Accept,
+    /// Insert the missing ones.
+    Insert(Bind),
+    /// A partial image cannot be inserted.
+    Missing,
+}
+
+/// One step of an attempt.
+enum Action {
+    Bind { bind: Bind, table: usize, expected: u64, short: Short },
+    Copy { table: usize, sql: String, input: Bytes },
+}
+
+/// What an attempt knows of its surroundings.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Context<'a> {
+    pub(super) migration: &'a str,
+    pub(super) guard: Guard,
+    /// Inserts are upserts, whatever the tables say.
+    pub(super) cautious: bool,
+    /// Rows go after others came: what referred to them refers to others by then.
+    pub(super) deletes_last: bool,
+}
+
+/// What an attempt did beside its rows.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Done {
+    /// Something was sent, and with it the prelude.
+    pub(super) began: bool,
+    /// The tail went with it.
+    pub(super) with_tail: bool,
+}
+
+/// Writes folded changes, with `tail` (the position) in the same round trip if it can be.
+pub(super) async fn write(
+    link: &mut Link,
+    tables: &[Table],
+    folded: &[Option<Folded>],
+    context: Context<'_>,
+    prelude: Option<&str>,
+    tail: Option<&Bind>,
+) -> Result<Done, Trouble> {
+    let mut actions = Vec::new();
+    if !context.deletes_last {
+        removals(link, tables, folded, context, &mut actions).await?;
+    }
+    for (index, table) in tables.iter().enumerate() {
+        if let Some(Some(folded)) = folded.get(index) {
+            Planner { link, table, index, context, actions: &mut actions }.writes(folded).await?;
+        }
+    }
+    if context.deletes_last {
+        removals(link, tables, folded, context, &mut actions).await?;
+    }
+    run(link, tables, actions, prelude, tail).await
+}
+
+async fn removals(
+    link: &mut Link,
+    tables: &[Table],
+    folded: &[Option<Folded>],
+    context: Context<'_>,
+    actions: &mut Vec<Action>,
+) -> Result<(), Trouble> {
+    for (index, table) in tables.iter().enumerate().rev() {
+        if let Some(Some(folded)) = folded.get(index) {
+            Planner { link: &mut *link, table, index, context, actions: &mut *actions }.removals(folded).await?;
+        }
+    }
+    Ok(())
+}
+
+/// An update that changes the key, alone.
+pub(super) async fn write_move(
+    link: &mut Link,
+    tables: &[Table],
+    unit: &Unit,
+    context: Context<'_>,
+    prelude: Option<&str>,
+) -> Result<Done, Trouble> {
+    let nothing = Ok(Done::default());
+    let Some(table) = tables.get(unit.table) else { return nothing };
+    let (Some(old), Some(new)) = (&unit.change.old, &unit.change.new) else { return nothing };
+    let new = merged(new, old);
+    let changed = changed_columns(table, &new);
+    let Some(before) = table.target.schema.key_of(old) else { return nothing };
+    let mut set = Set::new(&table.row_type, new.as_bytes().len() + before.as_bytes().len() + 64);
+    set.push(new.cells().chain(before.cells()));
+    let sql = table.move_sql(&changed);
+    let mut actions = Vec::new();
+    if table.tracked {
+        let keys = table.target.schema.key_of(&new).into_iter().chain([before.clone()]).collect::<Vec<_>>();
+        Planner { link: &mut *link, table, index: unit.table, context, actions: &mut actions }.before(keys.iter()).await?;
+    }
+    let bind = link.bind(&sql, vec![set.finish()]).await?;
+    actions.push(Action::Bind { bind, table: unit.table, expected: 1, short: Short::Missing });
+    if table.tracked {
+        let keys = table.target.schema.key_of(&new).into_iter().chain([before]).collect::<Vec<_>>();
+        Planner { link: &mut *link, table, index: unit.table, context, actions: &mut actions }.after(keys.iter()).await?;
+    }
+    run(link, tables, actions, prelude, None).await
+}
+
+/// True for what [`write_move`] is for: partial images, and where foreign keys are in force every change of a key, for
+/// a delete would take the row's children along.
+pub(super) fn needs_move(tables: &[Table], unit: &Unit, replica: bool) -> bool {
+    tables.get(unit.table).is_some_and(|table| {
+        !matches!(table.target.mode, WriteMode::Columns { .. })
+            && (is_move(table, &unit.change)
+                || (!replica
+                    && table.target.schema.identity == Identity::Key
+                    && unit.change.replaced_key(&table.target.schema).is_some()))
+    })
+}
+
+async fn run(
+    link: &mut Link,
+    tables: &[Table],
+    actions: Vec<Action>,
+    mut prelude: Option<&str>,
+    mut tail: Option<&Bind>,
+) -> Result<Done, Trouble> {
+    if actions.is_empty() {
+        return Ok(Done::default());
+    }
+    let name = |table: usize| tables.get(table).map_or_else(String::new, |table| table.target.schema.name.to_string());
+    let given = tail.is_some();
+    let mut group: Vec<(Bind, usize, u64, Short)> = Vec::new();
+    let mut actions = actions.into_iter().peekable();
+    while let Some(action) = actions.next() {
+        match action {
+            Action::Bind { bind, table, expected, short } => group.push((bind, table, expected, short)),
+            Action::Copy { table, sql, input } => {
+                link.open |= prelude.is_some();
+                if let Some(sql) = prelude.take() {
+                    link.session.batch_execute(sql).await.map_err(|error| Trouble::of("beginning a transaction", error))?;
+                }
+                copy(link, &format!("copying rows into {}", name(table)), &sql, vec![input]).await?;
+                continue;
+            }
+        }
+        if actions.peek().is_some_and(|next| matches!(next, Action::Bind { .. })) {
+            continue;
+        }
+        let last = if actions.peek().is_none() { tail.take() } else { None };
+        let mut binds: Vec<Bind> = group.iter().map(|(bind, ..)| bind.clone()).collect();
+        binds.extend(last.cloned());
+        link.open |= prelude.is_some();
+        let counts = link.pipeline(prelude.take(), &binds).await.map_err(|(at, error)| {
+            let table = at.and_then(|at| group.get(at)).map(|(_, table, ..)| name(*table));
+            Trouble::of(format!("writing {}", table.unwrap_or_else(|| "the position".to_owned())), error)
+        })?;
+        if last.is_some() && counts.last() == Some(&0) {
+            return Err(Trouble::Failure(super::store::fenced(0)));
+        }
+        for ((_, table, expected, short), count) in group.drain(..).zip(counts) {
+            match short {
+                Short::Insert(bind) if count < expected => {
+                    link.pipeline(None, &[bind])
+                        .await
+                        .map_err(|(_, error)| Trouble::of(format!("writing {}", name(table)), error))?;
+                }
+                Short::Missing if count < expected => return Err(Trouble::Missing),
+                _ => {}
+            }
+        }
+    }
+    if let Some(bind) = tail {
+        let counts = link
+            .pipeline(None, std::slice::from_ref(bind))
+            .await
+            .map_err(|(_, error)| Trouble::of("writing the position", error))?;
+        if counts.first() == Some(&0) {
+            return Err(Trouble::Failure(super::store::fenced(0)));
+        }
+    }
+    Ok(Done { began: true, with_tail: given })
+}
+
+/// Runs one `COPY … FROM STDIN` over whole pieces of its input.
+pub(super) async fn copy(
+    link: &Link,
+    doing: &str,
+    sql: &str,
+    pieces: Vec<Bytes>,
+) -> Result<u64, Trouble> {
+    use futures::SinkExt;
+    let trouble = |error| Trouble::of(doing, error);
+    let sink = link.session.copy_in(sql).await.map_err(trouble)?;
+    let mut sink = std::pin::pin!(sink);
+    for piece in pieces {
+        if let Err(error) = sink.feed(piece).await {
+            // The server ended the copy early: its reason comes with the end.
+            return match sink.as_mut().finish().await {
+                Err(reason) => Err(trouble(reason)),
+                Ok(_) => Err(Trouble::Failure(failure(doing, error))),
+            };
+        }
+    }
+    sink.as_mut().finish().await.map_err(trouble)
+}
+
+/// The columns that a row writes: those that may be set, and whose cells it has.
+fn changed_columns(table: &Table, row: &Row) -> Vec<usize> {
+    use crossfade_event::Cell;
+    let cells: Vec<Cell<'_>> = row.cells().collect();
+    table
+        .settable()
+        .into_iter()
+        .filter(|index| !matches!(cells.get(*index), None | Some(Cell::Unchanged | Cell::Absent)))
+        .collect()
+}
+
+/// Turns one table's final changes into statements.
+struct Planner<'a> {
+    link: &'a mut Link,
+    table: &'a Table,
+    index: usize,
+    context: Context<'a>,
+    actions: &'a mut Vec<Action>,
+}
+
+impl Planner<'_> {
+    /// What goes, and what was there before is saved.
+    async fn removals(&mut self, folded: &Folded) -> Result<(), Trouble> {
+        if self.table.tracked {
+            self.before(folded.slots.iter().map(|slot| &slot.key)).await?;
+        }
+        if matches!(self.table.target.mode, WriteMode::Columns { .. }) {
+            return Ok(());
+        }
+        // Without an index that ON CONFLICT can use, an overwritten row is taken away first.
+        let replaces = !self.table.arbiter && !self.table.bulk;
+        let goes = |slot: &&Slot| match slot.to {
+            Final::Gone => true,
+            Final::Put(_) => self.replaced_whole(),
+            Final::Insert(_) => replaces && self.cautious(),
+            Final::Patch(_) => false,
+        };
+        let gone: Vec<_> = folded.slots.iter().filter(goes).map(|slot| &slot.key).collect();
+        if !gone.is_empty() {
+            let sql = self.table.delete_sql();
+            for keys in gone.chunks(SET_ROWS) {
+                let mut set = Set::new(&self.table.key_type, keys.iter().map(|key| key.as_bytes().len() + 32).sum());
+                for key in keys {
+                    set.push(key.cells());
+                }
+                let bind = self.link.bind(&sql, vec![set.finish()]).await?;
+                self.push(bind, 0, Short::Accept);
+            }
+        }
+        let fewer: Vec<_> = folded.copies.iter().filter(|(_, count)| *count < 0).collect();
+        for some in fewer.chunks(SET_ROWS) {
+            let rows = sets::rows(&self.table.row_type, some.iter().map(|(row, _)| row));
+            let counts = sets::numbers(some.iter().map(|(_, count)| -count));
+            let bind = self.link.bind(&self.table.delete_copies_sql(), vec![rows, counts]).await?;
+            self.push(bind, 0, Short::Accept);
+        }
+        Ok(())
+    }
+
+    /// What is written.
+    async fn writes(&mut self, folded: &Folded) -> Result<(), Trouble> {
+        let in_columns = matches!(self.table.target.mode, WriteMode::Columns { .. });
+        let mut inserts: Vec<&Row> = Vec::new();
+        let mut whole: Vec<&Row> = Vec::new();
+        let mut partial: HashMap<Vec<usize>, Vec<&Row>> = HashMap::new();
+        for slot in &folded.slots {
+            match &slot.to {
+                Final::Gone => {}
+                Final::Insert(row) | Final::Put(row) if in_columns => whole.push(row),
+                Final::Insert(row) => inserts.push(row),
+                Final::Put(row) if self.replaced_whole() => inserts.push(row),
+                Final::Put(row) => whole.push(row),
+                Final::Patch(row) => partial.entry(changed_columns(self.table, row)).or_default().push(row),
+            }
+        }
+        if self.table.target.mode == WriteMode::InsertOnce {
+            inserts.append(&mut whole);
+        }
+        self.updates(&whole, in_columns).await?;
+        let mut partial: Vec<_> = partial.into_iter().collect();
+        partial.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        for (columns, rows) in partial {
+            self.patches(&columns, &rows, in_columns).await?;
+        }
+        let copies: Vec<&Row> = folded
+            .copies
+            .iter()
+            .flat_map(|(row, count)| std::iter::repeat_n(row, usize::try_from(*count).unwrap_or(0)))
+            .collect();
+        inserts.extend(copies);
+        inserts.extend(&folded.appended);
+        self.inserts(&inserts).await?;
+        if self.table.tracked {
+            self.after(folded.slots.iter().map(|slot| &slot.key)).await?;
+        }
+        Ok(())
+    }
+
+    /// Rows that are overwritten go first and come again as inserts: the table has a column that no update may set.
+    fn replaced_whole(&self) -> bool {
+        self.table.target.mode == WriteMode::Table
+            && self
+                .table
+                .columns
+                .iter()
+                .enumerate()
+                .any(|(index, column)| column.always && !self.table.key.contains(&index))
+    }
+
+    fn cautious(&self) -> bool {
+        self.context.cautious || self.context.guard == Guard::Heal || self.table.cautious > 0
+    }
+
+    async fn updates(&mut self, rows: &[&Row], may_miss: bool) -> Result<(), Trouble> {
+        let sql = self.table.update_sql(&self.table.settable());
+        for some in chunks(rows) {
+            let set = sets::rows(&self.table.row_type, some.iter().copied());
+            match &sql {
+                None if may_miss => {}
+                // Nothing but a key: it only has to be there.
+                None => {
+                    let bind = self.link.bind(&self.table.insert_missing_sql(), vec![set]).await?;
+                    self.push(bind, 0, Short::Accept);
+                }
+                Some(sql) => {
+                    let short = match may_miss {
+                        true => Short::Accept,
+                        false => {
+                            Short::Insert(self.link.bind(&self.table.insert_missing_sql(), vec![set.clone()]).await?)
+                        }
+                    };
+                    let bind = self.link.bind(sql, vec![set]).await?;
+                    self.push(bind, some.len() as u64, short);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn patches(&mut self, columns: &[usize], rows: &[&Row], may_miss: bool) -> Result<(), Trouble> {
+        let Some(sql) = self.table.update_sql(columns) else { return Ok(()) };
+        for some in chunks(rows) {
+            let set = sets::rows(&self.table.row_type, some.iter().copied());
+            let bind = self.link.bind(&sql, vec![set]).await?;
+            self.push(bind, some.len() as u64, if may_miss { Short::Accept } else { Short::Missing });
+        }
+        Ok(())
+    }
+
+    async fn inserts(&mut self, rows: &[&Row]) -> Result<(), Trouble> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let once = self.table.target.mode == WriteMode::InsertOnce;
+        let by_key = self.table.target.schema.identity == Identity::Key;
+        let cautious = by_key && self.cautious() && !self.table.bulk;
+        if !once && !cautious && self.table.binary && rows.len() >= COPY_ROWS {
+            let input = sets::copy_input(rows.iter().copied());
+            self.actions.push(Action::Copy { table: self.index, sql: self.table.copy_sql(), input });
+            return Ok(());
+        }
+        let sql = match (once, cautious) {
+            (true, _) => self.table.insert_missing_sql(),
+            (false, true) if self.table.arbiter && !self.replaced_whole() => self.table.upsert_sql(),
+            (false, _) => self.table.insert_sql(),
+        };
+        for some in chunks(rows) {
+            let set = sets::rows(&self.table.row_type, some.iter().copied());
+            let bind = self.link.bind(&sql, vec![set]).await?;
+            self.push(bind, 0, Short::Accept);
+        }
+        Ok(())
+    }
+
+    /// Saves what stands under these keys, where it was not saved before.
+    async fn before<'k>(&mut self, keys: impl Iterator<Item = &'k crossfade_event::Key>) -> Result<(), Trouble> {
+        let Some(sql) = undo::save_sql(self.table) else { return Ok(()) };
+        self.undo(keys, sql).await
+    }
+
+    /// Notes what we left under these keys, so that an undo can tell it from what somebody else wrote later.
+    async fn after<'k>(&mut self, keys: impl Iterator<Item = &'k crossfade_event::Key>) -> Result<(), Trouble> {
+        let Some(sql) = undo::note_sql(self.table) else { return Ok(()) };
+        self.undo(keys, sql).await
+    }
+
+    async fn undo<'k>(
+        &mut self,
+        keys: impl Iterator<Item = &'k crossfade_event::Key>,
+        sql: String,
+    ) -> Result<(), Trouble> {
+        let keys: Vec<_> = keys.collect();
+        for some in keys.chunks(SET_ROWS) {
+            let mut set = Set::new(&self.table.key_type, some.iter().map(|key| key.as_bytes().len() + 32).sum());
+            for key in some {
+                set.push(key.cells());
+            }
+            let params = undo::params(self.context.migration, self.table, set.finish());
+            let bind = self.link.bind(&sql, params).await?;
+            self.push(bind, 0, Short::Accept);
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, bind: Bind, expected: u64, short: Short) {
+        self.actions.push(Action::Bind { bind, table: self.index, expected, short });
+    }
+}
+
+/// Rows in pieces that one statement takes.
+fn chunks<'r, 's>(rows: &'s [&'r Row]) -> impl Iterator<Item = &'s [&'r Row]> {
+    let mut rest = rows;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |row: &&&Row| {
+            bytes += row.as_bytes().len();
+            bytes <= SET_BYTES
+        };
+        let count = rest.iter().take(SET_ROWS).take_while(fits).count().max(1).min(rest.len());
+        let (head, tail) = rest.split_at(count);
+        rest = tail;
+        (!head.is_empty()).then_some(head)
+    })
+}

@@ -1,0 +1,394 @@
+//! What makes a backfill begin while the stream runs: a table that was rewritten, tables that are taken in, a
+//! partition that joined its tree. One backfill at a time; its beginning stands between two transactions, in one batch
+//! with what caused it, so that no restart can lose it.
+//!
+//! The chunks wait until every transaction that ran at that moment has ended: what such a transaction did to a table
+//! before it was published is not in the stream, and must be in the rows.
+
+use super::{End, Engine};
+use crate::{
+    OnRewrite,
+    client::{failure, replication::Lsn},
+    codec::{
+        pgoutput::{Relation, RelationColumn},
+        types::TypeFacts,
+    },
+    source::{
+        catalog::{self, Candidate, LiveTable},
+        relations::{self, Captured, Followed},
+        setup,
+        snapshot::{Plan, SnapshotRun},
+    },
+};
+use crossfade_connector::{Failure, SnapshotState, TableSnapshot};
+use crossfade_event::{
+    Backfill, Event, SchemaVersion, TableId, TableName, TableSchema, Truncate, Visibility,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{sync::oneshot, time::Instant};
+
+/// How often the partition trees are looked at.
+const TREE_EVERY: Duration = Duration::from_secs(2);
+
+/// What may be asked of a running engine.
+#[derive(Debug)]
+pub(in crate::source) enum Command {
+    /// Take in every table that matches and is not captured.
+    AddTables { reply: oneshot::Sender<Result<Vec<TableName>, Failure>> },
+}
+
+/// What is known of the partition trees.
+pub(super) struct Tree {
+    due: Option<Instant>,
+    /// All leaves that ever were captured, by oid; kept in a file, for a leaf may leave while nobody looks. One that
+    /// left before is emptied once more after a restart, which changes nothing.
+    leaves: BTreeSet<u32>,
+    file: PathBuf,
+    /// Leaves that are gone, and up to where the stream may still speak of them.
+    leaving: Vec<(u32, Lsn)>,
+    /// Those that were emptied already.
+    left: HashSet<u32>,
+}
+
+impl Tree {
+    pub(super) async fn read(folder: &Path) -> Self {
+        let file = folder.join("leaves");
+        let text = tokio::fs::read_to_string(&file).await.unwrap_or_default();
+        let leaves = text.lines().filter_map(|line| line.parse().ok()).collect();
+        Self { due: None, leaves, file, leaving: Vec::new(), left: HashSet::new() }
+    }
+
+    async fn note(&mut self, leaves: BTreeSet<u32>) -> Result<(), Failure> {
+        let before = self.leaves.len();
+        self.leaves.extend(leaves);
+        if self.leaves.len() == before {
+            return Ok(());
+        }
+        let text: String = self.leaves.iter().map(|oid| format!("{oid}\n")).collect();
+        tokio::fs::write(&self.file, text)
+            .await
+            .map_err(|error| Failure::retry(format!("writing {}", self.file.display()), error))
+    }
+}
+
+impl Engine {
+    pub(super) async fn obey(&mut self, command: Command) -> Result<(), Failure> {
+        match command {
+            Command::AddTables { reply } => {
+                let added = self.add_tables().await;
+                // A refusal is an answer; a lost connection is the engine's own end as well.
+                let lost = added.as_ref().err().is_some_and(Failure::is_transient);
+                // If nobody waits for the answer any more, the tables are in all the same.
+                let _ = reply.send(added);
+                if lost { Err(Failure::reconnect("taking in new tables", "the session failed")) } else { Ok(()) }
+            }
+        }
+    }
+
+    async fn add_tables(&mut self) -> Result<Vec<TableName>, Failure> {
+        let candidates = catalog::candidates(&self.session).await?;
+        let wanted = catalog::wanted(&candidates, &self.patterns);
+        let new: Vec<Candidate> =
+            wanted.into_iter().filter(|table| !self.assembler.tables.contains_key(&table.oid)).collect();
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        setup::publication::ensure(&self.session, &self.config, &candidates, &new, self.version).await?;
+        let oids: Vec<u32> = new.iter().map(|table| table.oid).collect();
+        let tables = self.capture(&oids).await?;
+        self.begin_backfill(tables).await?;
+        Ok(new.into_iter().map(|table| table.name).collect())
+    }
+
+    /// Gives numbers to tables, and says their schemas.
+    async fn capture(&mut self, oids: &[u32]) -> Result<Vec<TableId>, Failure> {
+        let live = catalog::live_tables(&self.session, oids).await?;
+        let types = catalog::column_types(&self.session, live.values()).await?;
+        let mut captured = Vec::new();
+        for table in live.values() {
+            self.check_text(&table.name, &live, &types)?;
+            let highest = self.assembler.tables.values().map(|known| known.schema.id.0).max();
+            let id = TableId(highest.unwrap_or(0) + 1);
+            let schema = self.announce(table.schema(id, SchemaVersion(1), &types, self.text));
+            self.captured.insert(table.oid);
+            self.assembler.tables.insert(table.oid, Captured { schema, rules: None });
+            captured.push(id);
+        }
+        Ok(captured)
+    }
+
+    /// Binary or text is one switch of the whole stream: a column that needs text makes it begin anew as text.
+    pub(super) fn check_text(
+        &self,
+        table: &TableName,
+        live: &BTreeMap<u32, LiveTable>,
+        types: &HashMap<u32, TypeFacts>,
+    ) -> Result<(), Failure> {
+        if self.text || !setup::needs_text(live, types) {
+            return Ok(());
+        }
+        Err(Failure::reconnect(
+            format!("following the change of {table}"),
+            "a column's type has no binary form that can travel: the stream goes on as text",
+        ))
+    }
+
+    /// A backfill begins here: outside of transactions, with none running.
+    pub(super) async fn begin_backfill(&mut self, tables: Vec<TableId>) -> Result<(), Failure> {
+        let doing = "beginning a backfill";
+        let row = self
+            .session
+            .query_one("SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text", &[])
+            .await
+            .map_err(|error| failure(doing, error))?;
+        let next: u64 = row
+            .get::<_, String>(0)
+            .parse()
+            .map_err(|error: std::num::ParseIntError| Failure::reconnect(doing, error))?;
+        // Everything that has begun by now must be seen: the chunks wait for it.
+        let visible = Visibility { xmin: next, xmax: next, in_progress: Vec::new() };
+        if let Some(generation) = self.unfinished.take() {
+            self.assembler.push_outside(Event::BackfillEnded { generation });
+        }
+        self.generation += 1;
+        let generation = self.generation;
+        self.assembler.push_outside(Event::BackfillBegan(Backfill {
+            generation,
+            tables: tables.clone(),
+            visible: Some(visible.clone()),
+        }));
+        for table in &tables {
+            self.assembler.resolving.insert(*table, Lsn(u64::MAX));
+        }
+        let schemas = self.assembler.tables.values().map(|captured| captured.schema.clone()).collect();
+        let tables = tables.into_iter().map(|table| (table, TableSnapshot::default())).collect();
+        let state = SnapshotState { generation, ended: false, visible: Some(visible), tables };
+        self.snapshot = Some(SnapshotRun::start(Plan {
+            config: self.config.clone(),
+            version: self.version,
+            state,
+            schemas,
+        }));
+        Ok(())
+    }
+
+    /// Rows of the table changed without an event: it is copied again once this transaction has ended, or we stop.
+    pub(super) async fn rewritten(&mut self, schema: &TableSchema, why: &str) -> Result<(), End> {
+        let doing = format!("following the change of {}", schema.name);
+        if self.config.on_rewrite == OnRewrite::Stop {
+            return Err(End::Failed(Failure::halt(
+                doing,
+                format!("{why}: rows that were there before changed without an event"),
+                "Set on_rewrite = \"snapshot\" to have the table copied again, and run",
+            )));
+        }
+        tracing::info!(table = %schema.name, why, "the table is copied again");
+        self.again_after_commit(schema.id, doing).await
+    }
+
+    /// Begins the backfill of what waits for one, where nothing stands in the way.
+    pub(super) async fn begin_again(&mut self) -> Result<(), Failure> {
+        if self.again.is_empty() || self.snapshot.is_some() || self.assembler.is_open() {
+            return Ok(());
+        }
+        for oid in std::mem::take(&mut self.refresh) {
+            self.take_shape(oid).await?;
+        }
+        let tables = std::mem::take(&mut self.again);
+        self.begin_backfill(tables.into_iter().collect()).await
+    }
+
+    async fn again_after_commit(&mut self, table: TableId, doing: String) -> Result<(), End> {
+        if let Some(snapshot) = &self.snapshot {
+            snapshot.abandon(table);
+            if self.assembler.in_parts() {
+                return Err(End::Failed(Failure::retry(
+                    doing,
+                    "a backfill is running and a large transaction is being read; it is read again later",
+                )));
+            }
+            self.finish_backfill().await?;
+        }
+        self.again.insert(table);
+        Ok(())
+    }
+
+    /// Lets the running backfill come to its end while the stream waits.
+    async fn finish_backfill(&mut self) -> Result<(), End> {
+        self.hand_over().await?;
+        loop {
+            if let Some(batch) = self.held.take() {
+                self.out.send(Ok(batch)).await.map_err(|_| End::Unheard)?;
+            }
+            let Some(run) = &mut self.snapshot else { return Ok(()) };
+            let output = run.next().await?;
+            self.take_output(output);
+        }
+    }
+
+    /// A relation that is not captured: a new leaf of a tree that is, or none of our business.
+    pub(super) async fn unknown_relation(&mut self, relation: &Relation) -> Result<(), End> {
+        let candidates = catalog::candidates(&self.session).await?;
+        let is_leaf = catalog::wanted(&candidates, &self.patterns)
+            .into_iter()
+            .any(|table| table.oid == relation.oid && table.root.is_some());
+        if !is_leaf {
+            return Ok(());
+        }
+        let doing = format!("taking in {}.{}", relation.schema, relation.name);
+        let tables = self.capture(&[relation.oid]).await?;
+        for table in tables {
+            self.again_after_commit(table, doing.clone()).await?;
+        }
+        let Some(captured) = self.assembler.tables.get_mut(&relation.oid) else { return Ok(()) };
+        let names = captured.schema.columns.iter().map(|column| &*column.name);
+        if !names.eq(relation.columns.iter().map(|column| column.name.as_str())) {
+            return Err(End::Failed(Failure::retry(doing, "the catalog is ahead of the stream")));
+        }
+        captured.rules = Some(relations::rules(&captured.schema, relation));
+        Ok(())
+    }
+
+    /// Takes a table's shape from the catalog, once the stream has come to where a chunk found it changed.
+    pub(super) async fn reshape_from_catalog(&mut self) -> Result<(), Failure> {
+        if self.assembler.is_open() {
+            return Ok(());
+        }
+        let seen = self.assembler.seen();
+        let (due, later) = std::mem::take(&mut self.stale).into_iter().partition(|(_, until)| *until <= seen);
+        self.stale = later;
+        let due: Vec<(u32, Lsn)> = due;
+        for (oid, _) in due {
+            self.take_shape(oid).await?;
+        }
+        Ok(())
+    }
+
+    /// A table's shape as the catalog has it. Where its rows were rewritten and a backfill is running, the table waits
+    /// for the next one, and its shape with it.
+    async fn take_shape(&mut self, oid: u32) -> Result<(), Failure> {
+        let live = catalog::live_tables(&self.session, &[oid]).await?;
+        let types = catalog::column_types(&self.session, live.values()).await?;
+        let (Some(table), Some(captured)) = (live.get(&oid), self.assembler.tables.get(&oid)) else { return Ok(()) };
+        let old = captured.schema.clone();
+        self.check_text(&old.name, &live, &types)?;
+        let next = match relations::follow(&old, &as_relation(table), Some(table), &types, self.text)? {
+            Followed::Same => return Ok(()),
+            Followed::Changed(next) => next,
+            Followed::Rewritten(next, _) => {
+                if let Some(snapshot) = &self.snapshot {
+                    snapshot.abandon(old.id);
+                    self.refresh.insert(oid);
+                    return Ok(());
+                }
+                next
+            }
+        };
+        let schema = self.announce(next);
+        self.assembler.tables.insert(oid, Captured { schema, rules: None });
+        Ok(())
+    }
+
+    /// Leaves that joined a captured tree are copied; leaves that left it, or were dropped, have taken their rows with
+    /// them: nothing of that is in the stream.
+    pub(super) async fn watch_trees(&mut self) -> Result<(), Failure> {
+        let now = Instant::now();
+        if self.assembler.is_open() || self.tree.due.is_some_and(|due| now < due) {
+            return Ok(());
+        }
+        self.tree.due = Some(now + TREE_EVERY);
+        self.empty_leaves_that_left();
+        let candidates = catalog::candidates(&self.session).await?;
+        let wanted = catalog::wanted(&candidates, &self.patterns);
+        let captured = |oid: &u32| self.assembler.tables.contains_key(oid);
+        let leaves: BTreeSet<u32> =
+            wanted.iter().filter(|table| table.root.is_some()).map(|table| table.oid).filter(captured).collect();
+        let known = |oid: &u32| self.tree.left.contains(oid) || self.tree.leaving.iter().any(|(left, _)| left == oid);
+        let gone: Vec<u32> =
+            self.tree.leaves.difference(&leaves).copied().filter(|oid| captured(oid) && !known(oid)).collect();
+        if !gone.is_empty() {
+            let end = self.end_of_wal().await?;
+            for oid in gone {
+                if let Some(table) = wanted.iter().find(|table| table.oid == oid) {
+                    return Err(Failure::halt(
+                        format!("watching the partitions of {}", table.name),
+                        "it was detached from its tree and still matches the spec by itself: its changes are no \
+                         longer published",
+                        "Exclude it in the spec, or attach it again",
+                    ));
+                }
+                self.tree.leaving.push((oid, end));
+            }
+        }
+        self.tree.note(leaves).await?;
+        if self.snapshot.is_some() {
+            return Ok(());
+        }
+        // New leaves of trees of which we have some; a wholly new table is reported, and waits to be added.
+        let trees: HashSet<&TableName> = wanted
+            .iter()
+            .filter(|table| self.assembler.tables.contains_key(&table.oid))
+            .filter_map(|table| table.root.as_ref())
+            .collect();
+        let joined: Vec<u32> = wanted
+            .iter()
+            .filter(|table| table.root.as_ref().is_some_and(|root| trees.contains(root)))
+            .filter(|table| !self.assembler.tables.contains_key(&table.oid))
+            .map(|table| table.oid)
+            .collect();
+        if !joined.is_empty() {
+            let tables = self.capture(&joined).await?;
+            self.begin_backfill(tables).await?;
+        }
+        Ok(())
+    }
+
+    /// Once the stream has passed the moment at which they were gone, their rows go, too.
+    fn empty_leaves_that_left(&mut self) {
+        let seen = self.assembler.seen();
+        let mut tables = Vec::new();
+        let leaving = std::mem::take(&mut self.tree.leaving);
+        for (oid, end) in leaving {
+            if end > seen {
+                self.tree.leaving.push((oid, end));
+            } else if let Some(captured) = self.assembler.tables.get(&oid)
+                && self.tree.left.insert(oid)
+            {
+                tracing::info!(table = %captured.schema.name, "the partition left its tree, and its rows with it");
+                tables.push(captured.schema.id);
+            }
+        }
+        if !tables.is_empty() {
+            self.assembler.push_outside(Event::Truncated(Truncate { tables, restart_identity: false }));
+        }
+    }
+
+    async fn end_of_wal(&self) -> Result<Lsn, Failure> {
+        let doing = "asking for the end of WAL";
+        let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                   ELSE pg_catalog.pg_current_wal_insert_lsn() END)::text";
+        let row = self.session.query_one(sql, &[]).await.map_err(|error| failure(doing, error))?;
+        Lsn::parse(row.get(0)).ok_or_else(|| Failure::reconnect(doing, "the answer is not a position"))
+    }
+}
+
+/// The catalog's shape as the stream would say it.
+fn as_relation(table: &LiveTable) -> Relation {
+    let column = |column: &catalog::LiveColumn| RelationColumn {
+        name: column.name.to_string(),
+        type_oid: column.type_oid,
+        type_modifier: column.type_modifier,
+        is_key: column.key.is_some(),
+    };
+    Relation {
+        oid: table.oid,
+        schema: table.name.schema.to_string(),
+        name: table.name.name.to_string(),
+        identity: b'd',
+        columns: table.columns.iter().map(column).collect(),
+    }
+}

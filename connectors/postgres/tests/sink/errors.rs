@@ -1,0 +1,105 @@
+//! Changes that cannot be applied, and what waits behind them.
+
+use crate::rig::{Rig, V, column, insert, refers, table, unique, update};
+use crossfade_connector::{Quarantine, QuarantineFilter, TargetTable};
+
+fn people() -> TargetTable {
+    unique(table(1, "people", vec![column("id", "integer", Some(0)), column("name", "text", None)]), "name")
+}
+
+fn orders() -> TargetTable {
+    refers(
+        table(2, "orders", vec![column("id", "integer", Some(0)), column("person", "integer", None)]),
+        "person",
+        "people",
+        "id",
+    )
+}
+
+fn person(id: i32, name: &'static str) -> [V; 2] {
+    [V::Int(id), V::Text(name)]
+}
+
+async fn rig() -> Option<Rig> {
+    let mut rig = Rig::streaming(vec![people(), orders()]).await?;
+    rig.stream(vec![insert(1, &person(1, "taken"))]).await.unwrap();
+    Some(rig)
+}
+
+#[tokio::test]
+async fn the_failing_change_its_later_ones_and_its_children_wait_and_all_else_goes_in() {
+    let Some(mut rig) = rig().await else { return };
+    let applied = rig
+        .stream(vec![
+            insert(1, &person(2, "b")),
+            insert(1, &person(3, "taken")),
+            insert(2, &[V::Int(10), V::Int(2)]),
+            insert(2, &[V::Int(11), V::Int(3)]),
+            update(1, &person(3, "taken")),
+            update(2, &[V::Int(11), V::Int(2)]),
+            insert(1, &person(4, "d")),
+        ])
+        .await
+        .unwrap();
+    assert_eq!((applied.rejected.len(), applied.held), (1, 3));
+    assert!(applied.rejected[0].reason.contains("people_name_key"), "{}", applied.rejected[0].reason);
+    assert!(!applied.rejected[0].reason.contains("taken"), "no values in reasons");
+    assert_eq!(rig.ask("SELECT id FROM app.people ORDER BY id").await, ["1", "2", "4"]);
+    assert_eq!(rig.ask("SELECT id FROM app.orders").await, ["10"]);
+    let listed = rig.sink.list(&QuarantineFilter::default()).await.unwrap();
+    let kinds: Vec<_> = listed.iter().map(|change| change.kind.as_str()).collect();
+    assert_eq!(kinds, ["rejected", "child", "held", "held"]);
+
+    // Also after a restart.
+    rig.restart().await;
+    let applied = rig.stream(vec![update(1, &person(3, "e"))]).await.unwrap();
+    assert_eq!((applied.applied, applied.held), (0, 1));
+}
+
+#[tokio::test]
+async fn a_retry_applies_what_can_go_in_now_in_order() {
+    let Some(mut rig) = rig().await else { return };
+    rig.stream(vec![insert(1, &person(3, "taken"))]).await.unwrap();
+    rig.stream(vec![
+        update(1, &person(3, "later")),
+        insert(2, &[V::Int(11), V::Int(3)]),
+    ])
+    .await
+    .unwrap();
+    let outcome = rig.sink.retry(&QuarantineFilter::default()).await.unwrap();
+    assert_eq!((outcome.applied, outcome.remaining), (0, 3), "the name is still taken");
+    rig.database.execute("UPDATE app.people SET name = 'free' WHERE id = 1").await;
+    let outcome = rig.sink.retry(&QuarantineFilter::default()).await.unwrap();
+    assert_eq!((outcome.applied, outcome.remaining), (3, 0));
+    assert_eq!(rig.ask("SELECT id, name FROM app.people ORDER BY id").await, ["1|free", "3|later"]);
+    assert_eq!(rig.ask("SELECT id FROM app.orders").await, ["11"]);
+    let applied = rig.stream(vec![update(1, &person(3, "last"))]).await.unwrap();
+    assert_eq!((applied.applied, applied.held), (1, 0));
+}
+
+#[tokio::test]
+async fn a_discarded_key_is_free_again() {
+    let Some(mut rig) = rig().await else { return };
+    rig.stream(vec![insert(1, &person(3, "taken"))]).await.unwrap();
+    rig.stream(vec![update(1, &person(3, "x"))]).await.unwrap();
+    let first = rig.sink.list(&QuarantineFilter::default()).await.unwrap()[0].id;
+    let (_, change) = rig.sink.show(first).await.unwrap().unwrap();
+    assert_eq!(change, insert(1, &person(3, "taken")));
+    let outcome = rig.sink.discard(&QuarantineFilter { table: None, ids: vec![first] }).await.unwrap();
+    assert_eq!(outcome.discarded, 2, "with all changes of its key");
+    let applied = rig.stream(vec![insert(1, &person(3, "y"))]).await.unwrap();
+    assert_eq!(applied.applied, 1);
+}
+
+#[tokio::test]
+async fn one_bad_row_among_many_is_found_in_a_backfill_too() {
+    let mut checked = people();
+    checked.def.checks.push(crossfade_event::catalog::CheckDef { name: "even".into(), expression: "id <> 77".into() });
+    let Some(mut rig) = Rig::empty(vec![checked]).await else { return };
+    rig.prepare().await.unwrap();
+    let rows: Vec<_> = (0..200).map(|id| crate::rig::row(&[V::Int(id), V::Null])).collect();
+    let applied = rig.load(vec![crate::rig::block(1, 5, &rows)]).await.unwrap();
+    assert_eq!((applied.applied, applied.rejected.len()), (199, 1));
+    assert_eq!(applied.rejected[0].at.ordinal, 77);
+    assert_eq!(rig.ask("SELECT count(*) FROM app.people").await, ["199"]);
+}

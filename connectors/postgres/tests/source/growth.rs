@@ -1,0 +1,88 @@
+//! Tables and partitions that come and go while the stream runs.
+
+use crate::support::*;
+use crossfade_connector::Source;
+use crossfade_event::Event;
+use crossfade_testkit::postgres::Version;
+
+const TREE: &str = "CREATE SCHEMA app;
+    CREATE TABLE app.events (id int, at date, note text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+    CREATE TABLE app.events_1 PARTITION OF app.events FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
+    CREATE TABLE app.events_2 PARTITION OF app.events FOR VALUES FROM ('2021-01-01') TO ('2022-01-01') PARTITION BY LIST (id);
+    CREATE TABLE app.events_2a PARTITION OF app.events_2 DEFAULT;
+    INSERT INTO app.events SELECT n, date '2020-01-01' + n % 700, 'x' FROM generate_series(1, 3000) n;";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_tables_are_reported_and_taken_in_when_asked_for() {
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY); INSERT INTO app.t VALUES (1)";
+    let Some(fixture) = Fixture::new(Version::V15, "added", sql).await else { return };
+    let mut log = Log::default();
+    let mut source = fixture.source();
+    open(&mut source, &mut log).await;
+    ingest_all(&fixture, &mut source, &mut log).await;
+    fixture
+        .database
+        .execute("CREATE TABLE app.later (id int PRIMARY KEY, a text); INSERT INTO app.later SELECT n, 'old' FROM generate_series(1, 100) n")
+        .await;
+    // A transaction that wrote to the table before it was published ends after that.
+    let writer = fixture.database.connect().await;
+    writer.batch_execute("BEGIN; INSERT INTO app.later VALUES (1000, 'running')").await.unwrap();
+    assert_eq!(source.health().await.unwrap().uncaptured_tables, ["app.later"]);
+    let adder = source.adder();
+    let adding = tokio::spawn(async move { adder.add_tables().await });
+    // The server waits for the running transaction before it changes the table's publication, or takes it in at once.
+    while log.count(|event| matches!(event, Event::BackfillBegan(_))) < 2 {
+        take(&mut source, &mut log, 1).await;
+        if !adding.is_finished() {
+            writer.batch_execute("INSERT INTO app.later VALUES (1001, 'still running') ON CONFLICT DO NOTHING; COMMIT; BEGIN").await.unwrap();
+        }
+    }
+    assert_eq!(adding.await.unwrap().unwrap().len(), 1);
+    writer.batch_execute("INSERT INTO app.later VALUES (1002, 'after'); COMMIT").await.unwrap();
+    let replica = ingest_all(&fixture, &mut source, &mut log).await;
+    assert_eq!(replica.rows("app.later").len(), 103);
+    assert!(source.health().await.unwrap().uncaptured_tables.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_are_captured_by_leaf_and_their_tree_is_watched() {
+    for version in [Version::V15, Version::V18] {
+        let Some(fixture) = Fixture::new(version, "tree", TREE).await else { return };
+        let mut config = fixture.config(&["app.events"]);
+        config.snapshot.chunk_rows = 200;
+        let mut source = crossfade_postgres::PostgresSource::new(config).unwrap();
+        let mut log = Log::default();
+        open(&mut source, &mut log).await;
+        fixture.database.execute("UPDATE app.events SET at = at + 300 WHERE id < 100; DELETE FROM app.events WHERE id > 2900").await;
+        ingest_all(&fixture, &mut source, &mut log).await;
+
+        // A new leaf, one with rows of its own, and a truncated one.
+        fixture
+            .database
+            .execute(
+                "CREATE TABLE app.events_3 PARTITION OF app.events FOR VALUES FROM ('2022-01-01') TO ('2023-01-01');
+                 INSERT INTO app.events VALUES (1, '2022-05-05', 'new leaf');
+                 CREATE TABLE app.apart (id int NOT NULL, at date NOT NULL, note text, PRIMARY KEY (id, at));
+                 INSERT INTO app.apart SELECT n, '2023-03-03', 'brought along' FROM generate_series(1, 500) n;
+                 ALTER TABLE app.events ATTACH PARTITION app.apart FOR VALUES FROM ('2023-01-01') TO ('2024-01-01');
+                 TRUNCATE app.events_1;",
+            )
+            .await;
+        while log.count(|event| matches!(event, Event::SnapshotEnded { .. })) < 4 {
+            take(&mut source, &mut log, 1).await;
+        }
+        let replica = ingest_all(&fixture, &mut source, &mut log).await;
+        assert_eq!(replica.rows("app.apart").len(), 500);
+        assert_eq!(replica.rows("app.events_1").len(), 0);
+
+        // One leaves, one is dropped: their rows are in the tree no more.
+        fixture.database.execute("ALTER TABLE app.events DETACH PARTITION app.apart; DROP TABLE app.events_3").await;
+        let truncated = |log: &Log| log.count(|event| matches!(event, Event::Truncated(_)));
+        let before = truncated(&log);
+        while truncated(&log) == before {
+            take(&mut source, &mut log, 1).await;
+        }
+        let replica = Replica::compute(&log, &fixture.database).await;
+        assert_eq!(replica.rows("app.apart").len() + replica.rows("app.events_3").len(), 0);
+    }
+}

@@ -1,0 +1,326 @@
+//! What comes after a load (indexes, references, counters), and what follows a change of the source's schema.
+
+use super::{own, table, table::Table, writer::Writer};
+use crate::{
+    client::{exists, failure, is_rejection, literal, quoted},
+    codec::{bound_key, push_read},
+    inspect::shape::TableShape,
+};
+use crossfade_connector::{Failure, Progress, Stage, TargetTable, WriteMode};
+use crossfade_event::{Cut, Key, Row, RowBuilder, TableId, catalog::Dialect};
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// What is noted of work that waits for the stream.
+const PENDING: &str = "pending";
+/// How long an index that cannot be made yet is left alone.
+const PENDING_PAUSE: Duration = Duration::from_secs(1);
+const PENDING_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Work that waits for the stream to pass a place in the log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Waits {
+    /// The statement; empty for the check of references.
+    sql: String,
+    table: String,
+    /// `None` waits for nothing.
+    after: Option<Cut>,
+}
+
+/// Room between the last number that a counter gave out in the source and the first that it gives out here.
+const COUNTER_MARGIN: i64 = 10_000;
+
+impl Writer {
+    /// Makes the indexes that were held back, checks the references and sets the counters. Repeating it changes nothing.
+    ///
+    /// Rows of a backfill were read at different moments, so two of them can share a value that is unique at every
+    /// single moment, until the stream has passed the place where the backfill ended. Unique indexes and the check of
+    /// references wait for that place ([`Writer::make_pending`]).
+    pub(super) fn finish_load(&mut self) -> Result<(), Failure> {
+        let progress = self.progress()?;
+        let after = progress.filter(|progress| progress.stage == Stage::Loading).map(|progress| progress.cut);
+        let tables: Vec<Table> = self.order.iter().filter_map(|id| self.tables.get(id)).cloned().collect();
+        for table in tables.iter().filter(|table| table.ours) {
+            let doing = format!("making the indexes of {}", table.name());
+            self.in_transaction(&doing, |writer| writer.make_indexes(table, after.as_ref()))?;
+        }
+        self.in_transaction("setting the counters", Self::set_counters)?;
+        self.load_pending()?;
+        if after.is_none() {
+            self.make_pending(None)?;
+        }
+        Ok(())
+    }
+
+    fn make_indexes(&mut self, table: &Table, after: Option<&Cut>) -> Result<(), Failure> {
+        let dialect = self.support.dialect;
+        let connection = self.connection()?;
+        let doing = || format!("making the indexes of {}", table.name());
+        for index in table::indexes(&table.target, dialect) {
+            let taken =
+                taken_elsewhere(connection, &index.name, table.name()).map_err(|error| failure(doing(), error))?;
+            let name = if taken { format!("{}_{}", table.name(), index.name) } else { index.name.clone() };
+            let sql = index.sql(&name, table.name());
+            if index.unique {
+                let there = exists(connection, "index", &name).map_err(|error| failure(doing(), error))?;
+                if !there {
+                    let waits = Waits { sql, table: table.name().to_owned(), after: after.cloned() };
+                    note_pending(connection, &self.migration, &name, &waits)
+                        .map_err(|error| failure(doing(), error))?;
+                }
+                continue;
+            }
+            connection
+                .execute_batch(&sql)
+                .and_then(|()| own::note(connection, &self.migration, "index", &name, table.name()))
+                .map_err(|error| failure(doing(), error))?;
+        }
+        if !table.target.def.foreign_keys.is_empty() {
+            let waits = Waits { sql: String::new(), table: table.name().to_owned(), after: after.cloned() };
+            let name = format!("references of {}", table.name());
+            note_pending(connection, &self.migration, &name, &waits).map_err(|error| failure(doing(), error))?;
+        }
+        Ok(())
+    }
+
+    /// Reads what waits for the stream.
+    pub(super) fn load_pending(&mut self) -> Result<(), Failure> {
+        let doing = |error| failure("reading which indexes are still to be made", error);
+        self.pending = own::noted(self.connection()?, &self.migration, PENDING)
+            .map_err(doing)?
+            .into_iter()
+            .filter_map(|(name, detail)| Some((name, serde_json::from_str(&detail).ok()?)))
+            .collect();
+        self.pending_at = Instant::now();
+        self.pending_pause = PENDING_PAUSE;
+        Ok(())
+    }
+
+    /// Makes what waited, as far as the stream has come (`None`: all of it). What cannot be made yet, for values are
+    /// still doubled, is tried again later and seldom: it costs a pass over the table.
+    pub(super) fn make_pending(&mut self, progress: Option<&Progress>) -> Result<(), Failure> {
+        if self.pending.is_empty() || Instant::now() < self.pending_at {
+            return Ok(());
+        }
+        for (name, waits) in self.pending.clone() {
+            let reached = match (progress, &waits.after) {
+                (None, _) | (_, None) => true,
+                (Some(progress), Some(after)) => progress.stage == Stage::Streaming && progress.cut.covers(after),
+            };
+            if !reached {
+                continue;
+            }
+            match self.in_transaction("making an index", |writer| writer.make_one(&name, &waits)) {
+                Ok(true) => {
+                    self.pending.retain(|(pending, _)| *pending != name);
+                    continue;
+                }
+                Ok(false) => {
+                    tracing::warn!(
+                        index = name,
+                        table = waits.table,
+                        "values that must be unique are not; the index is tried again later"
+                    );
+                }
+                Err(failure) if failure.is_transient() => tracing::debug!(index = name, "the index waits for a lock"),
+                Err(failure) => return Err(failure),
+            }
+            self.pending_at = Instant::now() + self.pending_pause;
+            self.pending_pause = (self.pending_pause * 2).min(PENDING_PAUSE_MAX);
+        }
+        Ok(())
+    }
+
+    fn make_one(&mut self, name: &str, waits: &Waits) -> Result<bool, Failure> {
+        let doing = |error| failure(format!("making {name}"), error);
+        let connection = self.connection()?;
+        if waits.sql.is_empty() {
+            let dangling = dangling(connection, &waits.table).map_err(doing)?;
+            if dangling > 0 {
+                tracing::warn!(table = waits.table, rows = dangling, "rows refer to rows that are not there");
+            }
+        } else {
+            match connection.execute_batch(&waits.sql) {
+                Ok(()) => own::note(connection, &self.migration, "index", name, &waits.table).map_err(doing)?,
+                Err(error) if is_rejection(&error) => return Ok(false),
+                Err(error) => return Err(doing(error)),
+            }
+        }
+        connection
+            .execute(
+                "DELETE FROM _crossfade_objects WHERE migration = ?1 AND kind = ?2 AND name = ?3",
+                (&self.migration, PENDING, name),
+            )
+            .map_err(doing)?;
+        Ok(true)
+    }
+
+    fn set_counters(&mut self) -> Result<(), Failure> {
+        let connection = self.connection()?;
+        let doing = |error| failure("setting the counters", error);
+        if !exists(connection, "table", "sqlite_sequence").map_err(doing)? {
+            return Ok(());
+        }
+        for table in self.tables.values().filter(|table| table.ours) {
+            let name = table.name();
+            let counted = table.target.def.columns.iter().filter(|column| column.sequence.is_some());
+            for column in counted {
+                let last = self
+                    .support
+                    .sequences
+                    .iter()
+                    .filter(|sequence| Some(&sequence.name) == column.sequence.as_ref())
+                    .filter_map(|sequence| sequence.last_value)
+                    .max();
+                let Some(last) = last else { continue };
+                let value = last.saturating_add(COUNTER_MARGIN);
+                let changed = connection
+                    .execute("UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1", (name, value))
+                    .map_err(doing)?;
+                if changed == 0 {
+                    connection
+                        .execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", (name, value))
+                        .map_err(doing)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows a change of a table's shape, as a part of the open transaction.
+    pub(super) fn alter(&mut self, before: &TargetTable, after: &TargetTable) -> Result<(), Failure> {
+        let doing = || format!("following the change of {}", before.schema.name);
+        let ours = self.tables.get(&before.schema.id).is_none_or(|table| table.ours);
+        if before.schema.name != after.schema.name {
+            return Err(Failure::halt(
+                doing(),
+                "the table has another name now",
+                "rename it back, or begin a new migration",
+            ));
+        }
+        if ours && after.mode == WriteMode::Table {
+            let outside = !self.open;
+            if outside {
+                self.connection()?.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(doing(), error))?;
+                self.open = true;
+            }
+            let altered = self.alter_in(before, after);
+            if altered.is_err() {
+                self.abandon();
+            }
+            altered?;
+            if outside {
+                self.connection()?.execute_batch("COMMIT").map_err(|error| failure(doing(), error))?;
+                self.open = false;
+            }
+        }
+        if !ours {
+            self.check_columns(after)?;
+        }
+        let table = Table::new(after.clone(), ours);
+        self.tables.remove(&before.schema.id);
+        self.tables.insert(table.id(), table);
+        Ok(())
+    }
+
+    /// A table that somebody else made is theirs to change.
+    fn check_columns(&self, after: &TargetTable) -> Result<(), Failure> {
+        let name = &*after.schema.name.name;
+        let doing = format!("following the change of {name}");
+        let shape = TableShape::read(self.connection()?, name).map_err(|error| failure(&doing, error))?;
+        let has = |column: &str| {
+            shape.iter().flat_map(|shape| &shape.columns).any(|have| have.name.eq_ignore_ascii_case(column))
+        };
+        match after.schema.columns.iter().find(|column| !has(&column.name)) {
+            None => Ok(()),
+            Some(column) => Err(Failure::halt(
+                doing,
+                format!("the table in the target, which somebody else made, has no column {}", column.name),
+                format!("ALTER TABLE {} ADD COLUMN {} {}", quoted(name), quoted(&column.name), column.type_.name),
+            )),
+        }
+    }
+
+    fn alter_in(&self, before: &TargetTable, after: &TargetTable) -> Result<(), Failure> {
+        let connection = self.connection()?;
+        let name = &*before.schema.name.name;
+        let table = quoted(name);
+        let doing = || format!("following the change of {name}");
+        let shape = TableShape::read(connection, name).map_err(|error| failure(doing(), error))?;
+        let has = |column: &str| shape.iter().flat_map(|shape| &shape.columns).any(|have| have.name == column);
+        let run = |sql: String| connection.execute_batch(&sql).map_err(|error| failure(doing(), error));
+        for old in &before.schema.columns {
+            let new = after.schema.columns.iter().find(|new| new.native_id == old.native_id);
+            match new {
+                None if has(&old.name) => run(format!("ALTER TABLE {table} DROP COLUMN {}", quoted(&old.name)))?,
+                Some(new) if new.name != old.name && has(&old.name) && !has(&new.name) => {
+                    run(format!("ALTER TABLE {table} RENAME COLUMN {} TO {}", quoted(&old.name), quoted(&new.name)))?;
+                }
+                _ => {}
+            }
+        }
+        for new in &after.schema.columns {
+            let known = before.schema.columns.iter().any(|old| old.native_id == new.native_id);
+            if known || has(&new.name) {
+                continue;
+            }
+            let own_words = self.support.dialect == Dialect::Sqlite;
+            let default = new.default.as_deref().and_then(|default| table::default_words(default, own_words));
+            let default_sql = default.as_ref().map(|default| format!(" DEFAULT {default}")).unwrap_or_default();
+            let not_null = if !new.nullable && default.is_some() { " NOT NULL" } else { "" };
+            run(format!(
+                "ALTER TABLE {table} ADD COLUMN {} {}{not_null}{default_sql}",
+                quoted(&new.name),
+                new.type_.name
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// The row that the target holds under a key.
+    pub(super) fn read_row(&mut self, id: TableId, key: &Key) -> Result<Option<Row>, Failure> {
+        let table = self.table(id)?;
+        let doing = || format!("reading a row of {}", table.name());
+        let halt = |error| Failure::halt(doing(), error, "the row in the target is not what was written there");
+        let values = bound_key(&table.schema, key).map_err(halt)?;
+        let connection = self.connection()?;
+        let mut statement = connection.prepare_cached(&table.sql.select).map_err(|error| failure(doing(), error))?;
+        for (index, value) in values.into_iter().enumerate() {
+            statement.raw_bind_parameter(index + 1, value).map_err(|error| failure(doing(), error))?;
+        }
+        let mut rows = statement.raw_query();
+        let Some(row) = rows.next().map_err(|error| failure(doing(), error))? else { return Ok(None) };
+        let mut built = RowBuilder::with_capacity(table.schema.columns.len(), 128);
+        for (index, column) in table.schema.columns.iter().enumerate() {
+            let value = row.get_ref(index).map_err(|error| failure(doing(), error))?;
+            push_read(&mut built, &column.type_, value).map_err(halt)?;
+        }
+        Ok(Some(built.finish()))
+    }
+}
+
+fn note_pending(connection: &Connection, migration: &str, name: &str, waits: &Waits) -> rusqlite::Result<()> {
+    let detail = serde_json::to_string(waits).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    own::note(connection, migration, PENDING, name, &detail)
+}
+
+/// How many rows refer to rows that are not there.
+fn dangling(connection: &Connection, table: &str) -> rusqlite::Result<u64> {
+    let sql = format!("SELECT count(*) FROM pragma_foreign_key_check({})", literal(table));
+    match connection.query_row(&sql, [], |row| row.get::<_, i64>(0)) {
+        Ok(count) => Ok(count as u64),
+        // References to a table without the unique index that they need cannot be checked; SQLite says so on use.
+        Err(error) if error.to_string().contains("foreign key mismatch") => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an index of this name belongs to another table: in SQLite all indexes of a file share their names.
+fn taken_elsewhere(connection: &Connection, name: &str, table: &str) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT 1 FROM main.sqlite_schema WHERE name = ?1 COLLATE NOCASE AND tbl_name <> ?2 COLLATE NOCASE",
+        )?
+        .exists((name, table))
+}

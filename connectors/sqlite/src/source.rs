@@ -1,0 +1,357 @@
+//! The source: what other processes write to a file, as batches for the log.
+//!
+//! Two kinds of threads work for it, each with connections of its own: one follows the stream, some copy tables while
+//! a backfill is under way. They hand batches over through bounded channels; [`SqliteSource::next`] takes from both,
+//! but never puts a backfill's rows between the parts of one transaction.
+
+pub(crate) mod install;
+mod snapshot;
+mod stream;
+pub(crate) mod triggers;
+
+use crate::{
+    Config, SourceOptions,
+    client::{Access, failure, open, shown},
+    inspect::shape::{self, TableShape},
+};
+use crossfade_connector::{Failure, Resume, Source, SourceHealth, TableSnapshot};
+use crossfade_event::{Backfill, Batch, Durable, Event, Position, SourceId, Stamped, TableSchema, Visibility};
+use install::{Captured, Install};
+use snapshot::Copy;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    thread::JoinHandle,
+};
+use stream::{Bounds, Stream, position};
+use tokio::sync::mpsc;
+
+/// Batches that wait in each channel.
+const BATCHES_WAITING: usize = 4;
+
+/// Reads a file's rows and changes.
+pub struct SqliteSource {
+    config: Config,
+    options: SourceOptions,
+    patterns: Vec<String>,
+    install: Install,
+    running: Option<Running>,
+}
+
+impl std::fmt::Debug for SqliteSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteSource").field("path", &self.config.path).finish_non_exhaustive()
+    }
+}
+
+/// What runs after `open`. Dropping it ends the threads: nobody listens to them any more.
+struct Running {
+    first: Option<Batch>,
+    stream: mpsc::Receiver<Result<Batch, Failure>>,
+    copy: Option<mpsc::Receiver<Result<Batch, Failure>>>,
+    /// Where the history stood when all was copied; negative until then.
+    copied: Arc<AtomicI64>,
+    /// The last batch was a part of a transaction that goes on.
+    within: bool,
+    confirmed: Arc<AtomicI64>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What `open` found or made.
+struct Opened {
+    source: SourceId,
+    schemas: HashMap<u32, Arc<TableSchema>>,
+    since: i64,
+    first: Option<Batch>,
+    generation: u32,
+    copying: Vec<(Captured, TableSnapshot)>,
+    bounds: Vec<i64>,
+}
+
+impl SqliteSource {
+    /// A source for the tables that `patterns` take, for the migration of that name.
+    pub fn new(config: Config, migration: &str, patterns: Vec<String>, options: SourceOptions) -> Self {
+        let install = Install::new(migration, options.old_rows);
+        Self { config, options, patterns, install, running: None }
+    }
+
+    /// Removes everything that the migration made in the source: triggers, recorded changes, its name. Afterwards a
+    /// resume is impossible, and refused as lost.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn uninstall(&mut self) -> Result<(), Failure> {
+        self.stop().await;
+        let (config, install) = (self.config.clone(), self.install.clone());
+        blocking(move || install.uninstall(&mut open(&config, Access::Existing)?)).await
+    }
+
+    async fn stop(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        let Running { stream, copy, threads, .. } = running;
+        drop((stream, copy));
+        let _ = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                let _ = thread.join();
+            }
+        })
+        .await;
+    }
+
+    fn start(&self, opened: Opened) -> Result<Running, Failure> {
+        let Opened { source, schemas, since, first, generation, copying, bounds } = opened;
+        let confirmed = Arc::new(AtomicI64::new(0));
+        let bounds = Arc::new(Bounds::new(bounds));
+        let mut threads = Vec::new();
+        let mut copy_receiver = None;
+        let mut backfill = None;
+        let copied = Arc::new(AtomicI64::new(-1));
+        if !copying.is_empty() {
+            backfill = Some((generation, copied.clone()));
+            let (sender, receiver) = mpsc::channel(BATCHES_WAITING);
+            let copy = Copy {
+                config: self.config.clone(),
+                install: self.install.clone(),
+                source,
+                chunk_rows: self.options.chunk_rows,
+                since,
+                bounds: bounds.clone(),
+                copied: copied.clone(),
+                sender,
+            };
+            let workers = self.options.workers;
+            threads.push(spawn("sqlite-copy", move || copy.run(copying, workers))?);
+            copy_receiver = Some(receiver);
+        }
+        let (sender, receiver) = mpsc::channel(BATCHES_WAITING);
+        let stream = Stream {
+            connection: open(&self.config, Access::Existing)?,
+            install: self.install.clone(),
+            source,
+            schemas,
+            last: since,
+            confirmed: confirmed.clone(),
+            busy_timeout: self.config.busy_timeout,
+            path: self.config.path.clone(),
+            bounds,
+            backfill,
+            sender,
+        };
+        threads.push(spawn("sqlite-stream", move || stream.run())?);
+        Ok(Running { first, stream: receiver, copy: copy_receiver, copied, within: false, confirmed, threads })
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failure> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|error| Failure::retry(format!("starting the thread {name}"), error))
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panicked) if panicked.is_panic() => std::panic::resume_unwind(panicked.into_panic()),
+        Err(cancelled) => Err(Failure::retry("working on a SQLite file", cancelled)),
+    }
+}
+
+/// Begins anew, or goes on where the log ends.
+fn begin(config: &Config, install: &Install, patterns: &[String], resume: Resume) -> Result<Opened, Failure> {
+    let mut connection = open(config, Access::Existing)?;
+    match resume.position {
+        None => begin_anew(&mut connection, install, patterns, &resume),
+        Some(at) => go_on(&connection, config, install, at, resume),
+    }
+}
+
+fn begin_anew(
+    connection: &mut rusqlite::Connection,
+    install: &Install,
+    patterns: &[String],
+    resume: &Resume,
+) -> Result<Opened, Failure> {
+    let tables = install::matching(connection, patterns)?;
+    let first_number = resume.schemas.iter().map(|schema| schema.id.0).max().unwrap_or(0) + 1;
+    let (tables, since) = install.begin(connection, tables, first_number)?;
+    let source = identity(connection)?
+        .ok_or_else(|| Failure::retry("reading the file's identity", "it vanished just after it was made"))?;
+    let at = position(source, since, u32::MAX);
+    let generation = resume.snapshot.generation + 1;
+    let next = since as u64 + 1;
+    let mut events: Vec<Event> = tables.iter().map(|table| Event::SchemaSeen(table.schema.clone())).collect();
+    events.push(Event::BackfillBegan(Backfill {
+        generation,
+        tables: tables.iter().map(|table| table.schema.id).collect(),
+        visible: Some(Visibility { xmin: next, xmax: next, in_progress: Vec::new() }),
+    }));
+    let events = events.into_iter().map(|event| Stamped { position: at, event }).collect();
+    Ok(Opened {
+        source,
+        schemas: stream::by_number(&tables.iter().map(|table| table.schema.clone()).collect::<Vec<_>>()),
+        since,
+        first: Some(Batch { events, upto: Some(at), whole: true }),
+        generation,
+        copying: tables.iter().map(|table| (table.clone(), TableSnapshot::default())).collect(),
+        bounds: Vec::new(),
+    })
+}
+
+const AGAIN: &str = "put the former file back; or begin again with an empty folder, so that everything is copied anew";
+
+fn go_on(
+    connection: &rusqlite::Connection,
+    config: &Config,
+    install: &Install,
+    at: Position,
+    resume: Resume,
+) -> Result<Opened, Failure> {
+    let doing = || format!("going on in {}", shown(&config.path));
+    match identity(connection)? {
+        Some(source) if source == at.source => {}
+        Some(_) => return Err(Failure::lost(doing(), "this is another file than the one that was copied", AGAIN)),
+        None => {
+            return Err(Failure::lost(
+                doing(),
+                "the file has no record of this migration: it was restored, or the record was removed",
+                AGAIN,
+            ));
+        }
+    }
+    let since = at.commit as i64;
+    match install.span(connection).map_err(|error| failure(doing(), error))? {
+        None => return Err(Failure::lost(doing(), "the record of changes is gone", AGAIN)),
+        Some((_, highest)) if highest < since => return Err(stream::went_back(install, since, highest)),
+        Some((lowest, _)) if lowest > since => {
+            return Err(Failure::lost(doing(), format!("changes after {since} were removed from the record"), AGAIN));
+        }
+        Some(_) => {}
+    }
+    let schemas = stream::by_number(&resume.schemas);
+    let mut copying = Vec::new();
+    for (id, state) in resume.snapshot.tables {
+        if state.ended && resume.snapshot.ended {
+            continue;
+        }
+        let Some(schema) = schemas.get(&id.0).cloned() else { continue };
+        let shape = TableShape::read(connection, &schema.name.name).map_err(|error| failure(doing(), error))?;
+        let shape = shape.ok_or_else(|| install::gone(&schema))?;
+        copying.push((Captured { schema, shape }, state));
+    }
+    let bounds = install.bounds_on_record(connection).map_err(|error| failure(doing(), error))?;
+    Ok(Opened {
+        source: at.source,
+        schemas,
+        since,
+        first: None,
+        generation: resume.snapshot.generation,
+        copying: if resume.snapshot.ended { Vec::new() } else { copying },
+        bounds,
+    })
+}
+
+fn identity(connection: &rusqlite::Connection) -> Result<Option<SourceId>, Failure> {
+    Install::identity(connection).map_err(|error| failure("reading the file's identity", error))
+}
+
+impl Source for SqliteSource {
+    async fn open(&mut self, resume: Resume) -> Result<(), Failure> {
+        self.stop().await;
+        let (config, install, patterns) = (self.config.clone(), self.install.clone(), self.patterns.clone());
+        let opened = blocking(move || begin(&config, &install, &patterns, resume)).await?;
+        self.running = Some(self.start(opened)?);
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<Batch>, Failure> {
+        let Some(running) = &mut self.running else {
+            return Err(Failure::reconnect("reading from SQLite", "the source is not open"));
+        };
+        if let Some(first) = running.first.take() {
+            return Ok(Some(first));
+        }
+        loop {
+            let within = running.within;
+            let (stream, copy) = (&mut running.stream, &mut running.copy);
+            let copying = copy.is_some() && !within;
+            // `recv` is cancel-safe: what is not taken stays in its channel.
+            tokio::select! {
+                batch = stream.recv() => {
+                    let batch = batch.unwrap_or_else(|| Err(ended("stream")))?;
+                    running.within = !batch.whole;
+                    return Ok(Some(batch));
+                }
+                batch = receive(copy), if copying => match batch {
+                    Some(batch) => return batch.map(Some),
+                    None if running.copied.load(Ordering::Acquire) < 0 => return Err(ended("tables")),
+                    None => running.copy = None,
+                },
+            }
+        }
+    }
+
+    async fn confirm(&mut self, durable: Durable) -> Result<(), Failure> {
+        let Some(running) = &self.running else {
+            return Err(Failure::reconnect("confirming to SQLite", "the source is not open"));
+        };
+        if running.stream.is_closed() {
+            return Err(ended("stream"));
+        }
+        running.confirmed.fetch_max(durable.position().commit as i64, Ordering::AcqRel);
+        Ok(())
+    }
+
+    async fn health(&mut self) -> Result<SourceHealth, Failure> {
+        let (config, install, patterns) = (self.config.clone(), self.install.clone(), self.patterns.clone());
+        blocking(move || health(&config, &install, &patterns)).await
+    }
+}
+
+async fn receive(copy: &mut Option<mpsc::Receiver<Result<Batch, Failure>>>) -> Option<Result<Batch, Failure>> {
+    match copy {
+        Some(copy) => copy.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn ended(what: &str) -> Failure {
+    Failure::reconnect("reading from SQLite", format!("the thread that reads the {what} has ended"))
+}
+
+fn health(config: &Config, install: &Install, patterns: &[String]) -> Result<SourceHealth, Failure> {
+    let doing = "asking the source how it is";
+    let connection = open(config, Access::Existing)?;
+    let Some((lowest, highest)) = install.span(&connection).map_err(|error| failure(doing, error))? else {
+        return Ok(SourceHealth { status: Some("no changes are recorded".to_owned()), ..SourceHealth::default() });
+    };
+    let source = identity(&connection)?;
+    let captured = install.layouts(&connection).map_err(|error| failure(doing, error))?;
+    let names = shape::names(&connection).map_err(|error| failure(doing, error))?;
+    let uncaptured = names
+        .into_iter()
+        .filter(|(name, view)| !view && shape::matches(patterns, name))
+        .map(|(name, _)| name)
+        .filter(|name| !captured.iter().any(|layout| *layout.schema.name.name == **name))
+        .map(|name| format!("main.{name}"))
+        .collect();
+    // Counting pages means reading them: not where there are very many.
+    let few = highest - lowest < 1_000_000;
+    let sql = "SELECT pgsize FROM dbstat WHERE name = ?1 AND aggregate = TRUE";
+    let retained = few
+        .then(|| connection.query_row(sql, [install.names.changes()], |row| row.get::<_, i64>(0)))
+        .transpose()
+        .map_err(|error| failure(doing, error))?;
+    let journal = crate::client::journal_mode(&connection).map_err(|error| failure(doing, error))?;
+    Ok(SourceHealth {
+        retained_bytes: retained.map(|bytes| bytes as u64),
+        status: Some(format!("recording, {} changes kept, journal mode {journal}", highest - lowest)),
+        current: source.map(|source| position(source, highest, u32::MAX)),
+        uncaptured_tables: uncaptured,
+    })
+}

@@ -1,0 +1,229 @@
+//! `status`, `wait`, `pause`, `resume`, `checkpoint`: asked of the process that runs the migration, over its control
+//! socket; where nobody runs, the folder itself answers.
+
+use super::folder;
+use crate::{
+    error::{CliError, Exit},
+    output,
+    spec::{Spec, Span},
+};
+use crossfade_control::Command;
+use crossfade_log::EventLog;
+use crossfade_observe::{
+    Rates, Status, StatusFile, Totals, render,
+    socket::{SocketError, request},
+};
+use crossfade_state::WorkFolder;
+use hyper::Method;
+use serde_json::{Value as Json, json};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often a process that is not there yet is looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long any answer but that of `wait` may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// Asks the running process; `None` when nobody runs.
+pub(crate) async fn ask(
+    spec: &Spec,
+    method: Method,
+    route: &str,
+    body: Option<Json>,
+) -> Result<Option<Json>, CliError> {
+    let socket = WorkFolder::socket_path(&spec.folder());
+    match tokio::time::timeout(ANSWER_LIMIT, request(&socket, method, route, body.as_ref())).await {
+        Ok(Ok(answer)) => Ok(Some(answer)),
+        Ok(Err(SocketError::NotRunning)) => Ok(None),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(CliError::failed(format!(
+            "the process that runs {} gave no answer within {} s",
+            spec.name,
+            ANSWER_LIMIT.as_secs()
+        ))),
+    }
+}
+
+/// Where it stands.
+pub(crate) async fn status(spec: &Spec, as_json: bool) -> Result<(), CliError> {
+    let status = match ask(spec, Method::GET, "/status", None).await? {
+        Some(answer) => serde_json::from_value(answer)
+            .map_err(|error| CliError::failed(format!("the running process answers in another shape: {error}")))?,
+        None => stopped_status(spec)?,
+    };
+    if as_json {
+        return output::json(&status);
+    }
+    let mut text = render(&status);
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    output::print(&text)
+}
+
+/// What the folder says while nobody runs.
+fn stopped_status(spec: &Spec) -> Result<Status, CliError> {
+    let folder = folder::existing(spec)?;
+    let path = WorkFolder::status_path(&folder);
+    let last = StatusFile::read(&path).map_err(|error| CliError::io(format!("reading {}", path.display()), &error))?;
+    let owned = match WorkFolder::lock(&folder) {
+        Ok(owned) => owned,
+        // Somebody owns the folder and does not answer yet (it is starting, or mends): the file is what there is.
+        Err(error) if error.is_locked() && last.is_some() => return last.ok_or_else(|| error.into()),
+        Err(error) => return Err(error.into()),
+    };
+    if !WorkFolder::journal_path(&folder).is_dir() {
+        return Err(CliError::misconfigured(format!("the migration {} has not begun yet", spec.name))
+            .hint(format!("`crossfade run {}` begins it", spec.file.display())));
+    }
+    let migration = folder::journal(&owned)?.migration();
+    let now = folder::by_hand().at_us;
+    // The journal knows phase, pauses and checkpoints better than the last file; the file knows the figures.
+    let fresh = Status::new(spec.name.as_str(), now, &migration, &Totals::default(), Rates::default());
+    Ok(match last {
+        None => fresh,
+        Some(last) => Status {
+            phase: fresh.phase,
+            standing: fresh.standing,
+            reason: fresh.reason,
+            remedy: fresh.remedy,
+            epoch: fresh.epoch,
+            checkpoints: fresh.checkpoints,
+            ..last.not_running()
+        },
+    })
+}
+
+/// Waits until the sink has passed the source's position as it is now; through restarts of the process that runs.
+pub(crate) async fn wait(spec: &Spec, timeout: Span, as_json: bool) -> Result<(), CliError> {
+    let socket = WorkFolder::socket_path(&spec.folder());
+    let until = Instant::now() + timeout.0;
+    let mut seen = false;
+    let mut told = false;
+    loop {
+        match tokio::time::timeout_at(until, request(&socket, Method::POST, "/wait/caught-up", None)).await {
+            Ok(Ok(answer)) => return tell_caught_up(&answer, as_json),
+            Ok(Err(SocketError::NotRunning)) => {
+                if !told {
+                    tracing::warn!(migration = %spec.name, "no process runs this migration; waiting for one");
+                    told = true;
+                }
+            }
+            // The process went away while it was asked: another one may take its place.
+            Ok(Err(SocketError::Failed(_))) => seen = true,
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(timed_out(spec, timeout, true)),
+        }
+        if Instant::now() + LOOK_AGAIN >= until {
+            return Err(timed_out(spec, timeout, seen));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn tell_caught_up(answer: &Json, as_json: bool) -> Result<(), CliError> {
+    if as_json {
+        return output::json(answer);
+    }
+    let held = answer.get("quarantined").and_then(Json::as_u64).unwrap_or(0);
+    match held {
+        0 => output::line("caught up"),
+        held => output::line(format!("caught up, with {} changes in quarantine", output::count(held))),
+    }
+}
+
+fn timed_out(spec: &Spec, timeout: Span, was_running: bool) -> CliError {
+    let seconds = timeout.0.as_secs_f64();
+    if was_running {
+        CliError::failed(format!("{} has not caught up within {seconds} s", spec.name))
+            .hint(format!("`crossfade status {}` says how far it is; --timeout allows more", spec.file.display()))
+    } else {
+        CliError::failed(format!("no process runs {}, and none came within {seconds} s", spec.name))
+            .hint(format!("start it: crossfade run {}", spec.file.display()))
+    }
+}
+
+/// Stops delivery for now.
+pub(crate) async fn pause(spec: &Spec, reason: &str) -> Result<(), CliError> {
+    let by = folder::by_hand();
+    let body = json!({ "who": by.who, "reason": reason });
+    if ask(spec, Method::POST, "/pause", Some(body)).await?.is_none() {
+        let owned = folder::taken(spec)?;
+        let command = Command::Pause { by: by.who.clone(), reason: reason.to_owned() };
+        folder::journal(&owned)?.command(command, &by).await?;
+    }
+    output::line(format!("{} is paused; `crossfade resume {}` goes on", spec.name, spec.file.display()))
+}
+
+/// Lets it go on.
+pub(crate) async fn resume(spec: &Spec, add: bool) -> Result<(), CliError> {
+    let by = folder::by_hand();
+    let body = json!({ "who": by.who, "add": add });
+    if ask(spec, Method::POST, "/resume", Some(body)).await?.is_some() {
+        let added = if add { "; new tables that match the spec are taken in" } else { "" };
+        return output::line(format!("{} goes on{added}", spec.name));
+    }
+    let owned = folder::taken(spec)?;
+    if add {
+        return Err(CliError::refused(format!("no process runs {}, so no table can be taken in", spec.name))
+            .hint(format!("start it with `crossfade run {}`, then resume --add", spec.file.display())));
+    }
+    folder::journal(&owned)?.command(Command::Resume, &by).await?;
+    output::line(format!("{} is no longer paused; `crossfade run {}` goes on", spec.name, spec.file.display()))
+}
+
+/// Names the present place.
+pub(crate) async fn checkpoint(spec: &Spec, name: &str, as_json: bool) -> Result<(), CliError> {
+    let by = folder::by_hand();
+    let route = format!("/checkpoint/{}", path_segment(name)?);
+    let answer = match ask(spec, Method::POST, &route, Some(json!({ "who": by.who }))).await? {
+        Some(answer) => answer,
+        None => checkpoint_in_folder(spec, name).await?,
+    };
+    if as_json {
+        return output::json(&answer);
+    }
+    let place = answer.get("cut").and_then(Json::as_str).unwrap_or_default();
+    output::line(format!("checkpoint {name} stands at offset {place}"))
+}
+
+/// While nobody runs: the place up to which every reader of the log has come, as the log remembers it.
+async fn checkpoint_in_folder(spec: &Spec, name: &str) -> Result<Json, CliError> {
+    let owned = folder::taken(spec)?;
+    let log = folder::log(spec)?;
+    let tail = log.tail();
+    let cut = log.consumers().into_iter().map(|(_, cut)| cut).min_by_key(crossfade_event::Cut::total);
+    let cut = cut.unwrap_or_else(|| tail.cut.clone());
+    let position = tail.position.filter(|_| cut == tail.cut);
+    let by = folder::by_hand();
+    let command = Command::NameCheckpoint { name: name.to_owned(), cut: cut.clone(), position, at_us: by.at_us };
+    folder::journal(&owned)?.command(command, &by).await?;
+    Ok(json!({
+        "name": name, "cut": cut.to_string(), "position": position.map(|position| position.to_string()),
+    }))
+}
+
+/// A name that can stand in a route; every valid one can.
+fn path_segment(name: &str) -> Result<&str, CliError> {
+    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if plain && !name.is_empty() && !name.starts_with('.') {
+        return Ok(name);
+    }
+    Err(CliError::misconfigured(format!("{name:?} cannot name a checkpoint"))
+        .hint("take lower-case letters, digits, `-`, `_` and `.`, a letter or digit first"))
+}
+
+impl From<SocketError> for CliError {
+    fn from(error: SocketError) -> Self {
+        let exit = match error.exit() {
+            2 => Exit::Misconfigured,
+            3 => Exit::Refused,
+            4 => Exit::Differences,
+            5 => Exit::Lost,
+            75 => Exit::Locked,
+            _ => Exit::Failed,
+        };
+        Self::of(exit, &error)
+    }
+}

@@ -1,0 +1,56 @@
+//! The migration's own folder, for commands that look into it.
+
+use crate::{error::CliError, spec::Spec};
+use crossfade_control::{By, Journal};
+use crossfade_log::embedded::{Embedded, Options};
+use crossfade_state::{StateError, WorkFolder};
+use std::path::PathBuf;
+
+/// The folder, which must be there.
+pub(crate) fn existing(spec: &Spec) -> Result<PathBuf, CliError> {
+    let folder = spec.folder();
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    Err(CliError::misconfigured(format!("the migration {} has no folder yet: {}", spec.name, folder.display()))
+        .hint(format!("`crossfade run {}` makes it", spec.file.display())))
+}
+
+/// The folder, which must be there, taken by this process.
+pub(crate) fn taken(spec: &Spec) -> Result<WorkFolder, CliError> {
+    Ok(WorkFolder::lock(existing(spec)?)?)
+}
+
+/// The process that owns the folder now, if one does.
+pub(crate) fn owner(spec: &Spec) -> Result<Option<u32>, StateError> {
+    WorkFolder::owner(spec.folder())
+}
+
+/// The log, for looking; works beside a running migration.
+pub(crate) fn log(spec: &Spec) -> Result<Embedded, CliError> {
+    let path = WorkFolder::log_path(&existing(spec)?);
+    if !path.is_dir() {
+        return Err(CliError::misconfigured(format!("the migration {} has no log yet: {}", spec.name, path.display()))
+            .hint(format!("`crossfade run {}` makes it", spec.file.display())));
+    }
+    Ok(Embedded::open_read_only(path)?)
+}
+
+/// The name under which deliver's place is kept, in the log and in the state.
+pub(crate) const DELIVER: &str = "deliver";
+
+/// How large a segment of the journal grows: it is small, and kept whole.
+const JOURNAL_SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// The journal of a folder that this process owns.
+pub(crate) fn journal(folder: &WorkFolder) -> Result<Journal<Embedded>, CliError> {
+    let options = Options { segment_bytes: JOURNAL_SEGMENT_BYTES, ..Options::default() };
+    let log = Embedded::open(WorkFolder::journal_path(folder.dir()), options)?;
+    Ok(Journal::open(log, None)?)
+}
+
+/// A person at the command line, now.
+pub(crate) fn by_hand() -> By {
+    let who = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "operator".to_owned());
+    By { who, at_us: jiff::Timestamp::now().as_microsecond() }
+}

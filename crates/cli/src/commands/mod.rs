@@ -1,0 +1,72 @@
+//! One file for each group of commands. Each loads its spec, does its work, and prints its answer.
+
+mod check;
+mod control;
+pub(crate) mod folder;
+mod init;
+mod log;
+mod mapping;
+mod plan;
+mod quarantine;
+mod state;
+
+use crate::{
+    args::{Command, LogCommand, MappingCommand, QuarantineCommand, StateCommand},
+    error::CliError,
+    run,
+    spec::Spec,
+};
+pub(crate) use check::Finding;
+use std::path::Path;
+
+/// Does what the command line says.
+pub(crate) async fn dispatch(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Demo(args) => tokio::task::block_in_place(|| crate::demo::run(&args.folder)).map_err(CliError::from),
+        Command::Init(args) => init::init(args).await,
+        Command::Check(args) => check::check(&load(&args.spec)?, args.json).await,
+        Command::Plan(args) => plan::plan(&load(&args.spec)?, args.json).await,
+        Command::Run(args) => run::run(&load(&args.spec)?, &args).await,
+        Command::Wait(args) => control::wait(&load(&args.spec)?, args.timeout, args.json).await,
+        Command::Status(args) => control::status(&load(&args.spec)?, args.json).await,
+        Command::Verify(args) => run::verify(&load(&args.spec)?, &args).await,
+        Command::Checkpoint(args) => control::checkpoint(&load(&args.spec)?, &args.name, args.json).await,
+        Command::Replay(args) => run::replay(&load(&args.spec)?, &args).await,
+        Command::Rollback(args) => run::rollback(&load(&args.spec)?, &args).await,
+        Command::Cutover(args) => load(&args.spec).and(Err(CliError::not_built("cutover"))),
+        Command::Failback(args) => load(&args.spec).and(Err(CliError::not_built("failback"))),
+        Command::Cleanup(args) => load(&args.spec).and(Err(CliError::not_built("cleanup"))),
+        Command::Pause(args) => control::pause(&load(&args.spec)?, &args.reason).await,
+        Command::Resume(args) => control::resume(&load(&args.spec)?, args.add).await,
+        Command::Quarantine(command) => dispatch_quarantine(command).await,
+        Command::Mapping(MappingCommand::Export(args)) => {
+            mapping::export(&load(&args.spec)?, args.table.as_deref(), args.json).await
+        }
+        Command::Mapping(MappingCommand::Lookup(args)) => {
+            mapping::lookup(&load(&args.spec)?, &args.key, args.json).await
+        }
+        Command::Log(LogCommand::Ls(args)) => log::ls(&load(&args.spec)?, args.json),
+        Command::Log(LogCommand::Cat(args)) => log::cat(&load(&args.spec)?, &args),
+        Command::Log(LogCommand::Verify(args)) => log::verify(&load(&args.spec)?, args.json),
+        Command::State(StateCommand::Ls(args)) => state::ls(&load(&args.spec)?, args.json),
+        Command::State(StateCommand::Rebuild(args)) => state::rebuild(&load(&args.spec)?, args.json).await,
+    }
+}
+
+async fn dispatch_quarantine(command: QuarantineCommand) -> Result<(), CliError> {
+    match command {
+        QuarantineCommand::Ls(args) => quarantine::ls(&load(&args.spec)?, &args).await,
+        QuarantineCommand::Show(args) => quarantine::show(&load(&args.spec)?, &args).await,
+        QuarantineCommand::Retry(args) => quarantine::retry(&load(&args.spec)?, &args).await,
+        QuarantineCommand::Discard(args) => quarantine::discard(&load(&args.spec)?, &args).await,
+    }
+}
+
+/// Loads a spec and tells its warnings.
+fn load(path: &Path) -> Result<Spec, CliError> {
+    let spec = Spec::load(path)?;
+    for warning in &spec.warnings {
+        tracing::warn!(spec = %path.display(), "{warning}");
+    }
+    Ok(spec)
+}

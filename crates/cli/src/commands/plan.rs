@@ -1,0 +1,233 @@
+//! `plan`: every step with its SQL, its cost, and what can be taken back. Writes nothing.
+
+use crate::{
+    error::CliError,
+    output::{self, Table},
+    spec::Spec,
+    wiring::{self, Planned},
+};
+use crossfade_event::{
+    Identity,
+    catalog::{RelationKind, TableDef},
+};
+use crossfade_transform::{Fidelity, PlannedTable, Writing};
+use serde::Serialize;
+
+/// The answer of `plan --json`.
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    migration: &'a str,
+    source: &'static str,
+    sink: &'static str,
+    rows: u64,
+    bytes: u64,
+    tables: Vec<TableAnswer>,
+    left_out: Vec<LeftOut>,
+    steps: Vec<Step>,
+    notes: &'a [crossfade_transform::Note],
+}
+
+/// One table of the target.
+#[derive(Debug, Serialize)]
+struct TableAnswer {
+    source: Option<String>,
+    target: String,
+    write: &'static str,
+    found_by: &'static str,
+    rows: u64,
+    bytes: u64,
+    columns: Vec<ColumnAnswer>,
+}
+
+/// One column of the target.
+#[derive(Debug, Serialize)]
+struct ColumnAnswer {
+    name: String,
+    #[serde(rename = "type")]
+    type_: String,
+    key: bool,
+}
+
+/// A table of the source that stays behind.
+#[derive(Debug, Serialize)]
+struct LeftOut {
+    table: String,
+    reason: String,
+}
+
+/// One step, in the order in which it is taken.
+#[derive(Debug, Serialize)]
+struct Step {
+    step: &'static str,
+    what: String,
+    sql: Vec<String>,
+    taken_back_by: &'static str,
+}
+
+/// Plans.
+pub(crate) async fn plan(spec: &Spec, as_json: bool) -> Result<(), CliError> {
+    let planned = wiring::plan_from_source(spec).await?;
+    let answer = answer(spec, &planned);
+    if as_json { output::json(&answer) } else { output::print(&render(&answer)) }
+}
+
+fn answer<'a>(spec: &'a Spec, planned: &'a Planned) -> Answer<'a> {
+    let tables: Vec<TableAnswer> = planned.plan.tables().iter().map(|table| table_answer(planned, table)).collect();
+    let moved = |def: &&TableDef| planned.plan.tables().iter().any(|table| table.source.as_ref() == Some(&def.name));
+    let left_out = planned.catalog.tables.iter().filter(|def| !moved(def)).map(left_out).collect();
+    Answer {
+        migration: spec.name.as_str(),
+        source: wiring::source_kind(spec),
+        sink: wiring::sink_kind(spec),
+        rows: tables.iter().map(|table| table.rows).sum(),
+        bytes: tables.iter().map(|table| table.bytes).sum(),
+        tables,
+        left_out,
+        steps: steps(spec, planned),
+        notes: planned.plan.notes(),
+    }
+}
+
+fn table_answer(planned: &Planned, table: &PlannedTable) -> TableAnswer {
+    let def = table.source.as_ref().and_then(|name| planned.catalog.table(name));
+    TableAnswer {
+        source: table.source.as_ref().map(ToString::to_string),
+        target: table.schema.name.to_string(),
+        write: match table.write {
+            Writing::Table => "table",
+            Writing::Columns { .. } => "columns",
+            Writing::InsertOnce => "mapping",
+        },
+        found_by: match table.schema.identity {
+            Identity::Key => "key",
+            Identity::FullRow => "whole row",
+            Identity::InsertOnly => "insert-only",
+        },
+        rows: def.map_or(0, |def| def.rows_estimate),
+        bytes: def.map_or(0, |def| def.bytes),
+        columns: table
+            .schema
+            .columns
+            .iter()
+            .map(|column| ColumnAnswer {
+                name: column.name.to_string(),
+                type_: column.type_.name.to_string(),
+                key: column.key.is_some(),
+            })
+            .collect(),
+    }
+}
+
+fn left_out(def: &TableDef) -> LeftOut {
+    let reason = def.obstacle.clone().unwrap_or_else(|| {
+        match def.kind {
+            RelationKind::Partitioned { .. } => "its leaves are moved one by one",
+            RelationKind::View => "a view has no rows of its own",
+            RelationKind::Foreign => "a foreign table's rows are elsewhere",
+            RelationKind::Unlogged => "an unlogged table's changes are nowhere on record",
+            RelationKind::Table | RelationKind::Partition { .. } => "it cannot be captured",
+        }
+        .to_owned()
+    });
+    LeftOut { table: def.name.to_string(), reason }
+}
+
+/// What a run does, in order.
+fn steps(spec: &Spec, planned: &Planned) -> Vec<Step> {
+    let tables = planned.plan.tables().len();
+    vec![
+        Step {
+            step: "expand",
+            what: format!("make {tables} target objects, additive and idempotent"),
+            sql: Vec::new(),
+            taken_back_by: "rollback --wipe",
+        },
+        Step {
+            step: "capture",
+            what: match wiring::source_kind(spec) {
+                "postgres" => "make a publication and a replication slot in the source".to_owned(),
+                _ => "put triggers on the source's tables, which record every change in the writer's own transaction".to_owned(),
+            },
+            sql: Vec::new(),
+            taken_back_by: "rollback --wipe",
+        },
+        Step {
+            step: "backfill",
+            what: "copy the rows that are there, in chunks that can be resumed one by one".to_owned(),
+            sql: Vec::new(),
+            taken_back_by: "rollback --undo or --wipe",
+        },
+        Step {
+            step: "finish",
+            what: "make indexes and foreign keys, set sequences".to_owned(),
+            sql: Vec::new(),
+            taken_back_by: "rollback --wipe",
+        },
+        Step {
+            step: "follow",
+            what: "apply every change since the copy began, then each new one".to_owned(),
+            sql: Vec::new(),
+            taken_back_by: "rollback --undo or --wipe",
+        },
+    ]
+}
+
+fn render(answer: &Answer<'_>) -> String {
+    let mut text = format!(
+        "{}: {} to {}, about {} rows, {}\n\n",
+        answer.migration,
+        answer.source,
+        answer.sink,
+        output::count(answer.rows),
+        output::bytes(answer.bytes)
+    );
+    let mut tables = Table::new(["from", "to", "written as", "found by", "rows", "size"]);
+    for table in &answer.tables {
+        tables.row([
+            table.source.clone().unwrap_or_else(|| "(made by us)".to_owned()),
+            table.target.clone(),
+            table.write.to_owned(),
+            table.found_by.to_owned(),
+            output::count(table.rows),
+            output::bytes(table.bytes),
+        ]);
+    }
+    text.push_str(&tables.render());
+    for left in &answer.left_out {
+        text.push_str(&format!("left out: {}: {}\n", left.table, left.reason.replace('\n', " ")));
+    }
+    for (number, step) in answer.steps.iter().enumerate() {
+        text.push_str(&format!("\n{}. {}: {} (taken back by {})\n", number + 1, step.step, step.what, step.taken_back_by));
+        for statement in &step.sql {
+            for line in statement.trim_end().lines() {
+                text.push_str(&format!("     {line}\n"));
+            }
+        }
+    }
+    text.push_str(&render_notes(answer.notes));
+    text.push_str("\nnothing has been written\n");
+    text
+}
+
+fn render_notes(notes: &[crossfade_transform::Note]) -> String {
+    const KINDS: [(Fidelity, &str); 5] = [
+        (Fidelity::Inexact, "the target cannot hold every value exactly"),
+        (Fidelity::OneWay, "one-way: no way back from the new value alone"),
+        (Fidelity::LossyBack, "lossy on the way back"),
+        (Fidelity::Lossless, "lossless"),
+        (Fidelity::Advice, "worth knowing"),
+    ];
+    let mut text = String::new();
+    for (kind, title) in KINDS {
+        let of_kind: Vec<_> = notes.iter().filter(|note| note.fidelity == kind).collect();
+        if of_kind.is_empty() {
+            continue;
+        }
+        text.push_str(&format!("\n{title}:\n"));
+        for note in of_kind {
+            let column = note.column.as_ref().map(|column| format!(".{column}")).unwrap_or_default();
+            text.push_str(&format!("  {}{column}: {}\n", note.table, note.text));
+        }
+    }
+    text
+}

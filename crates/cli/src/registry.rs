@@ -1,0 +1,386 @@
+//! The connectors that this binary knows: one line each. The pipeline stays generic; here a closed set is chosen from.
+
+use crate::{
+    error::CliError,
+    spec::{self, Apply, OnError, OnRewrite, PostgresSink as SinkKeys, PostgresSource as SourceKeys, SinkSpec, SourceSpec, Spec},
+};
+use crossfade_connector::{
+    Applied, Delivery, Failure, Guard, Inspect, MappingEntry, Progress, Quarantine, QuarantineFilter,
+    QuarantineOutcome, QuarantinedChange, Refusal, Resume, Rollback, RowPage, Sink, Source, SourceHealth, StoredMapping, Target,
+    TargetTable, UndoReport,
+};
+use crossfade_event::{
+    Batch, Change, Durable, Key, Position, Row, TableId, TableName, TableSchema, catalog::Catalog,
+};
+use crossfade_postgres::{
+    Apply as PostgresApply, Config as PostgresConfig, OnError as PostgresOnError, OnRewrite as PostgresOnRewrite,
+    PostgresInspect, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig, TlsOptions, connect, failure, quote_ident,
+};
+use crossfade_sqlite::{Config as SqliteConfig, SourceOptions, SqliteInspect, SqliteSink, SqliteSource};
+use std::path::{Path, PathBuf};
+
+/// Where changes come from.
+pub(crate) enum AnySource {
+    /// PostgreSQL
+    Postgres(Box<PostgresSource>),
+    /// SQLite
+    Sqlite(Box<SqliteSource>),
+}
+
+/// Where they go.
+pub(crate) enum AnySink {
+    /// PostgreSQL
+    Postgres(Box<PostgresSink>),
+    /// SQLite
+    Sqlite(Box<SqliteSink>),
+}
+
+/// What may be asked.
+pub(crate) enum AnyInspect {
+    /// PostgreSQL
+    Postgres(Box<PostgresInspect>),
+    /// SQLite
+    Sqlite(Box<SqliteInspect>),
+}
+
+/// The name of a look at a database that belongs to no migration yet.
+const LOOKING: &str = "init";
+
+/// The same call, whichever it is.
+macro_rules! each {
+    ($any:expr, $one:ident => $call:expr) => {
+        match $any {
+            Self::Postgres($one) => $call,
+            Self::Sqlite($one) => $call,
+        }
+    };
+}
+
+impl Source for AnySource {
+    async fn open(&mut self, resume: Resume) -> Result<(), Failure> {
+        each!(self, one => one.open(resume).await)
+    }
+
+    async fn next(&mut self) -> Result<Option<Batch>, Failure> {
+        each!(self, one => one.next().await)
+    }
+
+    async fn confirm(&mut self, durable: Durable) -> Result<(), Failure> {
+        each!(self, one => one.confirm(durable).await)
+    }
+
+    async fn health(&mut self) -> Result<SourceHealth, Failure> {
+        each!(self, one => one.health().await)
+    }
+}
+
+impl Sink for AnySink {
+    async fn prepare(&mut self, target: &Target) -> Result<(), Failure> {
+        each!(self, one => one.prepare(target).await)
+    }
+
+    async fn alter(&mut self, before: &TargetTable, after: &TargetTable) -> Result<(), Failure> {
+        each!(self, one => one.alter(before, after).await)
+    }
+
+    async fn progress(&mut self) -> Result<Option<Progress>, Failure> {
+        each!(self, one => one.progress().await)
+    }
+
+    async fn apply(&mut self, delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
+        each!(self, one => one.apply(delivery, guard).await)
+    }
+
+    async fn finish_load(&mut self) -> Result<(), Failure> {
+        each!(self, one => one.finish_load().await)
+    }
+
+    async fn read_row(&mut self, table: TableId, key: &Key) -> Result<Option<Row>, Failure> {
+        each!(self, one => one.read_row(table, key).await)
+    }
+}
+
+impl Quarantine for AnySink {
+    async fn list(&mut self, filter: &QuarantineFilter) -> Result<Vec<QuarantinedChange>, Failure> {
+        each!(self, one => one.list(filter).await)
+    }
+
+    async fn show(&mut self, id: i64) -> Result<Option<(QuarantinedChange, Change)>, Failure> {
+        each!(self, one => one.show(id).await)
+    }
+
+    async fn retry(&mut self, filter: &QuarantineFilter) -> Result<QuarantineOutcome, Failure> {
+        each!(self, one => one.retry(filter).await)
+    }
+
+    async fn discard(&mut self, filter: &QuarantineFilter) -> Result<QuarantineOutcome, Failure> {
+        each!(self, one => one.discard(filter).await)
+    }
+}
+
+impl StoredMapping for AnySink {
+    async fn mapping_page(
+        &mut self,
+        table: Option<&str>,
+        after: Option<&MappingEntry>,
+        limit: u32,
+    ) -> Result<Vec<MappingEntry>, Failure> {
+        each!(self, one => one.mapping_page(table, after, limit).await)
+    }
+
+    async fn mapping_lookup(&mut self, id: &str) -> Result<Vec<MappingEntry>, Failure> {
+        each!(self, one => one.mapping_lookup(id).await)
+    }
+}
+
+impl Rollback for AnySink {
+    async fn undo(&mut self, target: &Target) -> Result<UndoReport, Failure> {
+        each!(self, one => one.undo(target).await)
+    }
+
+    async fn wipe(&mut self, target: &Target) -> Result<UndoReport, Failure> {
+        each!(self, one => one.wipe(target).await)
+    }
+}
+
+impl Inspect for AnyInspect {
+    async fn catalog(&mut self, patterns: &[String]) -> Result<Catalog, Failure> {
+        each!(self, one => one.catalog(patterns).await)
+    }
+
+    async fn scan(&mut self, schema: &TableSchema) -> Result<Option<Position>, Failure> {
+        each!(self, one => one.scan(schema).await)
+    }
+
+    async fn scan_next(&mut self) -> Result<RowPage, Failure> {
+        each!(self, one => one.scan_next().await)
+    }
+
+    async fn fetch(&mut self, schema: &TableSchema, keys: &[Key]) -> Result<(Vec<Row>, Option<Position>), Failure> {
+        each!(self, one => one.fetch(schema, keys).await)
+    }
+
+    async fn barrier(&mut self) -> Result<Option<Position>, Failure> {
+        each!(self, one => one.barrier().await)
+    }
+
+    async fn count(&mut self, table: &TableName) -> Result<u64, Failure> {
+        each!(self, one => one.count(table).await)
+    }
+}
+
+impl AnySource {
+    /// The source of a spec; not connected yet.
+    pub(crate) fn new(spec: &Spec, folder: &Path, as_text: bool) -> Result<Self, CliError> {
+        match &spec.source {
+            SourceSpec::Postgres(keys) => {
+                let config = SourceConfig {
+                    connection: source_connection(keys)?,
+                    migration: spec.name.to_string(),
+                    tables: keys.tables.clone(),
+                    snapshot: SnapshotConfig {
+                        workers: keys.snapshot.workers as usize,
+                        chunk_rows: keys.snapshot.chunk_rows,
+                    },
+                    spool_dir: folder.join("spool"),
+                    text: keys.text || as_text,
+                    on_rewrite: match keys.on_rewrite {
+                        OnRewrite::Snapshot => PostgresOnRewrite::Snapshot,
+                        OnRewrite::Stop => PostgresOnRewrite::Stop,
+                    },
+                    heartbeat: keys.heartbeat.0,
+                    failover: keys.failover,
+                };
+                Ok(Self::Postgres(Box::new(PostgresSource::new(config)?)))
+            }
+            SourceSpec::Sqlite(keys) => {
+                let options = SourceOptions {
+                    workers: keys.snapshot.workers as usize,
+                    chunk_rows: keys.snapshot.chunk_rows,
+                    old_rows: keys.old_rows,
+                };
+                let config = sqlite(&keys.path, keys.busy_timeout);
+                let source = SqliteSource::new(config, spec.name.as_str(), keys.tables.clone(), options);
+                Ok(Self::Sqlite(Box::new(source)))
+            }
+        }
+    }
+}
+
+impl AnySink {
+    /// A sink for reading what it keeps of the migration; it is not prepared, and makes nothing.
+    pub(crate) fn for_looking(spec: &Spec) -> Result<Self, CliError> {
+        Self::new(spec)
+    }
+
+    /// The sink of a spec; not connected yet.
+    pub(crate) fn new(spec: &Spec) -> Result<Self, CliError> {
+        match &spec.sink {
+            SinkSpec::Postgres(keys) => {
+                let mut config = SinkConfig::new(sink_connection(keys)?, spec.name.as_str());
+                config.apply = match keys.apply {
+                    Apply::Transactional => PostgresApply::Transactional,
+                    Apply::Parallel => PostgresApply::Parallel { workers: keys.workers.unwrap_or(4) },
+                };
+                config.on_error = match keys.on_error {
+                    OnError::Quarantine => PostgresOnError::Quarantine,
+                    OnError::Stop => PostgresOnError::Stop,
+                };
+                Ok(Self::Postgres(Box::new(PostgresSink::new(config))))
+            }
+            SinkSpec::Sqlite(keys) => {
+                let config = sqlite(&keys.path, keys.busy_timeout);
+                Ok(Self::Sqlite(Box::new(SqliteSink::new(config, spec.name.as_str()))))
+            }
+        }
+    }
+}
+
+impl AnyInspect {
+    /// Asks a spec's source.
+    pub(crate) fn of_source(spec: &Spec) -> Result<Self, CliError> {
+        match &spec.source {
+            SourceSpec::Postgres(keys) => Ok(Self::postgres(source_connection(keys)?)),
+            SourceSpec::Sqlite(keys) => Ok(Self::sqlite(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str())),
+        }
+    }
+
+    /// Asks a spec's sink.
+    pub(crate) fn of_sink(spec: &Spec) -> Result<Self, CliError> {
+        match &spec.sink {
+            SinkSpec::Postgres(keys) => Ok(Self::postgres(sink_connection(keys)?)),
+            SinkSpec::Sqlite(keys) => Ok(Self::sqlite(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str())),
+        }
+    }
+
+    /// Asks a database that the command line names.
+    pub(crate) fn of_place(place: &Place) -> Result<Self, CliError> {
+        match place {
+            Place::Postgres(url) => Ok(Self::postgres(PostgresConfig::parse(url)?)),
+            Place::Sqlite(path) => Ok(Self::sqlite(SqliteConfig::new(path), LOOKING)),
+        }
+    }
+
+    fn postgres(connection: PostgresConfig) -> Self {
+        Self::Postgres(Box::new(PostgresInspect::new(connection)))
+    }
+
+    fn sqlite(config: SqliteConfig, migration: &str) -> Self {
+        Self::Sqlite(Box::new(SqliteInspect::new(config, migration)))
+    }
+}
+
+/// Takes away what a migration made in its source. Afterwards it cannot be resumed.
+pub(crate) async fn release(spec: &Spec) -> Result<(), CliError> {
+    match &spec.source {
+        SourceSpec::Postgres(keys) => {
+            let made = SourceConfig::new(source_connection(keys)?, spec.name.as_str(), Vec::new(), PathBuf::new());
+            Ok(release_postgres(&made).await?)
+        }
+        SourceSpec::Sqlite(keys) => {
+            let config = sqlite(&keys.path, keys.busy_timeout);
+            let options = SourceOptions { old_rows: keys.old_rows, ..SourceOptions::default() };
+            let mut source = SqliteSource::new(config, spec.name.as_str(), keys.tables.clone(), options);
+            Ok(source.uninstall().await?)
+        }
+    }
+}
+
+/// The slot goes first: as long as it is there, the server keeps WAL for it.
+async fn release_postgres(made: &SourceConfig) -> Result<(), Failure> {
+    let name = made.object_name();
+    let session = connect(&made.connection, "crossfade rollback").await?;
+    let doing = || format!("dropping the slot {name}");
+    let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+                WHERE slot_name = $1 AND database = current_database()";
+    session.execute(drop, &[&name]).await.map_err(|error| failure(doing(), error))?;
+    let drop = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(&name)?);
+    session.batch_execute(&drop).await.map_err(|error| failure(format!("dropping the publication {name}"), error))
+}
+
+/// What stands in the way of capturing the spec's tables, and what is worth knowing.
+pub(crate) async fn preflight_source(spec: &Spec) -> Result<Vec<Refusal>, CliError> {
+    let (patterns, migration) = (spec.source.tables(), spec.name.as_str());
+    Ok(match &spec.source {
+        SourceSpec::Postgres(keys) => {
+            PostgresInspect::new(source_connection(keys)?).preflight_source(patterns).await?
+        }
+        SourceSpec::Sqlite(keys) => {
+            SqliteInspect::new(sqlite(&keys.path, keys.busy_timeout), migration).preflight_source(patterns).await?
+        }
+    })
+}
+
+/// What stands in the way of writing to the target, and what is worth knowing.
+pub(crate) async fn preflight_sink(spec: &Spec, target: &Target) -> Result<Vec<Refusal>, CliError> {
+    Ok(match &spec.sink {
+        SinkSpec::Postgres(keys) => PostgresInspect::new(sink_connection(keys)?).preflight_target(target).await?,
+        SinkSpec::Sqlite(keys) => {
+            SqliteInspect::new(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str()).preflight_sink().await?
+        }
+    })
+}
+
+fn source_connection(keys: &SourceKeys) -> Result<PostgresConfig, CliError> {
+    let tls = TlsOptions {
+        sslmode: keys.sslmode,
+        sslrootcert: keys.sslrootcert.clone(),
+        sslcert: keys.sslcert.clone(),
+        sslkey: keys.sslkey.clone(),
+    };
+    Ok(PostgresConfig::with_tls(keys.url.expose(), &tls)?)
+}
+
+fn sink_connection(keys: &SinkKeys) -> Result<PostgresConfig, CliError> {
+    let tls = TlsOptions {
+        sslmode: keys.sslmode,
+        sslrootcert: keys.sslrootcert.clone(),
+        sslcert: keys.sslcert.clone(),
+        sslkey: keys.sslkey.clone(),
+    };
+    Ok(PostgresConfig::with_tls(keys.url.expose(), &tls)?)
+}
+
+fn sqlite(path: &Path, busy_timeout: spec::Span) -> SqliteConfig {
+    SqliteConfig { busy_timeout: busy_timeout.0, ..SqliteConfig::new(path) }
+}
+
+/// A database as the command line names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// `postgres://…`
+    Postgres(String),
+    /// `sqlite:path`
+    Sqlite(PathBuf),
+}
+
+impl Place {
+    /// Reads `postgres://user@host/database` or `sqlite:path`.
+    pub(crate) fn parse(url: &str) -> Result<Self, CliError> {
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return Ok(Self::Postgres(url.to_owned()));
+        }
+        if let Some(path) = url.strip_prefix("sqlite:") {
+            return Ok(Self::Sqlite(PathBuf::from(path.strip_prefix("//").unwrap_or(path))));
+        }
+        let scheme = url.split_once(':').map_or("it", |(scheme, _)| scheme);
+        Err(CliError::misconfigured(format!("{scheme} is no kind of database that can be looked at"))
+            .hint("write postgres://user@host:5432/database, or sqlite:path/to/file.db"))
+    }
+
+    /// The database's own name.
+    pub(crate) fn database(&self) -> String {
+        match self {
+            Self::Sqlite(path) => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            Self::Postgres(url) => {
+                let plain = url.split('?').next().unwrap_or_default();
+                plain.rsplit('/').next().unwrap_or_default().to_owned()
+            }
+        }
+    }
+
+    /// Whether a password stands in it.
+    pub(crate) fn has_secret(&self) -> bool {
+        matches!(self, Self::Postgres(url) if spec::has_plain_password(url))
+    }
+}

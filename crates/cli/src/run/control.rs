@@ -1,0 +1,267 @@
+//! What a running migration answers on its control socket.
+
+use super::{
+    ends::SinkJob,
+    session::Session,
+    supervise::barrier,
+    watcher::{Watcher, held},
+};
+use crate::{args, error::CliError, spec::Spec};
+use crossfade_connector::{Progress, QuarantineFilter, Stage};
+use crossfade_control::{By, Command, Journal, JournalError, Measures, Sample, Verdict, Windows};
+use crossfade_event::{Position, TableName};
+use crossfade_log::{EventLog, embedded::Embedded};
+use crossfade_observe::{
+    LogStatus, Meter, Rates, SinkStatus, Status, lag_ms,
+    socket::{Control, Refused},
+};
+use crossfade_pipeline::ValveHandle;
+use serde_json::{Value, json};
+use std::{
+    str::FromStr,
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// What the tasks of a run share.
+pub(super) struct Shared {
+    pub(super) spec: Spec,
+    pub(super) journal: Journal<Embedded>,
+    pub(super) by: By,
+    pub(super) watcher: Arc<Watcher>,
+    pub(super) valve: ValveHandle,
+    log: Embedded,
+    jobs: mpsc::Sender<SinkJob>,
+    meter: Mutex<(Meter, Windows)>,
+    verdicts: Mutex<Vec<Verdict>>,
+    begun: Instant,
+    stop: mpsc::Sender<()>,
+    stop_asked: Mutex<Option<mpsc::Receiver<()>>>,
+    closed: watch::Sender<bool>,
+}
+
+/// Tells when a run's loops have ended.
+pub(super) struct Closed(watch::Receiver<bool>);
+
+impl Closed {
+    pub(super) async fn wait(&mut self) {
+        let _ = self.0.wait_for(|closed| *closed).await;
+    }
+}
+
+impl Shared {
+    pub(super) fn new(session: &Session, watcher: Arc<Watcher>, valve: ValveHandle, jobs: mpsc::Sender<SinkJob>) -> Self {
+        let (stop, stop_asked) = mpsc::channel(1);
+        Self {
+            spec: session.spec.clone(),
+            journal: session.journal.clone(),
+            by: session.by.clone(),
+            watcher,
+            valve,
+            log: session.log.clone(),
+            jobs,
+            meter: Mutex::new((Meter::new(), Windows::new())),
+            verdicts: Mutex::default(),
+            begun: Instant::now(),
+            stop,
+            stop_asked: Mutex::new(Some(stop_asked)),
+            closed: watch::Sender::new(false),
+        }
+    }
+
+    /// Taken once, by the owner of the run.
+    pub(super) fn stop_asked(&self) -> mpsc::Receiver<()> {
+        held(&self.stop_asked).take().unwrap_or_else(|| mpsc::channel(1).1)
+    }
+
+    pub(super) fn closed(&self) -> Closed {
+        Closed(self.closed.subscribe())
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.send_replace(true);
+    }
+
+    pub(super) fn set_verdicts(&self, verdicts: Vec<Verdict>) {
+        *held(&self.verdicts) = verdicts;
+    }
+
+    /// What the gates are judged by.
+    pub(super) fn measures(&self, status: &Status) -> Measures {
+        let sample = Sample { applied: status.conservation.applied, quarantined: status.conservation.quarantined };
+        let window = held(&self.meter).1.push(self.begun.elapsed(), sample);
+        Measures { window, lag: status.lag.ms.map(Duration::from_millis).filter(|_| self.valve.reason().is_none()) }
+    }
+
+    /// Everything, as it stands.
+    pub(super) fn status_now(&self) -> Status {
+        let totals = self.watcher.counters.totals();
+        let rates: Rates = held(&self.meter).0.push(self.begun.elapsed(), &totals);
+        let now_us = jiff::Timestamp::now().as_microsecond();
+        let mut status = Status::new(self.spec.name.as_str(), now_us, &self.journal.migration(), &totals, rates)
+            .run_by(std::process::id());
+        let progress = self.watcher.progress.borrow().clone();
+        let health = held(&self.watcher.health).clone();
+        let last = Some(self.watcher.last_commit_us.load(Relaxed)).filter(|at| *at != 0);
+        status.lag.ms = lag_ms(totals.conservation.pending, last, now_us);
+        status.lag.bytes = lag_bytes(health.current, progress.as_ref().and_then(|progress| progress.position));
+        status.source = serde_json::to_value(&health).unwrap_or(Value::Null);
+        status.sink = sink_status(progress.as_ref());
+        status.log = log_status(&self.log);
+        status.gates = held(&self.verdicts).clone();
+        status.retrying = held(&self.watcher.retrying).clone();
+        status
+    }
+
+    /// Returns once the sink has everything that was in the source when asked.
+    pub(super) async fn wait_caught_up(&self) -> Result<Position, CliError> {
+        let mut progress = self.watcher.progress.subscribe();
+        let wanted = barrier(self).await?;
+        let reached = progress
+            .wait_for(|progress| {
+                progress.as_ref().is_some_and(|p| p.stage == Stage::Streaming && p.position.is_some() && p.position >= wanted)
+            })
+            .await
+            .map_err(|_| CliError::failed("the run has ended"))?;
+        reached.as_ref().and_then(|progress| progress.position).ok_or_else(|| CliError::failed("the run has ended"))
+    }
+
+    pub(super) async fn pause(&self, who: String, reason: String) -> Result<(), Refused> {
+        self.valve.close(format!("paused by {who}: {reason}"));
+        self.command(Command::Pause { by: who, reason }).await
+    }
+
+    async fn command(&self, command: Command) -> Result<(), Refused> {
+        self.journal.command(command, &self.now()).await.map(drop).map_err(|error| match &error {
+            JournalError::Refused(_) => Refused::new(3, error.to_string()),
+            _ => Refused::new(1, error.to_string()),
+        })
+    }
+
+    fn now(&self) -> By {
+        By { at_us: jiff::Timestamp::now().as_microsecond(), ..self.by.clone() }
+    }
+
+    async fn job<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, CliError>>) -> SinkJob) -> Result<T, Refused> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || Refused::new(1, "the run is ending");
+        self.jobs.send(job(answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?.map_err(|error| refused(&error))
+    }
+}
+
+fn refused(error: &CliError) -> Refused {
+    let hint = error.hint.as_ref().map(|hint| format!(". {hint}")).unwrap_or_default();
+    Refused::new(error.exit as u8, format!("{}{hint}", error.message))
+}
+
+fn lag_bytes(current: Option<Position>, applied: Option<Position>) -> Option<u64> {
+    let (current, applied) = (current?, applied?);
+    (current.source == applied.source).then(|| current.commit.saturating_sub(applied.commit))
+}
+
+fn sink_status(progress: Option<&Progress>) -> SinkStatus {
+    SinkStatus {
+        position: progress.and_then(|progress| progress.position).map(|position| position.to_string()),
+        cut: progress.map(|progress| progress.cut.to_string()),
+        stage: progress.map(|progress| match progress.stage {
+            Stage::Loading => "loading".to_owned(),
+            Stage::Streaming => "streaming".to_owned(),
+        }),
+    }
+}
+
+fn log_status(log: &Embedded) -> LogStatus {
+    let tail = log.tail();
+    LogStatus {
+        start: log.start().to_string(),
+        end: tail.cut.to_string(),
+        position: tail.position.map(|position| position.to_string()),
+        bytes: log.statistics().map(|statistics| statistics.bytes).unwrap_or(0),
+    }
+}
+
+/// The control socket's answers.
+pub(super) struct Answers(pub(super) Arc<Shared>);
+
+impl Control for Answers {
+    async fn status(&self) -> Status {
+        self.0.status_now()
+    }
+
+    async fn pause(&self, who: String, reason: String) -> Result<(), Refused> {
+        self.0.pause(who, reason).await
+    }
+
+    async fn resume(&self, _who: String, add: bool) -> Result<(), Refused> {
+        if add {
+            return Err(Refused::new(2, "resume --add is not built yet: begin a migration of its own for new tables"));
+        }
+        self.0.command(Command::Resume).await?;
+        held(&self.0.meter).1.clear();
+        self.0.valve.open();
+        Ok(())
+    }
+
+    async fn stop(&self) -> Result<(), Refused> {
+        // A second one finds the first still waiting, which is as good.
+        let _ = self.0.stop.try_send(());
+        Ok(())
+    }
+
+    async fn checkpoint(&self, _who: String, name: String) -> Result<Value, Refused> {
+        let progress = self.0.watcher.progress.borrow().clone();
+        let Some(progress) = progress.filter(|progress| progress.stage == Stage::Streaming) else {
+            return Err(Refused::new(3, "the sink is still being filled: there is no place to name yet"));
+        };
+        let at_us = self.0.now().at_us;
+        let command =
+            Command::NameCheckpoint { name: name.clone(), cut: progress.cut.clone(), position: progress.position, at_us };
+        self.0.command(command).await?;
+        let position = progress.position.map(|position| position.to_string());
+        Ok(json!({ "name": name, "cut": progress.cut.to_string(), "position": position }))
+    }
+
+    async fn wait(&self, what: String) -> Result<Value, Refused> {
+        if what != "caught-up" {
+            return Err(Refused::new(2, format!("{what:?} cannot be waited for; known is caught-up")));
+        }
+        let position = self.0.wait_caught_up().await.map_err(|error| refused(&error))?;
+        let quarantined = self.0.watcher.counters.totals().conservation.quarantined;
+        Ok(json!({ "position": position.to_string(), "quarantined": quarantined }))
+    }
+
+    async fn command(&self, verb: String, body: Value) -> Result<Value, Refused> {
+        match verb.as_str() {
+            "replay" => {
+                let text = body.get("from").and_then(Value::as_str).unwrap_or_default();
+                let from = args::From::from_str(text).map_err(|error| Refused::new(2, error))?;
+                let cut = super::place::cut_of(&from, &self.0.log, &self.0.journal.migration())
+                    .map_err(|error| refused(&error))?;
+                self.0.command(Command::Note { what: format!("replay from {text}") }).await?;
+                let report = self.0.job(|answer| SinkJob::Heal(cut, answer)).await?;
+                Ok(super::replay::heal_json(&report))
+            }
+            "quarantine-retry" => {
+                let outcome = self.0.job(|answer| SinkJob::Retry(filter_of(&body), answer)).await?;
+                serde_json::to_value(outcome).map_err(|error| Refused::new(1, error.to_string()))
+            }
+            "quarantine-discard" => {
+                self.0.command(Command::Note { what: format!("discard from quarantine: {body}") }).await?;
+                let outcome = self.0.job(|answer| SinkJob::Discard(filter_of(&body), answer)).await?;
+                serde_json::to_value(outcome).map_err(|error| Refused::new(1, error.to_string()))
+            }
+            _ => Err(Refused::new(2, format!("{verb:?} is nothing that a running migration does"))),
+        }
+    }
+}
+
+/// `{"table": "schema.name", "ids": [1, 2]}`, both optional.
+fn filter_of(body: &Value) -> QuarantineFilter {
+    let table = body.get("table").and_then(Value::as_str).and_then(|text| text.split_once('.'));
+    QuarantineFilter {
+        table: table.map(|(schema, name)| TableName::new(schema, name)),
+        ids: body.get("ids").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_i64).collect(),
+    }
+}

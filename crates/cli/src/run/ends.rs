@@ -1,0 +1,99 @@
+//! The two tasks of a run, each with the means to do something else for a moment with what it owns.
+
+use crate::{error::CliError, registry::AnySink};
+use crossfade_connector::{Quarantine, QuarantineFilter, QuarantineOutcome, Sink, Target};
+use crossfade_event::Cut;
+use crossfade_log::embedded::Embedded;
+use crossfade_pipeline::{
+    DeliverOptions, Ending, HealReport, PipelineError, Routes, Stop, Valve, Watch, deliver, heal, stop_channel,
+};
+use std::{pin::pin, sync::Arc};
+use tokio::sync::{mpsc, oneshot};
+
+/// Memory that one pass of a healing replay may use.
+const HEAL_BYTES_MAX: usize = 64 << 20;
+
+/// Something that needs the sink while nothing is being applied.
+pub(super) enum SinkJob {
+    /// Replays from a place in the log.
+    Heal(Cut, oneshot::Sender<Result<HealReport, CliError>>),
+    /// Applies quarantined changes again.
+    Retry(QuarantineFilter, oneshot::Sender<Result<QuarantineOutcome, CliError>>),
+    /// Drops quarantined changes.
+    Discard(QuarantineFilter, oneshot::Sender<Result<QuarantineOutcome, CliError>>),
+}
+
+/// Delivers until stopped; between two batches it does what is asked of the sink.
+pub(super) async fn deliver_with_jobs(
+    log: Embedded,
+    routes: Routes,
+    mut sink: AnySink,
+    options: DeliverOptions,
+    watch: Arc<dyn Watch>,
+    mut valve: Valve,
+    mut stop: Stop,
+    mut jobs: mpsc::Receiver<SinkJob>,
+) -> Result<Ending, PipelineError> {
+    loop {
+        let (stopper, own_stop) = stop_channel();
+        let job = {
+            let mut delivering = pin!(deliver(&log, &routes, &mut sink, &options, &*watch, &mut valve, own_stop));
+            let job = tokio::select! {
+                ended = &mut delivering => return ended,
+                Some(job) = jobs.recv() => Some(job),
+                () = stop.requested() => None,
+            };
+            stopper.stop();
+            delivering.await?;
+            job
+        };
+        match job {
+            None => return Ok(Ending::Stopped),
+            Some(job) => run_job(&log, &routes, &mut sink, job).await,
+        }
+    }
+}
+
+async fn run_job(log: &Embedded, routes: &Routes, sink: &mut AnySink, job: SinkJob) {
+    // Whoever asked may have gone away; then the answer has no taker.
+    match job {
+        SinkJob::Heal(from, answer) => {
+            let healed = heal(log, routes, sink, &from, HEAL_BYTES_MAX).await.map_err(CliError::from);
+            let _ = answer.send(healed);
+        }
+        SinkJob::Retry(filter, answer) => {
+            let _ = answer.send(retry(sink, routes.target(), &filter).await);
+        }
+        SinkJob::Discard(filter, answer) => {
+            let _ = answer.send(discard(sink, routes.target(), &filter).await);
+        }
+    }
+}
+
+pub(super) async fn retry(
+    sink: &mut AnySink,
+    target: &Target,
+    filter: &QuarantineFilter,
+) -> Result<QuarantineOutcome, CliError> {
+    sink.prepare(target).await?;
+    Ok(Quarantine::retry(sink, filter).await?)
+}
+
+pub(super) async fn discard(
+    sink: &mut AnySink,
+    target: &Target,
+    filter: &QuarantineFilter,
+) -> Result<QuarantineOutcome, CliError> {
+    sink.prepare(target).await?;
+    Ok(Quarantine::discard(sink, filter).await?)
+}
+
+/// Heals when nobody runs the migration.
+pub(super) async fn heal_offline(
+    log: &Embedded,
+    routes: &Routes,
+    sink: &mut AnySink,
+    from: &Cut,
+) -> Result<HealReport, CliError> {
+    Ok(heal(log, routes, sink, from, HEAL_BYTES_MAX).await?)
+}

@@ -1,0 +1,84 @@
+//! From the words of `--from` to a place in the log.
+
+use crate::{args, error::CliError};
+use crossfade_control::Migration;
+use crossfade_event::{Cut, Event, Offset, Partition, Position};
+use crossfade_log::{EventLog, Lane, LogReader, embedded::Embedded};
+
+/// The cut from which a replay begins: always at the end of a source transaction, or at the log's beginning.
+pub(super) fn cut_of(from: &args::From, log: &Embedded, migration: &Migration) -> Result<Cut, CliError> {
+    match from {
+        args::From::Checkpoint(name) => match migration.checkpoints.get(name) {
+            Some(checkpoint) => Ok(checkpoint.cut.clone()),
+            None => {
+                let known: Vec<&str> = migration.checkpoints.keys().map(String::as_str).collect();
+                let hint = if known.is_empty() {
+                    "there are none yet; `crossfade checkpoint` makes one".to_owned()
+                } else {
+                    format!("known are {}", known.join(", "))
+                };
+                Err(CliError::misconfigured(format!("there is no checkpoint {name:?}")).hint(hint))
+            }
+        },
+        args::From::Offset(offset) => at_or_before(log, Offset(*offset)),
+        args::From::Position(text) => {
+            let source = log.tail().position.map(|position| position.source);
+            let Some(source) = source else { return Err(CliError::refused("the log is empty: there is nothing to replay")) };
+            let wanted = Position::parse(source, text).map_err(|error| CliError::misconfigured(error.to_string()))?;
+            find(log, &format!("position {text}"), |entry| entry.position >= wanted)
+        }
+        args::From::Time(time) => {
+            let wanted = time.as_microsecond();
+            find(log, &format!("a transaction committed at or after {time}"), |entry| {
+                matches!(&entry.event, Event::Began(transaction) if transaction.commit_time_us >= wanted)
+            })
+        }
+    }
+}
+
+/// The last transaction's end at or before an offset.
+fn at_or_before(log: &Embedded, offset: Offset) -> Result<Cut, CliError> {
+    let (start, end) = (log.start().next(Partition(0)), log.tail().cut.next(Partition(0)));
+    if offset > end || (offset < start && offset.0 != 0) {
+        return Err(CliError::misconfigured(format!("the log holds the offsets {start} to {end}; {offset} is not among them")));
+    }
+    let mut place = log.start();
+    each_transaction_end(log, |at| {
+        if at <= offset {
+            place = Cut::single(at);
+        }
+        at <= offset
+    })?;
+    Ok(place)
+}
+
+fn each_transaction_end(log: &Embedded, mut take: impl FnMut(Offset) -> bool) -> Result<(), CliError> {
+    let mut reader = log.read(&log.start(), Lane::Stream)?;
+    while let Some(entries) = reader.try_next()? {
+        for entry in entries.entries {
+            if matches!(entry.event, Event::Committed | Event::Resolved | Event::BackfillBegan(_))
+                && !take(Offset(entry.offset.0 + 1))
+            {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The end of the transaction before the first entry that is `wanted`.
+fn find(log: &Embedded, what: &str, wanted: impl Fn(&crossfade_log::Entry) -> bool) -> Result<Cut, CliError> {
+    let mut place = log.start();
+    let mut reader = log.read(&log.start(), Lane::Stream)?;
+    while let Some(entries) = reader.try_next()? {
+        for entry in entries.entries {
+            if wanted(&entry) {
+                return Ok(place);
+            }
+            if matches!(entry.event, Event::Committed | Event::Resolved | Event::BackfillBegan(_)) {
+                place = Cut::single(Offset(entry.offset.0 + 1));
+            }
+        }
+    }
+    Err(CliError::misconfigured(format!("the log holds no {what}")).hint("`crossfade log ls` shows what it holds"))
+}

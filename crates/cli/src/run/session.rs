@@ -1,0 +1,97 @@
+//! Everything that one process needs to work on a migration: its folder, journal, log, state, plan and routes.
+
+use super::plan_file::{PlanFile, secret_id, secret_of, spec_hash};
+use crate::{
+    commands::folder,
+    error::{CliError, Exit},
+    spec::Spec,
+    wiring,
+};
+use crossfade_connector::Inspect;
+use crossfade_control::{By, Command, Journal, Overlay, Phase};
+use crossfade_log::embedded::Embedded;
+use crossfade_pipeline::Routes;
+use crossfade_state::{SledStore, WorkFolder};
+use std::sync::Arc;
+
+/// A migration that this process owns.
+pub(crate) struct Session {
+    pub(crate) spec: Spec,
+    pub(crate) folder: WorkFolder,
+    pub(crate) journal: Journal<Embedded>,
+    pub(crate) log: Embedded,
+    pub(crate) state: SledStore,
+    pub(crate) plan: PlanFile,
+    pub(crate) routes: Routes,
+    pub(crate) by: By,
+}
+
+impl Session {
+    /// Takes the folder, plans if nothing has been planned yet, and opens log and state.
+    pub(crate) async fn open(spec: &Spec) -> Result<Self, CliError> {
+        let folder = WorkFolder::lock(spec.folder())?;
+        let journal = folder::journal(&folder)?;
+        let by = folder::by_hand();
+        refuse_half_done(&journal)?;
+        let secret = secret_of(folder.dir())?;
+        let plan = match PlanFile::read(folder.dir())? {
+            Some(plan) => plan,
+            None => plan_now(spec, &folder).await?,
+        };
+        plan.check(spec)?;
+        let planned = Command::Plan { spec_hash: spec_hash(spec), secret_id: secret_id(&secret) };
+        journal.command(planned, &by).await?;
+        if let Some(Overlay::Failed { .. }) = journal.migration().overlay {
+            journal.command(Command::Resume, &by).await?;
+        }
+        journal.command(Command::RaiseEpoch, &by).await?;
+        let routes = routes(spec, &plan, secret, journal.migration().epoch)?;
+        let log = open_log(spec, &folder).await?;
+        let state = open_state(&folder).await?;
+        Ok(Self { spec: spec.clone(), folder, journal, log, state, plan, routes, by })
+    }
+}
+
+/// A rollback that was begun must be finished before anything else.
+fn refuse_half_done(journal: &Journal<Embedded>) -> Result<(), CliError> {
+    let migration = journal.migration();
+    if let Phase::RollingBack(_) = migration.phase {
+        return Err(CliError::refused(format!("the migration is {}: a rollback was begun and not finished", migration.phase))
+            .hint("run the same `crossfade rollback` again; it goes on where it was"));
+    }
+    if let Some(Overlay::Lost { reason, remedy }) = &migration.overlay {
+        tracing::warn!(%reason, %remedy, "the migration was lost; it is opened again to see whether that still holds");
+    }
+    Ok(())
+}
+
+/// Looks at the source, and refuses what cannot work, before anything is made.
+async fn plan_now(spec: &Spec, folder: &WorkFolder) -> Result<PlanFile, CliError> {
+    let preflight = wiring::preflight(spec).await?;
+    if let Some(first) = preflight.findings.iter().find(|finding| finding.fatal) {
+        return Err(CliError::new(Exit::Refused, format!("{} {}: {}", first.end, first.object, first.problem))
+            .hint(format!("{}\n      `crossfade check {}` lists everything", first.remedy, spec.file.display())));
+    }
+    let catalog = wiring::source_inspect(spec)?.catalog(spec.source.tables()).await?;
+    PlanFile::write(folder.dir(), spec, catalog)
+}
+
+/// The routes that the plan gives.
+pub(crate) fn routes(spec: &Spec, plan: &PlanFile, secret: Vec<u8>, epoch: u64) -> Result<Routes, CliError> {
+    let options = Arc::new(wiring::plan_options(spec, secret));
+    let rules = Arc::new(spec.rules.clone());
+    let into_existing = wiring::into_existing(spec);
+    Ok(Routes::new(plan.catalog.clone(), rules, options, spec.name.as_str(), epoch, into_existing)?)
+}
+
+async fn open_log(spec: &Spec, folder: &WorkFolder) -> Result<Embedded, CliError> {
+    let (path, options) = (WorkFolder::log_path(folder.dir()), wiring::log_options(&spec.log));
+    let opened = tokio::task::spawn_blocking(move || Embedded::open(path, options)).await;
+    Ok(opened.map_err(|error| CliError::failed(format!("opening the log: {error}")))??)
+}
+
+async fn open_state(folder: &WorkFolder) -> Result<SledStore, CliError> {
+    let path = WorkFolder::state_path(folder.dir());
+    let opened = tokio::task::spawn_blocking(move || SledStore::open(path)).await;
+    Ok(opened.map_err(|error| CliError::failed(format!("opening the state: {error}")))??)
+}

@@ -1,0 +1,268 @@
+//! A run under way: its tasks, their owner, and their end. Every task started here is joined here.
+
+use super::{
+    control::{Answers, Shared},
+    ends::deliver_with_jobs,
+    session::Session,
+    watcher::Watcher,
+};
+use crate::{error::CliError, wiring};
+use crossfade_connector::{Inspect, Sink, Stage};
+use crossfade_control::{Command, Overlay, evaluate, pause_reason};
+use crossfade_event::{Event, TableName};
+use crossfade_log::{EventLog, Lane, LogReader};
+use crossfade_observe::{StatusFile, Terminal, TerminalMode, socket::ControlSocket};
+use crossfade_pipeline::{DeliverOptions, IngestOptions, PipelineError, Stop, Stopper, Watch, ingest, stop_channel, valve};
+use crossfade_state::{Changes, Cursor, CursorKey, StateStore, WorkFolder};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{sync::mpsc, task::JoinSet};
+
+/// How often status file, terminal and gates look.
+const TICK: Duration = Duration::from_millis(250);
+
+/// A run under way.
+pub(super) struct Running {
+    session: Session,
+    shared: Arc<Shared>,
+    stopper: Stopper,
+    stop: Stop,
+    loops: JoinSet<Result<(), PipelineError>>,
+    helpers: JoinSet<()>,
+    quiet: bool,
+    limit: Option<u64>,
+}
+
+impl Running {
+    /// Starts both loops and everything beside them.
+    pub(super) async fn start(session: Session, quiet: bool, limit: Option<u64>) -> Result<Self, CliError> {
+        let (stopper, stop) = stop_channel();
+        let (watcher, facts) = Watcher::new(session.log.clone());
+        let watcher = Arc::new(watcher);
+        let (valve_handle, valve) = valve();
+        if let Some(Overlay::Paused { by, reason }) = &session.journal.migration().overlay {
+            valve_handle.close(format!("paused by {by}: {reason}"));
+        }
+        let mut source = wiring::source(&session.spec, session.folder.dir())?;
+        let mut sink = wiring::sink(&session.spec)?;
+        count_what_is_there(&session, &mut sink, &watcher).await?;
+        let (jobs, job_receiver) = mpsc::channel(4);
+        let shared = Arc::new(Shared::new(&session, watcher.clone(), valve_handle, jobs));
+
+        let mut loops = JoinSet::new();
+        {
+            let (log, watch, stop) = (session.log.clone(), watcher.clone(), stop.clone());
+            loops.spawn(async move { ingest(&mut source, &log, IngestOptions::default(), &*watch, stop).await });
+        }
+        {
+            let (log, routes, watch, stop) = (session.log.clone(), session.routes.clone(), watcher.clone(), stop.clone());
+            let watch: Arc<dyn Watch> = watch;
+            let options = DeliverOptions::new(Some("deliver"));
+            loops.spawn(async move {
+                deliver_with_jobs(log, routes, sink, options, watch, valve, stop, job_receiver).await.map(drop)
+            });
+        }
+        let mut helpers = JoinSet::new();
+        helpers.spawn(write_journal(shared.clone(), facts));
+        let socket = ControlSocket::bind(&WorkFolder::socket_path(session.folder.dir()))
+            .map_err(|error| CliError::io("opening the control socket", &error))?;
+        let (answers, mut ended) = (Arc::new(Answers(shared.clone())), stop.clone());
+        helpers.spawn(async move {
+            if let Err(error) = socket.serve(answers, async move { ended.requested().await }).await {
+                tracing::warn!("the control socket has ended: {error}");
+            }
+        });
+        Ok(Self { session, shared, stopper, stop, loops, helpers, quiet, limit })
+    }
+
+    /// Stays until the run ends: by a signal, by having caught up, or by failing for good.
+    pub(super) async fn until(mut self, caught_up: bool) -> Result<(), CliError> {
+        let mut terminal = Terminal::new(if self.quiet { TerminalMode::Quiet } else { TerminalMode::Auto });
+        let begun = Instant::now();
+        let mut file = StatusFile::new(
+            WorkFolder::status_path(self.session.folder.dir()),
+            WorkFolder::history_path(self.session.folder.dir()),
+        );
+        let mut tick = tokio::time::interval(TICK);
+        let mut signals = Signals::listen()?;
+        let reached = self.shared.clone();
+        let mut catching_up = Box::pin(async move {
+            if caught_up { reached.wait_caught_up().await } else { std::future::pending().await }
+        });
+        let mut asked = self.shared.stop_asked();
+        let mut outcome = Ok(());
+        loop {
+            tokio::select! {
+                Some(ended) = self.loops.join_next() => {
+                    match ended {
+                        Ok(Ok(())) if self.stop.is_requested() || self.limit.is_some() => {}
+                        Ok(Ok(())) => outcome = Err(CliError::failed("the source has come to its end")),
+                        Ok(Err(error)) => outcome = outcome.and(Err(CliError::from(error))),
+                        Err(error) => outcome = Err(CliError::failed(format!("a task ended badly: {error}"))),
+                    }
+                    self.stopper.stop();
+                    if self.loops.is_empty() {
+                        break;
+                    }
+                }
+                reached = &mut catching_up, if !self.stop.is_requested() => {
+                    outcome = outcome.and(reached.map(drop));
+                    self.stopper.stop();
+                }
+                _ = asked.recv() => self.stopper.stop(),
+                second = signals.next(), if !signals.over => {
+                    self.stopper.stop();
+                    if second {
+                        // Everything is safe to drop at any moment; that is what the log and the sink's position are for.
+                        break;
+                    }
+                }
+                _ = tick.tick() => {
+                    let status = self.shared.status_now();
+                    self.judge(&status).await;
+                    if let Err(error) = file.write_if_due(begun.elapsed(), &status) {
+                        tracing::warn!("the status file could not be written: {error}");
+                    }
+                    terminal.show(begun.elapsed(), &status);
+                    if self.limit.is_some_and(|limit| status.conservation.applied >= limit) {
+                        self.stopper.stop();
+                    }
+                }
+            }
+        }
+        terminal.finish();
+        self.end(&mut file).await;
+        outcome
+    }
+
+    /// Gates: warns, or pauses.
+    async fn judge(&self, status: &crossfade_observe::Status) {
+        let measures = self.shared.measures(status);
+        let verdicts = evaluate(&self.session.spec.gates, &measures);
+        if let Some((by, reason)) = pause_reason(&verdicts)
+            && self.shared.valve.reason().is_none()
+            && let Err(refused) = self.shared.pause(by, reason).await
+        {
+            tracing::warn!("a gate could not pause: {}", refused.error);
+        }
+        for verdict in verdicts.iter().filter(|verdict| !verdict.holds && !verdict.pauses()) {
+            tracing::warn!(gate = %verdict.gate, measured = %verdict.measured, max = %verdict.max, "a gate does not hold");
+        }
+        self.shared.set_verdicts(verdicts);
+    }
+
+    async fn end(mut self, file: &mut StatusFile) {
+        self.loops.abort_all();
+        while self.loops.join_next().await.is_some() {}
+        let status = self.shared.status_now().not_running();
+        if let Err(error) = file.write(&status) {
+            tracing::warn!("the status file could not be written: {error}");
+        }
+        if let Some(progress) = self.shared.watcher.progress.borrow().clone() {
+            let cursor = Cursor { cut: progress.cut, position: progress.position };
+            if let Err(error) = self.session.state.commit(Changes::one(&CursorKey::new("deliver"), &cursor)).await {
+                tracing::warn!("the cursor could not be kept: {error}");
+            }
+        }
+        self.shared.close();
+        let drained = tokio::time::timeout(Duration::from_secs(3), async { while self.helpers.join_next().await.is_some() {} });
+        if drained.await.is_err() {
+            self.helpers.abort_all();
+        }
+    }
+}
+
+/// Puts facts into the journal, one after another.
+async fn write_journal(shared: Arc<Shared>, mut facts: mpsc::UnboundedReceiver<Command>) {
+    let mut closed = shared.closed();
+    loop {
+        let fact = tokio::select! {
+            fact = facts.recv() => fact,
+            () = closed.wait() => facts.try_recv().ok(),
+        };
+        let Some(fact) = fact else { return };
+        if let Err(error) = shared.journal.command(fact, &shared.by).await {
+            tracing::debug!("the journal takes no such fact now: {error}");
+        }
+    }
+}
+
+/// Fills the counters with what the log holds and the sink does not, and with the tables' estimates.
+async fn count_what_is_there(
+    session: &Session,
+    sink: &mut crate::registry::AnySink,
+    watcher: &Watcher,
+) -> Result<(), CliError> {
+    for table in &session.plan.catalog.tables {
+        watcher.counters.estimate(&table.name, table.rows_estimate);
+    }
+    if session.log.tail().cut == session.log.start() {
+        return Ok(());
+    }
+    // A sink that cannot be asked yet is deliver's matter, with its retries.
+    let progress = sink.progress().await.ok().flatten();
+    let from = progress.as_ref().map_or_else(|| session.log.start(), |progress| progress.cut.clone());
+    let mut waiting = 0u64;
+    let streaming = progress.as_ref().is_some_and(|progress| progress.stage == Stage::Streaming);
+    let stream_from = progress.as_ref().filter(|_| !streaming).map_or_else(|| from.clone(), |p| p.stream_from.clone());
+    for (lane, from) in [(Lane::Snapshot, &from), (Lane::Stream, &stream_from)] {
+        if streaming && lane == Lane::Snapshot {
+            continue;
+        }
+        let mut reader = session.log.read(from, lane)?;
+        while let Some(entries) = reader.try_next()? {
+            for entry in entries.entries {
+                waiting += match &entry.event {
+                    Event::Changed(_) => 1,
+                    Event::Rows(block) => u64::from(block.count),
+                    _ => 0,
+                };
+            }
+        }
+    }
+    watcher.counters.backlog(waiting);
+    let names: Vec<TableName> = session.log.latest_schemas().iter().map(|schema| schema.name.clone()).collect();
+    if streaming {
+        watcher.counters.loaded(&names);
+        watcher.progress.send_replace(progress);
+    }
+    Ok(())
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    first: bool,
+    over: bool,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, CliError> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen = |kind| signal(kind).map_err(|error| CliError::io("listening for signals", &error));
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            first: true,
+            over: false,
+        })
+    }
+
+    /// Waits for the next one; true for any but the first.
+    async fn next(&mut self) -> bool {
+        let received = tokio::select! {
+            received = self.interrupt.recv() => received,
+            received = self.terminate.recv() => received,
+        };
+        self.over = received.is_none();
+        !std::mem::replace(&mut self.first, false)
+    }
+}
+
+/// The source's end of history now.
+pub(super) async fn barrier(shared: &Shared) -> Result<Option<crossfade_event::Position>, CliError> {
+    Ok(wiring::source_inspect(&shared.spec)?.barrier().await?)
+}

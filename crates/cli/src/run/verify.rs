@@ -1,0 +1,108 @@
+//! `verify`: both sides at one position.
+
+use super::{
+    plan_file::{PlanFile, secret_of},
+    session::routes,
+};
+use crate::{
+    args::VerifyArgs,
+    commands::folder,
+    error::{CliError, Exit},
+    output::{self, Table},
+    registry::AnySink,
+    spec::Spec,
+    wiring,
+};
+use crossfade_connector::{Failure, Inspect, Sink};
+use crossfade_event::{Position, SchemaVersion, TableId, TableSchema, catalog::TableDef};
+use crossfade_verify::{Options, Report, SinkPosition, Subject};
+use std::sync::Arc;
+
+struct Asking(AnySink);
+
+impl SinkPosition for Asking {
+    async fn position(&mut self) -> Result<Option<Position>, Failure> {
+        Ok(self.0.progress().await?.and_then(|progress| progress.position))
+    }
+}
+
+/// Verifies; exit code 4 when there are differences.
+pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliError> {
+    if args.queries.is_some() {
+        return Err(CliError::not_built("verify --queries"));
+    }
+    if args.repair {
+        return Err(CliError::not_built("verify --repair"));
+    }
+    let folder = folder::existing(spec)?;
+    let Some(plan) = PlanFile::read(&folder)? else {
+        return Err(CliError::refused(format!("the migration {} has not begun: there is nothing to verify", spec.name)));
+    };
+    plan.check(spec)?;
+    let mut source = wiring::source_inspect(spec)?;
+    let mut target = wiring::sink_inspect(spec)?;
+    // The tables as they are now: the plan follows them as the stream did.
+    let catalog = source.catalog(spec.source.tables()).await?;
+    let planned: Vec<_> =
+        catalog.tables.iter().filter(|table| plan.catalog.tables.iter().any(|old| is_same(old, table))).cloned().collect();
+    let now = PlanFile::with_tables(&plan, planned.clone());
+    let routes = routes(spec, &now, secret_of(&folder)?, 0)?;
+    let source_tables =
+        planned.iter().enumerate().map(|(index, table)| Arc::new(schema_of(TableId(index as u32 + 1), table))).collect();
+    let subject = Subject { plan: routes.plan(), source_tables };
+    let options = Options { samples: args.limit, ..Options::default() };
+    let mut asking = Asking(AnySink::for_looking(spec)?);
+    let report = crossfade_verify::verify(&subject, &mut source, &mut target, &mut asking, &options).await?;
+    if args.json {
+        output::json(&report)?;
+    } else {
+        output::print(&render(&report))?;
+    }
+    match report.differences {
+        0 => Ok(()),
+        1 => Err(CliError::new(Exit::Differences, "1 row differs")),
+        many => Err(CliError::new(Exit::Differences, format!("{many} rows differ"))),
+    }
+}
+
+fn is_same(old: &TableDef, new: &TableDef) -> bool {
+    old.name == new.name || (new.native_id != 0 && old.native_id == new.native_id)
+}
+
+/// A schema for reading a table as it is now.
+pub(super) fn schema_of(id: TableId, table: &TableDef) -> TableSchema {
+    TableSchema {
+        id,
+        version: SchemaVersion(1),
+        name: table.name.clone(),
+        columns: table.carried().map(|def| def.column.clone()).collect(),
+        identity: table.identity,
+        native_id: table.native_id,
+    }
+}
+
+fn render(report: &Report) -> String {
+    let mut table = Table::new(["table", "expected", "target", "differences"]);
+    for one in &report.tables {
+        table.row([
+            one.table.clone(),
+            output::count(one.expected_rows),
+            output::count(one.target_rows),
+            output::count(one.differences),
+        ]);
+    }
+    let mut text = table.render();
+    for one in &report.tables {
+        for difference in &one.samples {
+            let kind = format!("{:?}", difference.kind).to_lowercase();
+            let columns = if difference.columns.is_empty() { String::new() } else { format!(" in {}", difference.columns.join(", ")) };
+            text.push_str(&format!("{kind}: {} key {}{columns}\n", one.table, difference.key_hash));
+        }
+    }
+    if report.refused_rows > 0 {
+        text.push_str(&format!("{} source rows are refused by the transforms\n", output::count(report.refused_rows)));
+    }
+    let at = report.position.as_ref().map(|position| format!(" at position {position}")).unwrap_or_default();
+    text.push_str(&format!("{} differences{at}\n", output::count(report.differences)));
+    text
+}

@@ -1,0 +1,153 @@
+//! What the loops tell, passed on: counters, where the sink stands, and facts for the journal.
+
+use crossfade_connector::{Failure, Progress, SourceHealth, Stage};
+use crossfade_control::Command;
+use crossfade_event::{TableId, TableName};
+use crossfade_log::{EventLog, embedded::Embedded};
+use crossfade_observe::{Committed, Counters, Retrying};
+use crossfade_pipeline::{Delivered, Ingested, Watch};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicI64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::sync::{mpsc, watch};
+
+/// Watches both loops of one run.
+pub(super) struct Watcher {
+    log: Embedded,
+    pub(super) counters: Counters,
+    /// Where the sink stands, by its own commits.
+    pub(super) progress: watch::Sender<Option<Progress>>,
+    pub(super) health: Mutex<SourceHealth>,
+    pub(super) retrying: Mutex<Option<Retrying>>,
+    pub(super) last_commit_us: AtomicI64,
+    loading: AtomicBool,
+    names: RwLock<HashMap<TableId, TableName>>,
+    facts: mpsc::UnboundedSender<Command>,
+}
+
+impl Watcher {
+    /// A watcher; the facts are for the journal, in order.
+    pub(super) fn new(log: Embedded) -> (Self, mpsc::UnboundedReceiver<Command>) {
+        let (facts, receiver) = mpsc::unbounded_channel();
+        let watcher = Self {
+            log,
+            counters: Counters::new(),
+            progress: watch::Sender::new(None),
+            health: Mutex::default(),
+            retrying: Mutex::default(),
+            last_commit_us: AtomicI64::new(0),
+            loading: AtomicBool::new(false),
+            names: RwLock::default(),
+            facts,
+        };
+        (watcher, receiver)
+    }
+
+    fn name(&self, table: TableId) -> TableName {
+        if let Some(name) = self.names.read().unwrap_or_else(PoisonError::into_inner).get(&table) {
+            return name.clone();
+        }
+        let schemas = self.log.latest_schemas();
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        names.extend(schemas.iter().map(|schema| (schema.id, schema.name.clone())));
+        names.get(&table).cloned().unwrap_or_else(|| TableName::new("?", format!("table {}", table.0)))
+    }
+
+    fn named(&self, tables: &BTreeMap<TableId, u64>) -> Vec<(TableName, u64)> {
+        tables.iter().map(|(table, count)| (self.name(*table), *count)).collect()
+    }
+
+    fn fact(&self, command: Command) {
+        // The journal's task outlives the loops; when it has gone, the process is ending.
+        let _ = self.facts.send(command);
+    }
+}
+
+/// What is behind a lock that only short sections hold.
+pub(super) fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watch for Watcher {
+    fn ingested(&self, what: &Ingested) {
+        let rows = self.named(&what.rows);
+        self.counters.ingested(what.events, what.bytes, rows.iter().map(|(name, count)| (name, *count)));
+    }
+
+    fn delivered(&self, what: &Delivered) {
+        let loading = what.progress.stage == Stage::Loading;
+        self.counters.committed(&Committed {
+            loading,
+            read: what.read,
+            applied: what.applied,
+            filtered: what.filtered,
+            quarantined: what.quarantined,
+            tables: self.named(&what.tables),
+        });
+        if let Some(at) = what.commit_time_us {
+            self.last_commit_us.store(at, Relaxed);
+        }
+        self.progress.send_replace(Some(what.progress.clone()));
+    }
+
+    fn stage(&self, stage: Stage) {
+        match stage {
+            Stage::Loading => {
+                self.loading.store(true, Relaxed);
+                self.fact(Command::Expand);
+                self.fact(Command::StartCapture);
+            }
+            Stage::Streaming => {
+                self.fact(Command::Expand);
+                self.fact(Command::StartCapture);
+                self.loading.store(false, Relaxed);
+                let tables = self.log.latest_schemas();
+                self.counters.loaded(tables.iter().map(|schema| &schema.name));
+            }
+        }
+    }
+
+    fn at_tail(&self, progress: &Progress) {
+        let generation = progress.generation;
+        if generation > 0 {
+            self.fact(Command::StartBackfill { generation });
+        }
+        if progress.stage == Stage::Streaming {
+            self.fact(Command::BackfillDone { generation });
+            self.fact(Command::CaughtUp);
+            self.progress.send_if_modified(|held| {
+                let newer = held.as_ref().is_none_or(|held| held.position < progress.position || held.stage != progress.stage);
+                if newer {
+                    *held = Some(progress.clone());
+                }
+                newer
+            });
+        }
+    }
+
+    fn health(&self, health: &SourceHealth) {
+        *held(&self.health) = health.clone();
+    }
+
+    fn opened(&self) {
+        self.fact(Command::Found);
+    }
+
+    fn retrying(&self, side: &'static str, failure: &Failure, wait: Duration) {
+        tracing::warn!(side, wait_ms = wait.as_millis() as u64, "{failure}; trying again");
+        let mut retrying = held(&self.retrying);
+        let times = retrying.as_ref().filter(|before| before.side == side).map_or(0, |before| before.times) + 1;
+        *retrying =
+            Some(Retrying { side: side.to_owned(), failure: failure.to_string(), times, wait_ms: wait.as_millis() as u64 });
+    }
+
+    fn recovered(&self, side: &'static str) {
+        tracing::info!(side, "works again");
+        *held(&self.retrying) = None;
+    }
+}

@@ -1,0 +1,192 @@
+//! The spec: one TOML file that says what moves where, and how. Parsing gives a value that cannot be wrong in itself;
+//! whether the tables and columns exist is for `check` and `plan` to see.
+//!
+//! Relative paths in a spec start from the spec's own folder, so that a command means the same wherever it is typed.
+
+mod document;
+mod error;
+mod log;
+mod rules;
+mod scalar;
+#[cfg(test)]
+mod schema;
+mod sink;
+mod source;
+
+pub(crate) use error::{SpecError, nearest};
+pub(crate) use crossfade_control::Gates;
+pub(crate) use log::LogSpec;
+pub(crate) use rules::has_plain_password;
+pub(crate) use scalar::{Name, Secret, Span};
+pub(crate) use sink::{Apply, Existing, OnError, PostgresSink, SinkSpec, WriteTo};
+pub(crate) use source::{OnRewrite, PostgresSource, SourceSpec};
+
+use document::Document;
+use std::path::{Path, PathBuf};
+use toml::{Spanned, de::DeValue};
+
+/// The keys of the top level.
+const SECTIONS: [&str; 10] = ["name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates"];
+
+/// A migration as its spec describes it.
+#[derive(Debug, Clone)]
+pub(crate) struct Spec {
+    /// The file it was read from.
+    pub(crate) file: PathBuf,
+    /// The migration's name.
+    pub(crate) name: Name,
+    /// The folder that holds the migration's own.
+    dir: PathBuf,
+    /// What derived keys and masks come from.
+    pub(crate) secret: Option<Secret>,
+    /// Where rows and changes come from.
+    pub(crate) source: SourceSpec,
+    /// The event log between the two.
+    pub(crate) log: LogSpec,
+    /// Where they go.
+    pub(crate) sink: SinkSpec,
+    /// What becomes of them on the way.
+    pub(crate) rules: crossfade_transform::Rules,
+    /// What is watched meanwhile.
+    pub(crate) gates: Gates,
+    /// What is worth knowing, though it works.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Spec {
+    /// Reads a spec, with `${NAME}` from the environment.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place and the nearest right word.
+    pub(crate) fn load(path: &Path) -> Result<Self, SpecError> {
+        let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => SpecError::whole(path, "there is no such file")
+                .advise("name a spec; `crossfade init --source URL` writes one"),
+            _ => SpecError::whole(path, format!("the spec cannot be read: {error}")),
+        })?;
+        Self::parse(path, &text, &|name| std::env::var(name).ok())
+    }
+
+    fn parse(path: &Path, text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, SpecError> {
+        let mut document = Document::parse(path, text, environment)?;
+        refuse_unknown_sections(&document)?;
+        rules::refuse_unbuilt(&document)?;
+        let name = required(&mut document, "name")?;
+        let dir: Option<PathBuf> = optional(&mut document, "dir")?;
+        let secret: Option<Secret> = optional(&mut document, "secret")?;
+        let mut source = read_source(&mut document)?;
+        let log = optional(&mut document, "log")?.unwrap_or_default();
+        let mut sink = read_sink(&mut document)?;
+        let gates = optional(&mut document, "gates")?.unwrap_or_default();
+        let transforms = rules::read_transforms(&mut document)?;
+        rules::check(&document, &source, &sink, &transforms)?;
+        rules::check_secret(&document, secret.as_ref())?;
+        let folder = document.folder();
+        anchor_source(&mut source, &folder);
+        anchor_sink(&mut sink, &folder);
+        rules::check_two_files(&document, &source, &sink)?;
+        Ok(Self {
+            file: path.to_owned(),
+            name: document.read(name)?,
+            dir: anchored(&folder, dir.as_deref().unwrap_or(Path::new("crossfade-data"))),
+            secret,
+            source,
+            log,
+            sink,
+            rules: transforms,
+            gates,
+            warnings: document.warnings,
+        })
+    }
+
+    /// The migration's own folder: log, state, status file, control socket.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.dir.join(self.name.as_str())
+    }
+}
+
+fn refuse_unknown_sections(document: &Document<'_>) -> Result<(), SpecError> {
+    for (key, span) in document.keys() {
+        if !SECTIONS.contains(&key.as_str()) {
+            let suggestion = error::suggestion(&key, SECTIONS);
+            return Err(document.error(span, format!("unknown key {key:?} at the top level{suggestion}")));
+        }
+    }
+    Ok(())
+}
+
+fn required<'t>(document: &mut Document<'t>, key: &str) -> Result<Spanned<DeValue<'t>>, SpecError> {
+    document.take(key).ok_or_else(|| document.whole(format!("the key {key:?} is missing at the top level")))
+}
+
+fn optional<T: serde::de::DeserializeOwned>(document: &mut Document<'_>, key: &str) -> Result<Option<T>, SpecError> {
+    document.take(key).map(|value| document.read(value)).transpose()
+}
+
+/// The `kind` of a section; unknown and unbuilt ones are refused by name.
+fn kind_of(
+    document: &Document<'_>,
+    section: &str,
+    value: &Spanned<DeValue<'_>>,
+    known: [&'static str; 2],
+) -> Result<&'static str, SpecError> {
+    let Some(table) = value.get_ref().as_table() else {
+        return Err(document.error(value.span(), format!("{section:?} must be a table: write [{section}]")));
+    };
+    let Some(kind) = table.get("kind") else {
+        let message = format!("the key \"kind\" is missing in [{section}]; known are {}", known.join(", "));
+        return Err(document.error(value.span(), message));
+    };
+    let text = kind.get_ref().as_str().unwrap_or_default();
+    known.into_iter().find(|known| *known == text).ok_or_else(|| {
+        let suggestion = error::suggestion(text, known);
+        document.error(kind.span(), format!("\"kind\" in [{section}] cannot be {text:?}{suggestion}"))
+    })
+}
+
+fn read_source(document: &mut Document<'_>) -> Result<SourceSpec, SpecError> {
+    let value = required(document, "source")?;
+    match kind_of(document, "source", &value, ["postgres", "sqlite"])? {
+        "postgres" => document.read(value).map(SourceSpec::Postgres),
+        _ => document.read(value).map(SourceSpec::Sqlite),
+    }
+}
+
+fn read_sink(document: &mut Document<'_>) -> Result<SinkSpec, SpecError> {
+    let value = required(document, "sink")?;
+    match kind_of(document, "sink", &value, ["postgres", "sqlite"])? {
+        "postgres" => document.read(value).map(SinkSpec::Postgres),
+        _ => document.read(value).map(SinkSpec::Sqlite),
+    }
+}
+
+/// A path of the spec, from the spec's folder on.
+fn anchored(folder: &Path, path: &Path) -> PathBuf {
+    let plain = path.strip_prefix(".").unwrap_or(path);
+    if plain.is_absolute() || folder == Path::new(".") { plain.to_owned() } else { folder.join(plain) }
+}
+
+fn anchor_source(source: &mut SourceSpec, folder: &Path) {
+    match source {
+        SourceSpec::Postgres(source) => {
+            for path in [&mut source.sslrootcert, &mut source.sslcert, &mut source.sslkey].into_iter().flatten() {
+                *path = anchored(folder, path);
+            }
+        }
+        SourceSpec::Sqlite(source) => source.path = anchored(folder, &source.path),
+    }
+}
+
+fn anchor_sink(sink: &mut SinkSpec, folder: &Path) {
+    match sink {
+        SinkSpec::Postgres(sink) => {
+            for path in [&mut sink.sslrootcert, &mut sink.sslcert, &mut sink.sslkey].into_iter().flatten() {
+                *path = anchored(folder, path);
+            }
+        }
+        SinkSpec::Sqlite(sink) => sink.path = anchored(folder, &sink.path),
+    }
+}
+
+#[cfg(test)]
+mod tests;

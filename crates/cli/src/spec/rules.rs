@@ -1,0 +1,230 @@
+//! Rules that no type can say: what is not built yet, what clashes, what must not stand in a file.
+
+use super::{
+    document::Document,
+    error::SpecError,
+    scalar::Secret,
+    sink::{Apply, OnError, SinkSpec, WriteTo},
+    source::SourceSpec,
+};
+use crossfade_control::Gates;
+use crossfade_transform::Rules;
+
+/// What the design has and this build has not: where it would stand, as which word, and what it would be.
+const UNBUILT: [(&[&str], &str); 13] = [
+    (&["source", "kind"], "kafka"),
+    (&["source", "kind"], "cassandra"),
+    (&["source", "kind"], "mongodb"),
+    (&["sink", "kind"], "kafka"),
+    (&["sink", "kind"], "cassandra"),
+    (&["sink", "kind"], "mongodb"),
+    (&["sink", "kind"], "duckdb"),
+    (&["log", "kind"], "kafka"),
+    (&["sink", "write"], "dual-records"),
+    (&["source", "snapshot", "through"], "sink"),
+    (&["source", "partitions"], "root"),
+    (&["gates", "error_rate", "then"], "rollback"),
+    (&["gates", "lag", "then"], "rollback"),
+];
+
+/// Refuses by name what is not built yet.
+pub(super) fn refuse_unbuilt(document: &Document<'_>) -> Result<(), SpecError> {
+    for (path, value) in UNBUILT {
+        if let Some((_, span)) = document.literal(path).filter(|(text, _)| *text == value) {
+            let (key, section) = path.split_last().unwrap_or((&"", &[]));
+            let section = section.join(".");
+            return Err(document.error(span, format!("{key} = {value:?} in [{section}] is not built yet")));
+        }
+    }
+    for gate in Gates::NOT_BUILT {
+        if let Some(span) = document.key_span(&["gates", gate]) {
+            return Err(document.error(span, format!("the gate {gate:?} is not built yet; error_rate and lag are")));
+        }
+    }
+    Ok(())
+}
+
+/// Reads `[keys.*]`, `[rekey]` and `[[table]]`.
+pub(super) fn read_transforms(document: &mut Document<'_>) -> Result<Rules, SpecError> {
+    let tables = document.take_all(&["keys", "rekey", "table"]);
+    document.read(tables)
+}
+
+/// What is wrong only together with something else.
+pub(super) fn check(
+    document: &Document<'_>,
+    source: &SourceSpec,
+    sink: &SinkSpec,
+    rules: &Rules,
+) -> Result<(), SpecError> {
+    for section in ["source", "sink"] {
+        refuse_plain_password(document, section)?;
+    }
+    if source.tables().is_empty() {
+        let span = document.span_of(&["source", "tables"]);
+        return Err(document.error(span, "\"tables\" in [source] is empty; [\"public.*\"] takes every table of a schema"));
+    }
+    check_ranges(document, source, sink)?;
+    check_sink(document, sink)?;
+    check_same_database(document, source, sink)?;
+    check_tables(document, rules)
+}
+
+/// The fewest characters of a secret: fewer can be tried out.
+const SECRET_CHARS_MIN: usize = 16;
+
+/// A secret is one only where it does not stand in the spec, and cannot be guessed.
+pub(super) fn check_secret(document: &Document<'_>, secret: Option<&Secret>) -> Result<(), SpecError> {
+    let Some((written, span)) = document.literal(&["secret"]) else { return Ok(()) };
+    if !written.contains("${") && !written.starts_with("file:") {
+        return Err(document.error(span, "\"secret\" stands in plain text").advise(
+            "put it into the environment and write secret = \"${NAME}\", or into a file of mode 0600 and write secret = \"file:PATH\"",
+        ));
+    }
+    if secret.is_some_and(|secret| secret.expose().chars().count() < SECRET_CHARS_MIN) {
+        return Err(document
+            .error(span, format!("\"secret\" has fewer than {SECRET_CHARS_MIN} characters"))
+            .advise("make one: openssl rand -hex 32"));
+    }
+    Ok(())
+}
+
+fn check_ranges(document: &Document<'_>, source: &SourceSpec, sink: &SinkSpec) -> Result<(), SpecError> {
+    let snapshot = match source {
+        SourceSpec::Postgres(source) => source.snapshot,
+        SourceSpec::Sqlite(source) => source.snapshot,
+    };
+    let mut figures = vec![
+        (["source", "snapshot", "workers"].as_slice(), u64::from(snapshot.workers), 1, 64),
+        (["source", "snapshot", "chunk_rows"].as_slice(), snapshot.chunk_rows, 100, u64::MAX),
+    ];
+    if let SinkSpec::Postgres(sink) = sink {
+        figures.push((["sink", "workers"].as_slice(), sink.workers.map_or(1, u64::from), 1, 64));
+    }
+    for (path, figure, least, most) in figures {
+        if figure < least || figure > most {
+            let (key, section) = path.split_last().unwrap_or((&"", &[]));
+            let upto = if most == u64::MAX { "or more".to_owned() } else { format!("to {most}") };
+            let message = format!("{key:?} in [{}] must be {least} {upto}, not {figure}", section.join("."));
+            return Err(document.error(document.span_of(path), message));
+        }
+    }
+    Ok(())
+}
+
+fn check_sink(document: &Document<'_>, sink: &SinkSpec) -> Result<(), SpecError> {
+    let refuse = |key: &str, message: &str| Err(document.error(document.span_of(&["sink", key]), message));
+    match sink {
+        SinkSpec::Postgres(sink) if sink.workers.is_some() && sink.apply != Apply::Parallel => {
+            refuse("workers", "two rules clash: \"workers\" in [sink] needs apply = \"parallel\"; one connection writes otherwise")
+        }
+        SinkSpec::Postgres(sink) if sink.schema.as_deref() == Some("") => {
+            refuse("schema", "\"schema\" in [sink] is empty; leave it out to keep the source's schemas")
+        }
+        SinkSpec::Sqlite(sink) if sink.write == WriteTo::ShadowColumns => {
+            refuse("write", "a SQLite file has no shadow columns; use write = \"shadow-tables\"")
+        }
+        SinkSpec::Sqlite(sink) if sink.apply == Apply::Parallel => {
+            refuse("apply", "a SQLite file has one writer; use apply = \"transactional\"")
+        }
+        SinkSpec::Sqlite(sink) if sink.on_error == OnError::Stop => {
+            refuse("on_error", "on_error = \"stop\" is not built yet for SQLite; use on_error = \"quarantine\"")
+        }
+        SinkSpec::Postgres(_) | SinkSpec::Sqlite(_) => Ok(()),
+    }
+}
+
+/// The new shape must differ in name from the old one.
+fn check_same_database(document: &Document<'_>, source: &SourceSpec, sink: &SinkSpec) -> Result<(), SpecError> {
+    let (SourceSpec::Postgres(source), SinkSpec::Postgres(sink)) = (source, sink) else { return Ok(()) };
+    let same = source.url.expose() == sink.url.expose();
+    if same && sink.schema.is_none() && sink.write == WriteTo::ShadowTables {
+        let message = "source and sink are the same database, and nothing tells the new tables from the old ones";
+        let advice = "give [sink] a schema of its own, or write = \"shadow-columns\"";
+        return Err(document.error(document.span_of(&["sink", "url"]), message).advise(advice));
+    }
+    Ok(())
+}
+
+/// Two SQLite ends must be two files.
+pub(super) fn check_two_files(
+    document: &Document<'_>,
+    source: &SourceSpec,
+    sink: &SinkSpec,
+) -> Result<(), SpecError> {
+    let (SourceSpec::Sqlite(source), SinkSpec::Sqlite(sink)) = (source, sink) else { return Ok(()) };
+    let real = |path: &std::path::Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if real(&source.path) == real(&sink.path) {
+        let message = format!("source and sink are the same file, {}; a SQLite sink needs a file of its own", sink.path.display());
+        return Err(document.error(document.span_of(&["sink", "path"]), message));
+    }
+    Ok(())
+}
+
+/// No table may have two sets of rules.
+fn check_tables(document: &Document<'_>, rules: &Rules) -> Result<(), SpecError> {
+    for (index, table) in rules.table.iter().enumerate() {
+        let earlier = rules.table.iter().take(index).position(|other| other.from == table.from);
+        if let Some(earlier) = earlier {
+            let message = format!(
+                "two rules clash: [[table]] number {} and number {} are both from {:?}; make them one",
+                earlier + 1,
+                index + 1,
+                table.from
+            );
+            let span = document.span_of(&["table", &index.to_string(), "from"]);
+            return Err(document.error(span, message));
+        }
+    }
+    Ok(())
+}
+
+/// A password belongs into the environment or a file of its own.
+fn refuse_plain_password(document: &Document<'_>, section: &str) -> Result<(), SpecError> {
+    let Some((url, span)) = document.literal(&[section, "url"]) else { return Ok(()) };
+    if !has_plain_password(url) {
+        return Ok(());
+    }
+    let variable = format!("{}_PASSWORD", section.to_uppercase());
+    let message = format!("\"url\" in [{section}] holds a password in plain text");
+    Err(document.error(span, message).advise(format!(
+        "put ${{{variable}}} in its place and set that variable, or put the whole URL into a file of mode 0600 and write url = \"file:PATH\""
+    )))
+}
+
+pub(crate) fn has_plain_password(url: &str) -> bool {
+    let outside = |password: &str| password.is_empty() || password.contains("${");
+    let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+    let (before_query, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let authority = before_query.rsplit_once('@').map_or("", |(authority, _)| authority);
+    let in_login = authority.split_once(':').is_some_and(|(_, password)| !outside(password));
+    let pairs = if rest.is_empty() { url.split_whitespace().collect::<Vec<_>>() } else { query.split('&').collect() };
+    let in_pairs = pairs.iter().filter_map(|pair| pair.trim().strip_prefix("password=")).any(|value| !outside(value));
+    in_login || in_pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_in_plain_text_is_seen_in_every_spelling() {
+        for plain in [
+            "postgres://app:hunter2@host/db",
+            "postgres://app@host/db?password=hunter2",
+            "host=h user=u password=hunter2",
+        ] {
+            assert!(has_plain_password(plain), "{plain}");
+        }
+        for fine in [
+            "${URL}",
+            "postgres://app@host/db",
+            "postgres://app:${PW}@host/db",
+            "postgres://app@host:5432/db?sslmode=require",
+            "host=h password=${PW}",
+            "file:secret",
+        ] {
+            assert!(!has_plain_password(fine), "{fine}");
+        }
+    }
+}

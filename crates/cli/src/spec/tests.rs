@@ -1,0 +1,230 @@
+//! Every way in which a spec can be wrong has its sentence and its place.
+
+use super::*;
+use std::path::Path;
+
+const HEAD: &str = "name = \"shop\"\n";
+const SOURCE: &str = "[source]\nkind = \"sqlite\"\npath = \"shop.db\"\ntables = [\"main.*\"]\n";
+const SINK: &str = "[sink]\nkind = \"sqlite\"\npath = \"shop-v2.db\"\n";
+
+fn environment(name: &str) -> Option<String> {
+    match name {
+        "SOURCE_URL" => Some("postgres://app:hunter2@old.example/shop".to_owned()),
+        "TARGET_URL" => Some("postgres://app:hunter2@new.example/shop".to_owned()),
+        "SECRET" => Some("hunter2".to_owned()),
+        "LONG_SECRET" => Some("0123456789abcdef0123456789abcdef".to_owned()),
+        "TRICK" => Some("${SECRET}".to_owned()),
+        _ => None,
+    }
+}
+
+fn parse(text: &str) -> Result<Spec, SpecError> {
+    Spec::parse(Path::new("spec.toml"), text, &environment)
+}
+
+fn refusal(text: &str) -> String {
+    parse(text).map(|spec| format!("accepted: {spec:?}")).unwrap_or_else(|error| error.to_string())
+}
+
+#[test]
+fn the_shortest_spec_is_read_with_all_defaults() {
+    let spec = parse(&format!("{HEAD}{SOURCE}{SINK}")).unwrap();
+    assert_eq!(spec.name.as_str(), "shop");
+    assert_eq!(spec.folder(), Path::new("crossfade-data/shop"));
+    assert_eq!(spec.source.tables(), ["main.*"]);
+    assert_eq!(spec.gates, Gates::default());
+    let SinkSpec::Sqlite(sink) = &spec.sink else { panic!("another sink") };
+    assert_eq!((sink.write, sink.on_error, sink.existing), (WriteTo::ShadowTables, OnError::Quarantine, Existing::Refuse));
+}
+
+#[test]
+fn relative_paths_start_from_the_specs_own_folder() {
+    let text = format!("{HEAD}dir = \"./data\"\n{SOURCE}{SINK}");
+    let spec = Spec::parse(Path::new("/etc/shop/spec.toml"), &text, &environment).unwrap();
+    assert_eq!(spec.folder(), Path::new("/etc/shop/data/shop"));
+    let SourceSpec::Sqlite(source) = &spec.source else { panic!("another source") };
+    assert_eq!(source.path, Path::new("/etc/shop/shop.db"));
+}
+
+#[test]
+fn each_wrong_spec_is_refused_with_its_place_and_the_nearest_right_word() {
+    let spec = |head: &str, source: &str, sink: &str, rest: &str| format!("{head}{source}{sink}{rest}");
+    let with = |rest: &str| spec(HEAD, SOURCE, SINK, rest);
+    let cases = [
+        (
+            spec(HEAD, &SOURCE.replace("tables", "tabels"), SINK, ""),
+            "spec.toml:5:1: unknown key \"tabels\" in [source]; did you mean \"tables\"?",
+        ),
+        (with("[gate]\n"), "spec.toml:9:2: unknown key \"gate\" at the top level; did you mean \"gates\"?"),
+        (
+            with("[gates]\nthroughput = { max = \"1\" }\n"),
+            "spec.toml:10:1: the gate \"throughput\" is not built yet; error_rate and lag are",
+        ),
+        (with("[log]\nkind = \"kafka\"\n"), "spec.toml:10:8: kind = \"kafka\" in [log] is not built yet"),
+        (
+            spec(HEAD, SOURCE, "[sink]\nkind = \"duckdb\"\n", ""),
+            "spec.toml:7:8: kind = \"duckdb\" in [sink] is not built yet",
+        ),
+        (
+            spec(HEAD, SOURCE, &SINK.replace("\"sqlite\"", "\"sqlight\""), ""),
+            "spec.toml:7:8: \"kind\" in [sink] cannot be \"sqlight\"; did you mean \"sqlite\"?",
+        ),
+        (
+            spec(HEAD, SOURCE, SINK, "write = \"dual-records\"\n"),
+            "spec.toml:9:9: write = \"dual-records\" in [sink] is not built yet",
+        ),
+        (
+            spec(HEAD, SOURCE, SINK, "write = \"shadow-table\"\n"),
+            "spec.toml:9:9: \"write\" in [sink] cannot be \"shadow-table\"; did you mean \"shadow-tables\"?",
+        ),
+        (
+            spec(HEAD, SOURCE, SINK, "write = \"shadow-columns\"\n"),
+            "spec.toml:9:9: a SQLite file has no shadow columns; use write = \"shadow-tables\"",
+        ),
+        (
+            spec(HEAD, SOURCE, SINK, "apply = \"parallel\"\n"),
+            "spec.toml:9:9: a SQLite file has one writer; use apply = \"transactional\"",
+        ),
+        (spec("", SOURCE, SINK, ""), "spec.toml: the key \"name\" is missing at the top level"),
+        (spec(HEAD, "", SINK, ""), "spec.toml: the key \"source\" is missing at the top level"),
+        (
+            spec(HEAD, &SOURCE.replace("path = \"shop.db\"\n", ""), SINK, ""),
+            "spec.toml:2:1: the key \"path\" is missing in [source]",
+        ),
+        (
+            spec(HEAD, &SOURCE.replace("[\"main.*\"]", "\"main.*\""), SINK, ""),
+            "spec.toml:5:10: wrong type for \"tables\" in [source]: string \"main.*\" where it needs a list",
+        ),
+        (
+            spec(HEAD, SOURCE, SINK, "[gates]\nlag = { max = 30, then = \"warn\" }\n"),
+            "spec.toml:10:15: wrong type for \"max\" in [gates.lag]: integer `30` where it needs a string",
+        ),
+        (
+            spec(HEAD, &format!("{SOURCE}snapshot = {{ workers = 0 }}\n"), SINK, ""),
+            "spec.toml:6:24: \"workers\" in [source.snapshot] must be 1 to 64, not 0",
+        ),
+        (
+            spec("name = \"Shop_1\"\n", SOURCE, SINK, ""),
+            "spec.toml:1:8: \"name\": \"Shop_1\" is not a name: lower-case letters, digits and `-`, beginning with a letter, at most 41; for example \"shop-1\"",
+        ),
+        (spec("name = shop\n", SOURCE, SINK, ""), "spec.toml:1:8: this is not TOML: "),
+        (
+            spec(HEAD, &SOURCE.replace("shop.db", "${NOT_SET}"), SINK, ""),
+            "spec.toml:4:8: the environment variable NOT_SET is not set (\"path\" in [source] needs it)",
+        ),
+        (
+            spec(HEAD, &SOURCE.replace("shop.db", "${not closed"), SINK, ""),
+            "spec.toml:4:8: `${` without a variable's name and `}`",
+        ),
+        (
+            spec(HEAD, SOURCE, &SINK.replace("shop-v2.db", "./shop.db"), ""),
+            "spec.toml:8:8: source and sink are the same file, shop.db; a SQLite sink needs a file of its own",
+        ),
+        (
+            with("[log]\nretention = { time = \"7 weeks\" }\n"),
+            "spec.toml:10:22: \"time\" in [log.retention]: \"7 weeks\" is not a length of time; write a whole number and ms, s, m, h or d, for example 30s",
+        ),
+        (
+            with("[[table]]\nfrom = \"main.a\"\n[[table]]\nfrom = \"main.a\"\n"),
+            "spec.toml:12:8: two rules clash: [[table]] number 1 and number 2 are both from \"main.a\"; make them one",
+        ),
+    ];
+    let wrong: Vec<String> = cases
+        .into_iter()
+        .map(|(text, expected)| (refusal(&text), expected))
+        .filter(|(said, expected)| !said.starts_with(expected))
+        .map(|(said, expected)| format!("said: {said}\nwant: {expected}\n"))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_postgres_spec_is_checked_for_what_two_keys_say_together() {
+    let source = "[source]\nkind = \"postgres\"\nurl = \"${SOURCE_URL}\"\ntables = [\"public.*\"]\n";
+    let sink = "[sink]\nkind = \"postgres\"\nurl = \"${SOURCE_URL}\"\n";
+    assert!(refusal(&format!("{HEAD}{source}{sink}")).contains("source and sink are the same database"));
+    assert!(parse(&format!("{HEAD}{source}{sink}schema = \"app_v2\"\n")).is_ok());
+    let workers = format!("{HEAD}{source}{sink}schema = \"app_v2\"\nworkers = 4\n");
+    assert!(refusal(&workers).contains("\"workers\" in [sink] needs apply = \"parallel\""));
+    let plain = format!("{HEAD}{}{sink}", source.replace("${SOURCE_URL}", "postgres://app:hunter2@h/d"));
+    let said = refusal(&plain);
+    assert!(said.starts_with("spec.toml:4:7: \"url\" in [source] holds a password in plain text"), "{said}");
+    assert!(!said.contains("hunter2"));
+}
+
+#[test]
+fn what_comes_from_the_environment_is_never_read_again_and_never_printed() {
+    let spec = parse(&format!("{HEAD}{}{SINK}", SOURCE.replace("shop.db", "${TRICK}"))).unwrap();
+    let SourceSpec::Sqlite(source) = &spec.source else { panic!("another source") };
+    assert_eq!(source.path, Path::new("${SECRET}"));
+    let said = refusal(&format!("{HEAD}{}{SINK}", SOURCE.replace("[\"main.*\"]", "\"${SECRET}\"")));
+    assert!(!said.contains("hunter2") && said.contains("${SECRET}"), "{said}");
+    let url = "[source]\nkind = \"postgres\"\nurl = \"${SOURCE_URL}\"\ntables = [\"public.*\"]\n";
+    assert!(!format!("{:?}", parse(&format!("{HEAD}{url}{SINK}")).unwrap()).contains("hunter2"));
+}
+
+#[test]
+fn the_migrations_own_secret_never_stands_in_the_spec() {
+    let with = |secret: &str| format!("{HEAD}secret = \"{secret}\"\n{SOURCE}{SINK}");
+    assert!(refusal(&with("correct horse battery staple")).contains("\"secret\" stands in plain text"));
+    let short = refusal(&with("${SECRET}"));
+    assert!(short.contains("fewer than 16 characters") && !short.contains("hunter2"), "{short}");
+    let spec = parse(&with("${LONG_SECRET}")).unwrap();
+    assert_eq!(spec.secret.unwrap().expose(), "0123456789abcdef0123456789abcdef");
+}
+
+#[test]
+fn two_dollars_stand_for_one() {
+    let spec = parse(&format!("{HEAD}{}{SINK}", SOURCE.replace("shop.db", "a$${b}.db"))).unwrap();
+    let SourceSpec::Sqlite(source) = &spec.source else { panic!("another source") };
+    assert_eq!(source.path, Path::new("a${b}.db"));
+}
+
+#[test]
+fn a_secret_file_is_read_and_one_that_others_can_read_is_told() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = tempfile::tempdir().unwrap();
+    let secret = home.path().join("url");
+    std::fs::write(&secret, "postgres://app:hunter2@h/d\n").unwrap();
+    let text = format!(
+        "{HEAD}[source]\nkind = \"postgres\"\nurl = \"file:url\"\ntables = [\"public.*\"]\n{SINK}"
+    );
+    let load = |mode: u32| {
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(mode)).unwrap();
+        Spec::parse(&home.path().join("spec.toml"), &text, &environment).unwrap()
+    };
+    let spec = load(0o600);
+    let SourceSpec::Postgres(source) = &spec.source else { panic!("another source") };
+    assert_eq!(source.url.expose(), "postgres://app:hunter2@h/d");
+    assert!(spec.warnings.is_empty());
+    assert!(load(0o644).warnings.iter().any(|warning| warning.contains("chmod 600")));
+    std::fs::remove_file(&secret).unwrap();
+    let said = Spec::parse(&home.path().join("spec.toml"), &text, &environment).unwrap_err().to_string();
+    assert!(said.contains("cannot be read"), "{said}");
+}
+
+#[test]
+fn every_example_is_a_valid_spec() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let mut read = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|kind| kind == "toml") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            Spec::parse(&path, &text, &environment).unwrap_or_else(|error| panic!("{error}"));
+            read += 1;
+        }
+    }
+    assert!(read >= 4, "only {read} examples were found");
+}
+
+#[test]
+fn the_published_schema_is_current() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../spec.schema.json");
+    let made = schema::text().unwrap();
+    if std::env::var_os("CROSSFADE_UPDATE").is_some() {
+        std::fs::write(&file, &made).unwrap();
+    }
+    let kept = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(kept == made, "spec.schema.json is stale: run `CROSSFADE_UPDATE=1 cargo test -p crossfade-cli schema`");
+}

@@ -1,0 +1,212 @@
+//! From a spec to the parts that it names: what `run`, `replay`, `verify` and the commands that only look have in
+//! common. Nothing here moves a row.
+
+use crate::{
+    commands::Finding,
+    error::CliError,
+    registry::{self, AnyInspect, AnySink, AnySource},
+    run::{PlanFile, secret_of},
+    spec::{Existing, LogSpec, SinkSpec, SourceSpec, Spec, WriteTo},
+};
+use crossfade_connector::{Inspect, Refusal, Target, Verdict};
+use crossfade_event::{
+    TableName,
+    catalog::{Catalog, Dialect},
+};
+use crossfade_log::embedded::{Options, Retention};
+use crossfade_pipeline::Routes;
+use crossfade_state::WorkFolder;
+use crossfade_transform::{Fidelity, Plan, PlanOptions, WriteKind, Writing, plan};
+use std::{path::Path, sync::Arc};
+
+/// The source, not connected yet.
+pub(crate) fn source(spec: &Spec, folder: &Path) -> Result<AnySource, CliError> {
+    AnySource::new(spec, folder, needs_text(spec, folder)?)
+}
+
+/// The sink, not connected yet.
+pub(crate) fn sink(spec: &Spec) -> Result<AnySink, CliError> {
+    AnySink::new(spec)
+}
+
+/// Asks the source.
+pub(crate) fn source_inspect(spec: &Spec) -> Result<AnyInspect, CliError> {
+    AnyInspect::of_source(spec)
+}
+
+/// Asks the sink.
+pub(crate) fn sink_inspect(spec: &Spec) -> Result<AnyInspect, CliError> {
+    AnyInspect::of_sink(spec)
+}
+
+/// Whether the plan needs a column in its text form, for only its own database can read its binary one.
+fn needs_text(spec: &Spec, folder: &Path) -> Result<bool, CliError> {
+    let Some(file) = PlanFile::read(folder)? else { return Ok(false) };
+    let planned = plan(&file.catalog, &spec.rules, &plan_options(spec, Vec::new()))?;
+    Ok(!planned.text_columns().is_empty())
+}
+
+/// What the plan must know beside rules and catalog. The spec's own secret counts before the folder's.
+pub(crate) fn plan_options(spec: &Spec, secret: Vec<u8>) -> PlanOptions {
+    let secret = spec.secret.as_ref().map_or(secret, |own| own.expose().as_bytes().to_vec());
+    let (schema, dialect, write) = match &spec.sink {
+        SinkSpec::Postgres(keys) => (keys.schema.clone(), Dialect::Postgres, keys.write),
+        SinkSpec::Sqlite(keys) => (None, Dialect::Sqlite, keys.write),
+    };
+    let write = match write {
+        WriteTo::ShadowTables => WriteKind::ShadowTables,
+        WriteTo::ShadowColumns => WriteKind::ShadowColumns,
+    };
+    PlanOptions { schema, dialect, write, secret }
+}
+
+/// Whether tables that hold somebody else's rows may be written.
+pub(crate) fn into_existing(spec: &Spec) -> bool {
+    let existing = match &spec.sink {
+        SinkSpec::Postgres(keys) => keys.existing,
+        SinkSpec::Sqlite(keys) => keys.existing,
+    };
+    existing == Existing::Merge
+}
+
+/// How the log is kept.
+pub(crate) fn log_options(spec: &LogSpec) -> Options {
+    let usual = Options::default();
+    let retention = Retention {
+        time: spec.retention.time.map(|time| time.0),
+        bytes: spec.retention.bytes.map(|bytes| bytes.0),
+    };
+    let segment_bytes = spec.segment_bytes.map_or(usual.segment_bytes, |size| size.0);
+    Options { segment_bytes, retention, ..usual }
+}
+
+/// What of the target may not change while a migration runs. Hosts and passwords may: the target's own word says
+/// whether it is still the same one.
+pub(crate) fn target_words(spec: &Spec) -> String {
+    let secret = spec.secret.as_ref().map(|secret| crossfade_event::SourceId::of(secret.expose()).0);
+    match &spec.sink {
+        SinkSpec::Postgres(keys) => format!("postgres {:?} {:?} {secret:?}", keys.schema, keys.write),
+        SinkSpec::Sqlite(keys) => format!("sqlite {:?} {:?} {secret:?}", keys.path.file_name(), keys.write),
+    }
+}
+
+/// Takes away what a migration made in its source: triggers, slot, publication.
+pub(crate) async fn release_source(spec: &Spec, _folder: &Path) -> Result<(), CliError> {
+    registry::release(spec).await
+}
+
+/// The catalog, the plan, and the target that it makes.
+pub(crate) struct Planned {
+    /// The source's tables.
+    pub(crate) catalog: Catalog,
+    /// What becomes of them.
+    pub(crate) plan: Arc<Plan>,
+    /// What the sink must make.
+    pub(crate) target: Target,
+}
+
+/// Plans from the source as it is now. Writes nothing.
+pub(crate) async fn plan_from_source(spec: &Spec) -> Result<Planned, CliError> {
+    let catalog = source_inspect(spec)?.catalog(spec.source.tables()).await?;
+    planned(spec, catalog)
+}
+
+/// The plan that the migration was begun with, if it was; looks at no database.
+pub(crate) fn plan_from_folder(spec: &Spec) -> Result<Option<Planned>, CliError> {
+    let folder = spec.folder();
+    PlanFile::read(&folder)?.map(|file| planned(spec, file.catalog)).transpose()
+}
+
+fn planned(spec: &Spec, catalog: Catalog) -> Result<Planned, CliError> {
+    // A plan that is only looked at draws no secret: its keys are never made.
+    let folder = spec.folder();
+    let secret = if folder.join("secret").exists() { secret_of(&folder)? } else { vec![0; 32] };
+    let options = Arc::new(plan_options(spec, secret));
+    let rules = Arc::new(spec.rules.clone());
+    let routes = Routes::new(catalog.clone(), rules, options, spec.name.as_str(), 0, into_existing(spec))?;
+    Ok(Planned { catalog, plan: routes.plan().clone(), target: routes.target().clone() })
+}
+
+/// What a preflight found.
+pub(crate) struct Preflight {
+    /// How many tables can be moved.
+    pub(crate) tables: usize,
+    /// What is in the way, and what is worth knowing.
+    pub(crate) findings: Vec<Finding>,
+}
+
+/// Checks both ends and the plan. Writes nothing. An end that cannot be reached, or a rule that names what is not
+/// there, is an error; everything else is a finding.
+pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
+    let mut findings = Vec::new();
+    findings.extend(registry::preflight_source(spec).await?.into_iter().map(|refusal| finding("source", refusal)));
+    let planned = plan_from_source(spec).await?;
+    findings.extend(registry::preflight_sink(spec, &planned.target).await?.into_iter().map(|refusal| finding("sink", refusal)));
+    for note in planned.plan.notes().iter().filter(|note| note.fidelity == Fidelity::Inexact) {
+        let column = note.column.as_ref().map(|column| format!(" column {column}")).unwrap_or_default();
+        findings.push(Finding {
+            end: "spec",
+            object: format!("{}{column}", note.table),
+            problem: note.text.clone(),
+            remedy: "cast it, or drop it, where that matters".to_owned(),
+            fatal: false,
+        });
+    }
+    let begun = WorkFolder::journal_path(&spec.folder()).is_dir();
+    if !begun && !into_existing(spec) {
+        findings.extend(tables_with_rows(spec, &planned.plan).await?);
+    }
+    let tables = planned.plan.tables().iter().filter(|table| table.source.is_some()).count();
+    Ok(Preflight { tables, findings })
+}
+
+fn finding(end: &'static str, refusal: Refusal) -> Finding {
+    let Refusal { object, problem, remedy, fatal } = refusal;
+    Finding { end, object, problem, remedy, fatal }
+}
+
+/// Target tables that hold rows already: nothing has been written by us yet, so they are somebody else's.
+async fn tables_with_rows(spec: &Spec, plan: &Plan) -> Result<Vec<Finding>, CliError> {
+    if let SinkSpec::Sqlite(keys) = &spec.sink
+        && !keys.path.exists()
+    {
+        return Ok(Vec::new());
+    }
+    let mut inspect = sink_inspect(spec)?;
+    let mut findings = Vec::new();
+    for table in plan.tables().iter().filter(|table| table.write == Writing::Table) {
+        let name: &TableName = &table.schema.name;
+        let rows = match inspect.count(name).await {
+            Ok(rows) => rows,
+            // It is not there yet.
+            Err(failure) if matches!(failure.verdict, Verdict::Misconfigured { .. }) => 0,
+            Err(failure) => return Err(failure.into()),
+        };
+        if rows > 0 {
+            findings.push(Finding {
+                end: "sink",
+                object: name.to_string(),
+                problem: format!("it holds {rows} rows that are not ours"),
+                remedy: "empty it, or give [sink] another schema or file, or write existing = \"merge\" (what is overwritten is kept for `rollback --undo`)".to_owned(),
+                fatal: true,
+            });
+        }
+    }
+    Ok(findings)
+}
+
+/// The dialect of a spec's source.
+pub(crate) fn source_kind(spec: &Spec) -> &'static str {
+    match &spec.source {
+        SourceSpec::Postgres(_) => "postgres",
+        SourceSpec::Sqlite(_) => "sqlite",
+    }
+}
+
+/// The dialect of a spec's sink.
+pub(crate) fn sink_kind(spec: &Spec) -> &'static str {
+    match &spec.sink {
+        SinkSpec::Postgres(_) => "postgres",
+        SinkSpec::Sqlite(_) => "sqlite",
+    }
+}

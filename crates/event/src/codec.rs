@@ -1,1 +1,0 @@
-//! From a cell's bytes to a [`crate::Value`] and back, for each [`crate::Format`].

@@ -1,0 +1,323 @@
+//! One table: its rule's steps, worked out one after another on the columns as they stand by then.
+
+use super::{
+    Context, Fidelity, Out, PlanError, TablePlan, mapping::Mapping, mapping::MappingOut, table_id, unknown_column,
+};
+use crate::{
+    cast,
+    program::{From, KeyFrom, Op},
+    rules::WriteKind,
+    step::{self, Literal, Step},
+    types::{self, Affinity, Modifier, TypeSpec, affinity},
+};
+use crossfade_event::{Column, ColumnType, Identity, Logical, SchemaVersion, TableSchema, Value, catalog::TableDef};
+use std::sync::Arc;
+
+/// A column as it stands after some steps.
+#[derive(Debug, Clone)]
+pub(crate) struct Work {
+    pub(crate) name: String,
+    pub(crate) register: usize,
+    /// The source's column that it still is.
+    pub(crate) origin: Option<String>,
+    /// Whether a step has changed its values.
+    pub(crate) touched: bool,
+    /// Whether its type in the target is another than the source's column would get.
+    pub(crate) retyped: bool,
+    /// The type of its values by now.
+    pub(crate) value: TypeSpec,
+    /// Its type in the target.
+    pub(crate) target: ColumnType,
+    pub(crate) nullable: bool,
+    /// The new key that it becomes.
+    pub(crate) key: Option<KeyFrom>,
+}
+
+/// A table on its way into the plan.
+pub(crate) struct Draft<'a> {
+    pub(crate) source: &'a TableDef,
+    pub(crate) columns: Vec<Work>,
+    /// The name of the surrogate that is the new primary key.
+    pub(crate) surrogate: Option<String>,
+    /// References (by their place in the source's list) that go by a surrogate of the parent: the column for it.
+    pub(crate) by_surrogate: Vec<(usize, String)>,
+    pub(crate) program: TablePlan,
+}
+
+impl Draft<'_> {
+    /// What a source's column has become, if it is still there.
+    pub(crate) fn now(&self, column: &str) -> Option<&Work> {
+        self.columns.iter().find(|work| work.origin.as_deref() == Some(column))
+    }
+}
+
+/// The columns as they stand, and what has been done to them.
+pub(super) struct Steps<'c, 'a> {
+    pub(super) context: &'c mut Context<'a>,
+    pub(super) table: &'a TableDef,
+    /// Where in the spec: for errors.
+    pub(super) place: String,
+    pub(super) columns: Vec<Work>,
+    pub(super) types: Vec<ColumnType>,
+    pub(super) ops: Vec<Op>,
+    pub(super) overwritten: Vec<usize>,
+}
+
+/// Works one table out.
+pub(crate) fn draft<'a>(
+    context: &mut Context<'a>,
+    table: &'a TableDef,
+    mapping: Option<&Mapping>,
+) -> Result<Draft<'a>, PlanError> {
+    let rule = context.rule(&table.name).cloned();
+    let mut steps = Steps::new(context, table);
+    for (index, step) in rule.iter().flat_map(|rule| &rule.steps).enumerate() {
+        steps.place = format!("step {} of [[table]] from = \"{}\"", index + 1, table.name);
+        steps.step(step)?;
+    }
+    steps.place = format!("[[table]] from = \"{}\"", table.name);
+    steps.new_keys()?;
+    let surrogate = steps.own_surrogate()?;
+    let by_surrogate = steps.references_by_surrogate()?;
+    if let Some(kind) = rule.as_ref().filter(|rule| !rule.shadow.is_empty()).map(|_| steps.write_kind())
+        && kind != WriteKind::ShadowColumns
+    {
+        return Err(PlanError::Clash(format!(
+            "{} names shadow columns, and is not written as shadow-columns",
+            steps.place
+        )));
+    }
+    let columns_only = steps.write_kind() == WriteKind::ShadowColumns;
+    if columns_only {
+        steps.shadow(&rule.map(|rule| rule.shadow).unwrap_or_default())?;
+    }
+    let columns = std::mem::take(&mut steps.columns);
+    let (types, ops, overwritten) = (steps.types, steps.ops, steps.overwritten);
+    let outs = outs(context, table, &columns, surrogate.as_deref(), columns_only)?;
+    let name = context.names.get(&table.name).cloned().unwrap_or_else(|| table.name.clone());
+    let identity = if surrogate.is_some() { Identity::Key } else { table.identity };
+    let schema = Arc::new(TableSchema {
+        id: table_id(&name),
+        version: SchemaVersion(1),
+        name,
+        columns: outs.iter().map(|out| out.column.clone()).collect(),
+        identity,
+        native_id: table.native_id,
+    });
+    let own_key = own_key_out(context, table, &outs, surrogate.as_deref());
+    let program = TablePlan {
+        id: schema.id,
+        version: 1,
+        source: table.name.clone(),
+        loaded: table.carried().map(|def| def.column.name.to_string()).collect(),
+        generated: table.columns.iter().filter(|d| d.generated.is_some()).map(|d| d.column.name.to_string()).collect(),
+        types,
+        filters: ops.iter().any(|op| matches!(op, Op::Filter(_))),
+        ops,
+        overwritten,
+        outs,
+        schema,
+        mapping: mapping.zip(own_key).map(|(mapping, out)| MappingOut { schema: mapping.table.schema.clone(), out }),
+        columns_only,
+    };
+    Ok(Draft { source: table, columns, surrogate, by_surrogate, program })
+}
+
+/// The output that is the table's own new key.
+fn own_key_out(context: &Context<'_>, table: &TableDef, outs: &[Out], surrogate: Option<&str>) -> Option<usize> {
+    if let Some(surrogate) = surrogate {
+        return outs.iter().position(|out| &*out.column.name == surrogate);
+    }
+    let [key] = table.primary_key.as_ref()?.columns.as_slice() else { return None };
+    let domain = context.domains.columns.get(&(table.name.clone(), key.clone()))?;
+    let own = table.carried().position(|def| &*def.column.name == key.as_str())?;
+    let is_own =
+        table.foreign_keys.iter().all(|foreign| foreign.columns != [key.clone()]) || domain.table == table.name;
+    is_own.then_some(())?;
+    outs.iter().position(|out| matches!(&out.from, From::Key(from) if matches!(from.parts.as_slice(), [(register, _)] if *register == own)))
+}
+
+fn outs(
+    context: &Context<'_>,
+    table: &TableDef,
+    columns: &[Work],
+    surrogate: Option<&str>,
+    columns_only: bool,
+) -> Result<Vec<Out>, PlanError> {
+    let mut outs = Vec::with_capacity(columns.len());
+    for work in columns {
+        let source = work.origin.as_deref().and_then(|origin| table.column(origin)).map(|def| &def.column);
+        let key = match (surrogate, source) {
+            (Some(surrogate), _) if !columns_only => (surrogate == work.name).then_some(0),
+            (_, source) => source.and_then(|column| column.key),
+        };
+        let keeps_default = !work.retyped && !context.crosses();
+        let column = Column {
+            name: Arc::from(work.name.as_str()),
+            type_: work.target.clone(),
+            key,
+            nullable: work.nullable,
+            native_id: source.map_or(0, |column| column.native_id),
+            default: source.filter(|_| keeps_default).and_then(|column| column.default.clone()),
+        };
+        let from = match &work.key {
+            Some(key) => From::Key(key.clone()),
+            None => From::Register(work.register),
+        };
+        outs.push(Out { column, from });
+    }
+    let by_old_key = surrogate.is_none() || columns_only;
+    if table.identity == Identity::Key && by_old_key {
+        for def in table.carried().filter(|def| def.column.key.is_some()) {
+            let stays = |(work, out): (&Work, &Out)| {
+                work.origin.as_deref() == Some(&*def.column.name) && out.column.key == def.column.key
+            };
+            if !columns.iter().zip(&outs).any(stays) {
+                return Err(PlanError::Clash(format!(
+                    "{}.{} is part of the key by which rows are found, and a step takes it away; \
+                     give the table a `surrogate`, or leave the column",
+                    table.name, def.column.name
+                )));
+            }
+        }
+    }
+    Ok(outs)
+}
+
+/// The type of a column's values, whose meaning the source has told.
+pub(super) fn spec_of(type_: &ColumnType) -> TypeSpec {
+    let modifier = match TypeSpec::postgres(&type_.name) {
+        Some(spec) if spec.logical == type_.logical => spec.modifier,
+        _ => Modifier::None,
+    };
+    TypeSpec { name: type_.name.clone(), logical: type_.logical, oid: type_.native_id, modifier }
+}
+
+impl<'c, 'a> Steps<'c, 'a> {
+    pub(super) fn new(context: &'c mut Context<'a>, table: &'a TableDef) -> Self {
+        let (source, sink) = (context.source.dialect, context.options.dialect);
+        let columns = table.carried().enumerate().map(|(register, def)| Work {
+            name: def.column.name.to_string(),
+            register,
+            origin: Some(def.column.name.to_string()),
+            touched: false,
+            retyped: false,
+            value: spec_of(&def.column.type_),
+            target: types::carried(&def.column.type_, source, sink),
+            nullable: def.column.nullable,
+            key: None,
+        });
+        Self {
+            columns: columns.collect(),
+            types: table.carried().map(|def| def.column.type_.clone()).collect(),
+            context,
+            table,
+            place: String::new(),
+            ops: Vec::new(),
+            overwritten: Vec::new(),
+        }
+    }
+
+    pub(super) fn write_kind(&self) -> WriteKind {
+        self.context.write_kind(&self.table.name)
+    }
+
+    pub(super) fn index(&self, name: &str) -> Result<usize, PlanError> {
+        self.columns.iter().position(|work| work.name == name).ok_or_else(|| self.unknown(name))
+    }
+
+    pub(super) fn unknown(&self, name: &str) -> PlanError {
+        unknown_column(&self.place, &self.table.name, name, self.columns.iter().map(|work| work.name.as_str()))
+    }
+
+    pub(super) fn work(&self, name: &str) -> Result<&Work, PlanError> {
+        self.columns.iter().find(|work| work.name == name).ok_or_else(|| self.unknown(name))
+    }
+
+    pub(super) fn invalid(&self, problem: impl Into<String>) -> PlanError {
+        PlanError::invalid(self.place.clone(), problem)
+    }
+
+    pub(super) fn note(&mut self, column: &str, fidelity: Fidelity, text: impl Into<String>) {
+        self.context.note(&self.table.name, Some(column), fidelity, text);
+    }
+
+    pub(super) fn parse_type(&self, name: &str) -> Result<TypeSpec, PlanError> {
+        TypeSpec::parse(name, self.context.options.dialect)
+            .ok_or_else(|| self.invalid(format!("\"{name}\" is not a type")))
+    }
+
+    /// A register and a column of that name, unless it is taken.
+    pub(super) fn add(&mut self, name: &str, spec: TypeSpec, target: ColumnType) -> Result<usize, PlanError> {
+        if self.columns.iter().any(|work| work.name == name) {
+            return Err(PlanError::Clash(format!(
+                "{} makes the column \"{name}\", which is there already",
+                self.place
+            )));
+        }
+        let register = self.types.len();
+        self.types.push(spec.postgres_column());
+        self.overwritten.push(register);
+        self.columns.push(Work {
+            name: name.to_owned(),
+            register,
+            origin: None,
+            touched: true,
+            retyped: true,
+            value: spec,
+            target,
+            nullable: true,
+            key: None,
+        });
+        Ok(register)
+    }
+
+    pub(super) fn add_typed(&mut self, name: &str, spec: TypeSpec) -> Result<usize, PlanError> {
+        let target = spec.column(self.context.options.dialect);
+        self.add(name, spec, target)
+    }
+
+    /// Marks a column whose values a step changes.
+    pub(super) fn touch(&mut self, name: &str) -> Result<&mut Work, PlanError> {
+        let index = self.index(name)?;
+        if let Some(origin) = self.columns.get(index).and_then(|work| work.origin.clone())
+            && let Some(domain) = self.context.domains.columns.get(&(self.table.name.clone(), origin.clone()))
+        {
+            return Err(PlanError::Clash(format!(
+                "{} changes \"{name}\", which holds the key of {} and becomes a new key",
+                self.place, domain.table
+            )));
+        }
+        let place = self.place.clone();
+        let work = self.columns.get_mut(index).ok_or_else(|| PlanError::invalid(place, "a column is lost"))?;
+        work.touched = true;
+        if !self.overwritten.contains(&work.register) {
+            self.overwritten.push(work.register);
+        }
+        Ok(work)
+    }
+
+    pub(super) fn remove(&mut self, name: &str) -> Result<Work, PlanError> {
+        let index = self.index(name)?;
+        Ok(self.columns.remove(index))
+    }
+
+    /// A literal as a value of the column's type.
+    pub(super) fn literal(&self, literal: &Literal, spec: &TypeSpec) -> Result<Value, PlanError> {
+        let refuse = || self.invalid(format!("`{}` is not a value of type {}", literal.text(), spec.name));
+        if spec.logical == Logical::Dynamic {
+            let text = || Value::Text(literal.text().to_owned());
+            return Ok(match (literal, affinity(&spec.name)) {
+                (Literal::Bool(bool), _) => Value::Int((*bool).into()),
+                (Literal::Text(_), Affinity::Text | Affinity::Blob) | (Literal::Number(_), Affinity::Text) => text(),
+                (Literal::Text(number) | Literal::Number(number), _) => number
+                    .parse()
+                    .map(Value::Int)
+                    .ok()
+                    .or_else(|| cast::parse(number, Logical::Float64))
+                    .unwrap_or_else(text),
+            });
+        }
+        cast::cast(Value::Text(literal.text().to_owned()), spec).map_err(|_| refuse())
+    }
+}

@@ -1,0 +1,163 @@
+//! Servers that die and come back, a network that is cut, and a second run of the same migration. The run itself stays: it
+//! waits, says so, and goes on.
+
+use crate::{
+    bank::{self, Teller},
+    ends::{Direction, End},
+    stand::{SPEC, Stand},
+};
+use crossfade_testkit::{
+    crossfade::{Running, binary},
+    postgres::{Postgres, Settings, Version},
+    proxy::{Fault, Proxy},
+    seeded,
+    wait::wait_until,
+};
+
+const BALLAST: i64 = 15_000;
+
+/// Two servers of this test's own. Commits that were acknowledged must outlive a kill, so `fsync` is on.
+async fn servers() -> Option<(Postgres, Postgres, Stand)> {
+    let source = Postgres::start(Version::V15, Settings::new().fsync())?;
+    let target = Postgres::start(Version::V15, Settings::new().fsync())?;
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (source.create_database("source").await, target.create_database("target").await);
+    let direction = Direction::PostgresToPostgres;
+    let stand = Stand::over(direction, End::Postgres(one), End::Postgres(two), folder, binary());
+    bank::create(&stand.source, BALLAST).await;
+    Some((source, target, stand))
+}
+
+/// The writers end, the run catches up, both sides are equal; and it is still the same run.
+async fn settle(stand: &Stand, mut run: Running, teller: Teller, mark: i64) {
+    teller.wait_for_more(10);
+    teller.stop();
+    stand.until_caught_up(&mut run, mark).await;
+    stand.wait_caught_up();
+    stand.assert_equal(false).await;
+    assert!(run.is_running());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_server_that_crashes_and_restarts_is_waited_for() {
+    let Some((source, _target, stand)) = servers().await else { return };
+    let teller = Teller::start(&stand.source, seeded::seed("a source that crashes"), 150);
+    let mut run = stand.start();
+    for mark in 1..=3 {
+        stand.until_caught_up(&mut run, mark).await;
+        teller.wait_for_more(10);
+        source.kill();
+        source.start_again();
+        teller.wait_for_more(10);
+    }
+    source.restart();
+    settle(&stand, run, teller, 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_server_that_crashes_in_the_middle_of_the_copy_is_waited_for() {
+    let Some((source, _target, stand)) = servers().await else { return };
+    let teller = Teller::start(&stand.source, seeded::seed("a source that crashes while it is copied"), 100);
+    let mut run = stand.start();
+    let log = stand.work().join("log");
+    stand.until("the log is there", &mut run, async || log.is_dir()).await;
+    source.kill();
+    source.start_again();
+    settle(&stand, run, teller, 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_server_that_crashes_and_restarts_is_waited_for() {
+    let Some((_source, target, stand)) = servers().await else { return };
+    let teller = Teller::start(&stand.source, seeded::seed("a target that crashes"), 150);
+    let mut run = stand.start();
+    for mark in 1..=4 {
+        stand.until_caught_up(&mut run, mark).await;
+        teller.wait_for_more(10);
+        // Commits that the target had not written to its disk are gone now, and their position with them.
+        target.kill();
+        target.start_again();
+        teller.wait_for_more(5);
+    }
+    target.restart();
+    settle(&stand, run, teller, 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_is_cut_again_and_again_loses_nothing() {
+    let (Some(source), Some(target)) = (Postgres::shared(Version::V15), Postgres::shared_target(Version::V15)) else {
+        return;
+    };
+    let Some(stand) = Stand::new(Direction::PostgresToPostgres).await else { return };
+    bank::create(&stand.source, BALLAST).await;
+    let seed = seeded::seed("a network that is cut");
+    let (to_source, to_target) = (Proxy::start(source.port(), seed), Proxy::start(target.port(), seed + 1));
+    let through = |end: &End, own: u16, proxy: &Proxy| {
+        end.spec().replace(&format!(":{own}/"), &format!(":{}/", proxy.port()))
+    };
+    stand.write_spec(
+        &through(&stand.source, source.port(), &to_source),
+        &through(&stand.target, target.port(), &to_target),
+    );
+    let teller = Teller::start(&stand.source, seed, 150);
+    let mut run = stand.start();
+    // In the copy, and then in the stream, first often and then less: every connection dies after some bytes.
+    for reach in [20_000..400_000, 200_000..900_000] {
+        for proxy in [&to_source, &to_target] {
+            let before = proxy.cuts();
+            proxy.set(Fault::CutAfter(reach.clone()));
+            stand.until("three connections are cut", &mut run, async || proxy.cuts() >= before + 3).await;
+            proxy.set(Fault::None);
+        }
+    }
+    stand.until_caught_up(&mut run, 1).await;
+    for _ in 0..5 {
+        teller.wait_for_more(5);
+        to_source.cut_all();
+        teller.wait_for_more(5);
+        to_target.cut_all();
+    }
+    to_target.set(Fault::Split(7));
+    to_source.set(Fault::Split(7));
+    teller.wait_for_more(20);
+    to_target.set(Fault::None);
+    to_source.set(Fault::None);
+    settle(&stand, run, teller, 10).await;
+    assert!(to_source.cuts() >= 6 && to_target.cuts() >= 6, "the network was to be cut");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_run_of_the_same_migration_is_turned_away() {
+    for direction in [Direction::PostgresToPostgres, Direction::SqliteToSqlite] {
+        let Some(stand) = Stand::new(direction).await else { return };
+        bank::create(&stand.source, 100).await;
+        let mut run = stand.start();
+        stand.until_caught_up(&mut run, 1).await;
+        let second = stand.start().wait();
+        assert_eq!(second.code, Some(75), "{second}");
+        assert!(second.stderr.contains(&run.pid().to_string()), "it must be said who owns the migration\n{second}");
+        stand.until_caught_up(&mut run, 2).await;
+        run.terminate();
+        assert_eq!(run.wait().code, Some(0), "a run that is asked to stop drains and ends well");
+        let third = stand.start();
+        wait_until("the third run", async || stand.work().join("control.sock").exists()).await;
+        drop(third);
+    }
+}
+
+/// A run that was stopped in its tracks wakes up after another took its place: it may write nothing more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_superseded_is_fenced_by_the_target() {
+    let Some(stand) = Stand::new(Direction::PostgresToPostgres).await else { return };
+    bank::create(&stand.source, 500).await;
+    let mut run = stand.start();
+    stand.until_caught_up(&mut run, 1).await;
+    let raise = format!("UPDATE crossfade.positions SET epoch = epoch + 1 WHERE migration = '{}'", stand.name);
+    stand.target.execute(&raise).await;
+    bank::write_mark(&stand.source, 2).await;
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(1), "{ended}");
+    assert!(!bank::has_mark(&stand.target, 2).await, "the older run must not write");
+    let status = stand.crossfade.run(&["status", SPEC]);
+    assert_eq!(status.code, Some(0), "{status}");
+}
