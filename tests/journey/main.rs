@@ -1,1 +1,18 @@
-//! Placeholder.
+//! The whole journey, as a user makes it: real servers, live writers, and only commands that the README shows. Both ends are
+//! compared by the tests' own means, beside what `crossfade verify` says.
+#![cfg(test)]
+
+mod bad_input;
+mod bench;
+mod changes;
+mod demo;
+mod desk;
+mod shapes;
+mod six_tables;
+mod small;
+mod zoo;
+
+/// Whether this is the long round.
+fn is_soak() -> bool {
+    std::env::var("CROSSFADE_SOAK").is_ok_and(|value| value == "1")
+}

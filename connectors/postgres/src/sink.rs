@@ -40,7 +40,7 @@ pub use apply::OnError;
 use crate::{Config, client::connect};
 use apply::{Parts, Writer};
 use crossfade_connector::{
-    Applied, Delivery, Failure, Guard, Progress, Sink, Stage, Target, TargetTable, WriteMode,
+    Applied, Delivery, Failure, Guard, Progress, Sink, Stage, Target, TargetTable, Verdict, WriteMode,
 };
 use crossfade_event::{Cut, Key, Row, TableId, TableName, TableSchema};
 use held::Held;
@@ -159,7 +159,7 @@ impl PostgresSink {
         let sql = format!(
             "SET synchronous_commit = {synchronous}; SET plan_cache_mode = force_generic_plan; SET jit = off; \
              SET work_mem = '64MB'; SET maintenance_work_mem = '256MB'; SET client_min_messages = warning; \
-             SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; \
+             SET default_transaction_isolation = 'read committed'; \
              SET check_function_bodies = off; SET default_tablespace = ''; \
              SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
              SET client_connection_check_interval = '2s'; {}",
@@ -293,7 +293,8 @@ impl PostgresSink {
         for (wanted, found) in target.tables.iter().zip(&found) {
             let tracked = *found == Found::Foreign && wanted.mode != WriteMode::InsertOnce;
             let tracked = tracked && !made_by_us(link, migration, wanted).await?;
-            let table = Table::resolve(link, wanted, tracked).await?;
+            let made = matches!(found, Found::Absent | Found::Ours);
+            let table = Table::resolve(link, wanted, made, tracked).await?;
             make::check_key(&table, *found)?;
             tables.push(table);
         }
@@ -332,7 +333,7 @@ impl PostgresSink {
             return Err(Failure::retry("writing to the target", "the sink must be prepared first"));
         };
         let streaming = delivery.upto.stage == Stage::Streaming;
-        if streaming && !link.open && self.tables.iter().any(|table| table.bulk && !table.key.is_empty() && !table.tracked)
+        if streaming && !link.open && self.tables.iter().any(|table| table.bulk && !table.key.is_empty() && table.made)
         {
             finish::make_keys(link, &target, &mut self.tables).await?;
         }
@@ -363,7 +364,14 @@ impl PostgresSink {
             self.written_schemas = Some(upto.schemas.clone());
             let due = self.constraints_at.is_some_and(|at| at <= Instant::now());
             if streaming && due && upto.cut.covers(&self.load_end) {
-                let whole = finish::complete(link, &target, &mut self.tables).await?;
+                let whole = match finish::complete(link, &target, &mut self.tables).await {
+                    // Somebody holds a lock for long: the rows are in, the constraints can wait.
+                    Err(Failure { verdict: Verdict::Retry { .. }, .. }) if !link.session.is_closed() => {
+                        link.execute("preparing to write sets", finish::PLAN_SETS).await?;
+                        false
+                    }
+                    done => done?,
+                };
                 self.constraints_at = (!whole).then(|| Instant::now() + CONSTRAINT_PAUSE);
             }
             self.standing = Some(upto);
@@ -374,9 +382,10 @@ impl PostgresSink {
     async fn alter_on(&mut self, link: &mut Link, before: &TargetTable, after: &TargetTable) -> Result<(), Failure> {
         alter::alter(link, &self.config.migration, before, after).await?;
         let index = self.index.get(&after.schema.id).or_else(|| self.index.get(&before.schema.id)).copied();
-        let tracked = index.and_then(|index| self.tables.get(index)).is_some_and(|table| table.tracked);
-        let cautious = index.and_then(|index| self.tables.get(index)).map_or(0, |table| table.cautious);
-        let mut table = Table::resolve(link, after, tracked).await?;
+        let known = index.and_then(|index| self.tables.get(index));
+        let (made, tracked, cautious) =
+            known.map_or((true, false, 0), |table| (table.made, table.tracked, table.cautious));
+        let mut table = Table::resolve(link, after, made, tracked).await?;
         table.cautious = cautious;
         let mut tables = std::mem::take(&mut self.tables);
         match index.and_then(|index| tables.get_mut(index)) {

@@ -9,6 +9,7 @@
 //! in quarantine waits with it.
 
 mod apply;
+mod change;
 mod finish;
 mod mapping;
 mod own;

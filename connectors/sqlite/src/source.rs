@@ -4,6 +4,7 @@
 //! a backfill is under way. They hand batches over through bounded channels; [`SqliteSource::next`] takes from both,
 //! but never puts a backfill's rows between the parts of one transaction.
 
+mod chunks;
 pub(crate) mod install;
 mod snapshot;
 mod stream;
@@ -52,6 +53,8 @@ struct Running {
     first: Option<Batch>,
     stream: mpsc::Receiver<Result<Batch, Failure>>,
     copy: Option<mpsc::Receiver<Result<Batch, Failure>>>,
+    /// The backfill's end, which came while some of its rows still wait in their channel.
+    held: Option<Batch>,
     /// Where the history stood when all was copied; negative until then.
     copied: Arc<AtomicI64>,
     /// The last batch was a part of a transaction that goes on.
@@ -141,7 +144,16 @@ impl SqliteSource {
             sender,
         };
         threads.push(spawn("sqlite-stream", move || stream.run())?);
-        Ok(Running { first, stream: receiver, copy: copy_receiver, copied, within: false, confirmed, threads })
+        Ok(Running {
+            first,
+            stream: receiver,
+            copy: copy_receiver,
+            held: None,
+            copied,
+            within: false,
+            confirmed,
+            threads,
+        })
     }
 }
 
@@ -277,13 +289,24 @@ impl Source for SqliteSource {
             return Ok(Some(first));
         }
         loop {
+            if running.copy.is_none()
+                && let Some(held) = running.held.take()
+            {
+                return Ok(Some(held));
+            }
             let within = running.within;
+            let draining = running.held.is_some();
             let (stream, copy) = (&mut running.stream, &mut running.copy);
             let copying = copy.is_some() && !within;
             // `recv` is cancel-safe: what is not taken stays in its channel.
             tokio::select! {
-                batch = stream.recv() => {
+                batch = stream.recv(), if !draining => {
                     let batch = batch.unwrap_or_else(|| Err(ended("stream")))?;
+                    if copy.is_some() && ends_backfill(&batch) {
+                        // Its rows are all in the other channel, which closes behind them.
+                        running.held = Some(batch);
+                        continue;
+                    }
                     running.within = !batch.whole;
                     return Ok(Some(batch));
                 }
@@ -311,6 +334,10 @@ impl Source for SqliteSource {
         let (config, install, patterns) = (self.config.clone(), self.install.clone(), self.patterns.clone());
         blocking(move || health(&config, &install, &patterns)).await
     }
+}
+
+fn ends_backfill(batch: &Batch) -> bool {
+    batch.events.iter().any(|stamped| matches!(stamped.event, Event::BackfillEnded { .. }))
 }
 
 async fn receive(copy: &mut Option<mpsc::Receiver<Result<Batch, Failure>>>) -> Option<Result<Batch, Failure>> {

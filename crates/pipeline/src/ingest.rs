@@ -78,6 +78,8 @@ async fn session<S: Source, L: EventLog>(
     log.abandon().await?;
     let resume = resume(log).map_err(Broken::Log)?;
     let mut frontier = Frontier::at(resume.position);
+    #[cfg(defect = "ack-before-append")]
+    let mut hasty = Frontier::at(resume.position);
     tokio::select! {
         opened = source.open(resume) => opened.map_err(Broken::Source)?,
         () = stop.requested() => return Ok(()),
@@ -113,6 +115,13 @@ async fn session<S: Source, L: EventLog>(
                         unfinished += said.events;
                         said.events = if batch.whole { std::mem::take(&mut unfinished) } else { 0 };
                         in_flight_bytes += said.bytes as usize;
+                        #[cfg(defect = "ack-before-append")]
+                        {
+                            let ticket = hasty.begin(batch.upto);
+                            if let Some(durable) = hasty.finish(ticket) {
+                                source.confirm(durable).await.map_err(Broken::Source)?;
+                            }
+                        }
                         let ticket = frontier.begin(batch.upto);
                         let appending = log.append(batch);
                         in_flight.push_back(Box::pin(async move { Appended { ticket, said, result: appending.await } }));

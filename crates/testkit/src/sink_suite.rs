@@ -306,8 +306,11 @@ pub async fn a_lower_epoch_is_refused<F: SinkFixture>(fixture: F) {
     other.prepare(&newer).await.unwrap_or_else(|failure| panic!("{failure}"));
     let writes = vec![bench.insert(PARENT, &[Int(50), Text("late")])];
     let upto = bench.progress();
-    let late = bench.sink.apply(Delivery { writes, upto, commits: true }, Guard::Forward).await;
-    assert!(matches!(late.expect_err("the older writer is refused").verdict, Verdict::Halt { .. }));
+    for guard in [Guard::Forward, Guard::Heal] {
+        let delivery = Delivery { writes: writes.clone(), upto: upto.clone(), commits: true };
+        let late = bench.sink.apply(delivery, guard).await.expect_err("the older writer is refused");
+        assert!(matches!(late.verdict, Verdict::Halt { .. }), "{late}");
+    }
     let mut lower = bench.fixture.sink("suite");
     let refused = lower.prepare(&bench.target).await.expect_err("a lower epoch is refused");
     assert!(matches!(refused.verdict, Verdict::Halt { .. } | Verdict::Refused { .. }), "{refused}");

@@ -1,1 +1,1 @@
-//! The package exists for its test; see `main.rs`.
+//! The package exists for its test, which walks the whole journey by commands: see `main.rs`.

@@ -110,6 +110,8 @@ impl<'a> Writer<'a> {
         commits: bool,
         position: Option<Bind>,
     ) -> Result<Applied, Failure> {
+        #[cfg(defect = "position-outside-transaction")]
+        let (later, position) = (position, None::<Bind>);
         let mut written = false;
         let last = runs.len().saturating_sub(1);
         for (number, run) in runs.into_iter().enumerate() {
@@ -129,6 +131,10 @@ impl<'a> Writer<'a> {
         if commits && self.link.open {
             self.link.execute("committing", "COMMIT").await?;
             self.link.open = false;
+        }
+        #[cfg(defect = "position-outside-transaction")]
+        if let Some(bind) = later {
+            self.position(bind).await?;
         }
         Ok(self.applied)
     }

@@ -29,7 +29,7 @@ pub(super) const PLAN_SETS: &str = "SET enable_hashjoin = off; SET enable_mergej
 pub(super) async fn make_keys(link: &mut Link, target: &Target, tables: &mut [Table]) -> Result<(), Failure> {
     link.execute("preparing to make keys", PLAN_WHOLE).await?;
     for table in tables.iter_mut() {
-        if table.bulk && !table.tracked && table.target.mode == WriteMode::Table {
+        if table.bulk && is_ours(table) {
             make_key(link, target, &table.target).await?;
             table.look_at_indexes(link).await?;
         }
@@ -322,7 +322,7 @@ pub(super) async fn after_load(link: &mut Link, target: &Target, tables: &mut [T
 }
 
 fn is_ours(table: &Table) -> bool {
-    table.target.mode == WriteMode::Table && !table.tracked
+    table.target.mode == WriteMode::Table && table.made
 }
 
 /// What only holds once the stream has passed the end of the load, for until then the rows come from different moments:

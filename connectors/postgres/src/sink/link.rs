@@ -15,6 +15,9 @@ use tokio_postgres::{
     types::{IsNull, ToSql, Type},
 };
 
+/// Prepared statements that are kept. Updates that change few columns have one each for every set of columns.
+const STATEMENTS_MAX: usize = 512;
+
 /// What came of trying to write something.
 #[derive(Debug)]
 pub(super) enum Trouble {
@@ -220,6 +223,9 @@ impl Link {
             return Ok(found.clone());
         }
         let statement = self.session.prepare(sql).await?;
+        if self.statements.len() >= STATEMENTS_MAX {
+            self.statements.clear();
+        }
         self.statements.insert(sql.to_owned(), statement.clone());
         Ok(statement)
     }

@@ -23,7 +23,9 @@ pub(super) enum Found {
     Absent,
     /// We made it.
     Ours,
-    /// Somebody else did.
+    /// Somebody else did, and it was empty when we came: all rows are ours.
+    Adopted,
+    /// Somebody else did, and it holds rows of theirs.
     Foreign,
 }
 
@@ -52,9 +54,18 @@ pub(super) async fn survey(link: &mut Link, target: &Target) -> Result<Vec<Found
             found.push(Found::Ours);
             continue;
         }
-        if table.mode == WriteMode::Table && !target.into_existing {
+        if is_ours(link, &target.migration, "rows", name).await? {
+            found.push(Found::Adopted);
+            continue;
+        }
+        if table.mode == WriteMode::Table {
             let rows = link.query(&doing, &format!("SELECT EXISTS (SELECT FROM {quoted})"), &[]).await?;
-            if rows.first().is_some_and(|row| row.get::<_, bool>(0)) {
+            let is_empty = rows.first().is_some_and(|row| !row.get::<_, bool>(0));
+            if is_empty {
+                found.push(Found::Adopted);
+                continue;
+            }
+            if !target.into_existing {
                 let told = format!("the table {name} exists in the target and holds rows that are not this migration's");
                 let advice = "Empty or drop it, choose another schema, or set into_existing = true to write into it with undo records";
                 return Err(Failure::refused(&doing, told, advice));
@@ -255,6 +266,10 @@ pub(super) async fn make_table(
             }
             complete_table(link, target, table).await
         }
+        (_, Found::Adopted) => {
+            let name = &table.schema.name;
+            store::note_object(link, &target.migration, "rows", &name.schema, &name.name, "").await
+        }
         (_, Found::Foreign) => Ok(()),
     }
 }
@@ -372,7 +387,8 @@ async fn complete_table(link: &mut Link, target: &Target, table: &TargetTable) -
 /// A table that was there before us must be one that rows can be found in.
 pub(super) fn check_key(table: &super::table::Table, found: Found) -> Result<(), Failure> {
     let schema = &table.target.schema;
-    if found == Found::Foreign && schema.identity == Identity::Key && !table.arbiter {
+    let theirs = matches!(found, Found::Foreign | Found::Adopted);
+    if theirs && schema.identity == Identity::Key && !table.arbiter {
         let told = format!("the table {} has no unique index on exactly the key by which its rows are found", schema.name);
         return Err(Failure::refused("preparing the target", told, "Add a primary key or a unique index on those columns"));
     }

@@ -34,7 +34,7 @@ impl Rollback for PostgresSink {
             if found == Found::Absent {
                 continue;
             }
-            let mut tables = vec![Table::resolve(&mut link, wanted, true).await?];
+            let mut tables = vec![Table::resolve(&mut link, wanted, false, true).await?];
             table::make_types(&mut link, &mut tables).await?;
             if let Some(table) = tables.first() {
                 undo_table(&mut link, &migration, table, &mut report).await?;
@@ -228,6 +228,13 @@ async fn drop_objects(link: &mut Link, migration: &str, report: &mut UndoReport)
         let table = TableName::new(schema.as_str(), name.as_str());
         let (sql, told) = match kind.as_str() {
             "table" => (None, Some(format!("table {table}"))),
+            "rows" => {
+                let there = link
+                    .query(doing, "SELECT to_regclass($1::text) IS NOT NULL", &[&quote_table(&table)?.as_str()])
+                    .await?;
+                let there = there.first().is_some_and(|row| row.get::<_, bool>(0));
+                (there.then(|| quote_table(&table).map(|name| format!("DELETE FROM {name}"))).transpose()?, Some(format!("rows of {table}")))
+            }
             "column" if !ours(schema, name) => (
                 Some(format!("ALTER TABLE IF EXISTS {} DROP COLUMN IF EXISTS {}", quote_table(&table)?, quote_ident(part)?)),
                 Some(format!("column {part} of {table}")),

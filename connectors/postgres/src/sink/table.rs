@@ -7,7 +7,7 @@
 
 use super::link::Link;
 use crate::client::{quote_ident, quote_table};
-use crossfade_connector::{Failure, TargetTable, WriteMode};
+use crossfade_connector::{Failure, TargetTable};
 use crossfade_event::{Format, Identity, TableId};
 
 /// A composite type of the session.
@@ -60,6 +60,8 @@ pub(super) struct Table {
     pub(super) binary: bool,
     /// What was there before is kept in undo records.
     pub(super) tracked: bool,
+    /// We made the table: its keys, indexes and constraints are ours to make too.
+    pub(super) made: bool,
     pub(super) parents: Vec<Parent>,
     pub(super) row_type: Composite,
     pub(super) key_type: Composite,
@@ -96,7 +98,12 @@ const UNIQUES: &str = "
 
 impl Table {
     /// Looks a table up in the target. Its composite types are made later, for all tables at once.
-    pub(super) async fn resolve(link: &mut Link, target: &TargetTable, tracked: bool) -> Result<Self, Failure> {
+    pub(super) async fn resolve(
+        link: &mut Link,
+        target: &TargetTable,
+        made: bool,
+        tracked: bool,
+    ) -> Result<Self, Failure> {
         let name = &target.schema.name;
         let quoted = quote_table(name)?.as_str().to_owned();
         let doing = format!("looking at the target's table {name}");
@@ -143,6 +150,7 @@ impl Table {
             arbiter: false,
             bulk: false,
             tracked,
+            made,
             parents: Vec::new(),
             row_type: Composite::default(),
             key_type: Composite::default(),

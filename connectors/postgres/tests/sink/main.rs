@@ -1,10 +1,13 @@
 //! The PostgreSQL sink against a real server.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 
 mod altering;
 mod columns;
 mod errors;
 mod loading;
+mod enforced;
 mod parallel;
+mod recovery;
 mod rig;
 mod shapes;
 mod streaming;

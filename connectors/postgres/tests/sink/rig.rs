@@ -155,6 +155,15 @@ pub(crate) fn target(tables: Vec<TargetTable>) -> Target {
     }
 }
 
+/// Which server the tests run on: 15, unless `CROSSFADE_TEST_POSTGRES` says 17 or 18.
+pub(crate) fn server_version() -> ServerVersion {
+    match std::env::var("CROSSFADE_TEST_POSTGRES").as_deref() {
+        Ok("17") => ServerVersion::V17,
+        Ok("18") => ServerVersion::V18,
+        _ => ServerVersion::V15,
+    }
+}
+
 /// A sink and its database.
 pub(crate) struct Rig {
     pub(crate) database: Database,
@@ -166,7 +175,7 @@ pub(crate) struct Rig {
 impl Rig {
     /// A database of one's own, with nothing in it; `None` (said loudly) without a server.
     pub(crate) async fn empty(tables: Vec<TargetTable>) -> Option<Self> {
-        let database = Postgres::shared_target(ServerVersion::V15)?.create_database("sink").await;
+        let database = Postgres::shared_target(server_version())?.create_database("sink").await;
         let sink = new_sink(&database.url);
         Some(Self { database, sink, target: target(tables), next: 0 })
     }

@@ -1,13 +1,13 @@
 //! What the inspector reads of a database is enough for the sink to make it again, and its rows arrive bit for bit.
 
-use crate::rig::{Rig, block, target};
+use crate::rig::{Rig, block, server_version, target};
 use crossfade_connector::{Inspect, Sink, TargetTable, Write, WriteMode};
 use crossfade_event::{
-    SchemaVersion, TableId, TableSchema,
+    Format, SchemaVersion, TableId, TableSchema,
     catalog::{Catalog, RelationKind, TableDef},
 };
 use crossfade_postgres::{Config, PostgresInspect};
-use crossfade_testkit::postgres::{Database, Postgres, Version};
+use crossfade_testkit::postgres::{Database, Postgres};
 use std::sync::Arc;
 
 const SHAPES: &str = r#"
@@ -107,6 +107,8 @@ fn without_numbers(catalog: &Catalog) -> Catalog {
     for table in &mut catalog.tables {
         (table.native_id, table.bytes, table.rows_estimate) = (0, 0, 0);
         for def in &mut table.columns {
+            // A dropped column leaves a gap in the source's numbers.
+            def.column.native_id = 0;
             if def.column.type_.native_id >= 16_384 {
                 def.column.type_.native_id = 0;
             }
@@ -120,11 +122,26 @@ fn without_numbers(catalog: &Catalog) -> Catalog {
 
 #[tokio::test]
 async fn a_database_is_made_again_and_its_rows_are_the_same() {
-    let Some(server) = Postgres::shared(Version::V15) else { return };
+    made_again(Format::PgText).await;
+}
+
+#[tokio::test]
+async fn the_same_in_binary_form_where_every_type_allows_it() {
+    made_again(Format::PgBinary).await;
+}
+
+async fn made_again(format: Format) {
+    let Some(server) = Postgres::shared(server_version()) else { return };
     let source = server.create_database("shapes").await;
     source.execute(SHAPES).await;
     source.execute(ROWS).await;
+    if format == Format::PgBinary {
+        // Those hold numbers of user-defined types, which make the whole stream come as text.
+        source.execute("ALTER TABLE app.every DROP moods, DROP p2, DROP p2s; DROP TYPE app.point2").await;
+    }
     let found = catalog(&source).await;
+    let every = found.tables.iter().find(|table| &*table.name.name == "every").unwrap();
+    assert_eq!(every.column("n").unwrap().column.type_.format, format);
     assert!(found.extensions.contains(&"citext".to_owned()) && found.extensions.contains(&"hstore".to_owned()));
 
     let Some(mut rig) = Rig::empty(Vec::new()).await else { return };
@@ -176,7 +193,7 @@ async fn a_database_is_made_again_and_its_rows_are_the_same() {
 
 #[tokio::test]
 async fn rows_are_fetched_by_their_keys_and_a_place_includes_what_was_committed() {
-    let Some(server) = Postgres::shared(Version::V15) else { return };
+    let Some(server) = Postgres::shared(server_version()) else { return };
     let source = server.create_database("keys").await;
     source.execute(SHAPES).await;
     source.execute(ROWS).await;
@@ -200,7 +217,7 @@ async fn rows_are_fetched_by_their_keys_and_a_place_includes_what_was_committed(
 
 #[tokio::test]
 async fn what_cannot_be_captured_is_named_with_its_remedy() {
-    let Some(server) = Postgres::shared(Version::V15) else { return };
+    let Some(server) = Postgres::shared(server_version()) else { return };
     let source = server.create_database("obstacles").await;
     source
         .execute("CREATE TABLE a (id int PRIMARY KEY); CREATE UNLOGGED TABLE b (id int PRIMARY KEY); CREATE VIEW c AS SELECT 1 AS x; CREATE TABLE d (x int)")
@@ -218,7 +235,7 @@ async fn what_cannot_be_captured_is_named_with_its_remedy() {
 
 #[tokio::test]
 async fn a_role_without_rights_is_told_what_to_grant() {
-    let Some(server) = Postgres::shared(Version::V15) else { return };
+    let Some(server) = Postgres::shared(server_version()) else { return };
     let source = server.create_database("rights").await;
     source.execute("CREATE TABLE t (id int PRIMARY KEY); DROP ROLE IF EXISTS nobody_special; CREATE ROLE nobody_special LOGIN").await;
     let mut inspect = PostgresInspect::new(Config::parse(&server.url_as("nobody_special", "x", &source.name)).unwrap());

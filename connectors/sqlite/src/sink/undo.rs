@@ -155,7 +155,7 @@ pub(super) fn truncate(connection: &Connection, migration: &str, table: &Table) 
             return Ok(());
         }
         for key in keys {
-            super::apply::delete(&keep, table, &key).map_err(|fault| match fault {
+            super::change::delete(&keep, table, &key).map_err(|fault| match fault {
                 Fault::Stop(failure) => failure,
                 Fault::Row { reason, .. } => {
                     Failure::halt(&doing, reason, "delete that row by hand, or leave the table out")

@@ -1,6 +1,6 @@
 //! The writer: one connection on one thread, and the transaction that is open on it.
 
-use super::{finish::Waits, own, table, table::Table};
+use super::{finish::Waits, mapping::MAPPING, own, table, table::Table};
 use crate::{
     Config,
     client::{Access, exists, failure, open, quoted, shown},
@@ -194,6 +194,10 @@ impl Writer {
         }
         if delivery.commits {
             self.settle_deferred(&mut applied)?;
+            #[cfg(defect = "position-outside-transaction")]
+            self.connection()?
+                .execute_batch("COMMIT; BEGIN IMMEDIATE")
+                .map_err(|error| failure("committing too early", error))?;
             if guard == Guard::Forward {
                 let recorded = own::set_progress(self.connection()?, &self.migration, self.epoch, &delivery.upto)
                     .map_err(|error| failure("recording the position", error))?;

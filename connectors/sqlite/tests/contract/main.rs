@@ -1,5 +1,5 @@
 //! The contracts, kept by SQLite: the suites of the testkit on files of their own.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod fixture;
 mod sink;

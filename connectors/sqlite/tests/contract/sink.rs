@@ -277,3 +277,17 @@ async fn a_busy_target_is_waited_for_with_a_limit() {
     other.execute_batch("ROLLBACK").unwrap();
     bench.sink.apply(delivery, Guard::Forward).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_whose_position_cannot_be_recorded_are_not_there() {
+    let mut bench = Bench::new(table(1, vec![dynamic(1, "id", "INTEGER")]), Dialect::Sqlite).await;
+    bench.write(Stage::Streaming, vec![vec![int(1)]]).await;
+    let refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON _crossfade_positions BEGIN SELECT RAISE(ABORT, 'no'); END";
+    bench.file.connection().execute_batch(refuse).unwrap();
+    let row = row(&bench.target.tables[0], &[int(2)]);
+    let at = Version { offset: Offset(9), ordinal: 0 };
+    let writes = vec![Write::Rows { table: TABLE, at, count: 1, rows: row.as_bytes().clone() }];
+    let upto = bench.sink.progress().await.unwrap().unwrap();
+    bench.sink.apply(Delivery { writes, upto, commits: true }, Guard::Forward).await.unwrap_err();
+    assert_same("t", &bench.text(), &[vec![Some("1".to_owned())]]);
+}

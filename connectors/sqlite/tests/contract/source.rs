@@ -2,6 +2,7 @@
 
 use crate::fixture::SourceFile;
 use crossfade_connector::Source;
+use crossfade_event::Event;
 use crossfade_sqlite::SqliteSource;
 use crossfade_testkit::source_suite::{Model, SourceFixture, assert_lost, assert_same};
 use std::time::Duration;
@@ -299,4 +300,40 @@ async fn uninstalling_leaves_nothing_in_the_source() {
         .unwrap();
     assert_eq!(left, 0);
     it.file.run("INSERT INTO a VALUES (2, 'y')");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_copy_of_a_table_without_a_key_saw_is_told_from_what_came_after() {
+    let mut file = SourceFile::new("wal");
+    file.options.workers = 1;
+    // The first table is larger than what waits between the threads, so the second one is copied after the changes.
+    file.run(
+        "CREATE TABLE a_big (id INTEGER PRIMARY KEY, b); CREATE TABLE heap (v TEXT);
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) INSERT INTO a_big SELECT i, zeroblob(1000) FROM n;
+         INSERT INTO heap VALUES ('first')",
+    );
+    file.options.chunk_rows = 1_000_000;
+    let tables = ["a_big", "heap"];
+    let mut source = file.source(&tables);
+    let mut model = Model::default();
+    source.open(model.resume()).await.unwrap();
+    file.run("INSERT INTO heap VALUES ('before the copy'); UPDATE heap SET v = 'changed before' WHERE v = 'first'");
+    // The log takes the rows, but stops before it has any change.
+    let ended = |model: &Model| model.resume().snapshot.tables.iter().all(|(_, table)| table.ended);
+    while model.position().is_none() || !ended(&model) {
+        let batch = tokio::time::timeout(PATIENCE, source.next()).await.expect("a batch in time").unwrap().unwrap();
+        if !batch.events.iter().any(|stamped| {
+            matches!(stamped.event, Event::Began(_) | Event::Changed(_) | Event::BackfillEnded { .. } | Event::Resolved)
+        }) {
+            model.take(batch);
+        }
+    }
+    drop(source);
+    file.run("INSERT INTO heap VALUES ('after the copy'); DELETE FROM heap WHERE v = 'before the copy'");
+    let mut it = Followed { source: file.source(&tables), file, model };
+    it.reopen(&tables).await.unwrap();
+    while !it.model.backfill_ended() {
+        it.next().await;
+    }
+    it.settle("heap").await;
 }

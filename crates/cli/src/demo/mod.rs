@@ -161,7 +161,7 @@ fn heal_by_hand_damage(stage: &Stage, run: &child::Running<'_>, proof: &mut Proo
 }
 
 fn replay_into_a_third_file(stage: &Stage, proof: &mut Proof) -> Result<()> {
-    stage.first.command(&["replay", "migration.toml", "--from", "start", "--into", "replay.toml"])?;
+    stage.first.command(&["replay", "migration.toml", "--from", "offset:0", "--into", "replay.toml"])?;
     stage.again.command(&["run", "fresh.toml", "--until", "caught-up"])?;
     proof.replayed = same_content(&stage.third, &stage.fresh)?;
     say(&format!("Replayed from the beginning with another spec: {} rows, equal to a fresh migration", proof.replayed));
@@ -169,7 +169,7 @@ fn replay_into_a_third_file(stage: &Stage, proof: &mut Proof) -> Result<()> {
 }
 
 fn wipe(stage: &Stage, proof: &mut Proof) -> Result<()> {
-    stage.other.command(&["rollback", "replay.toml", "--wipe"])?;
+    stage.other.command(&["rollback", "replay.toml", "--wipe", "--yes"])?;
     let left = check::tables(&stage.third)?;
     ensure!(left.is_empty(), "the wipe left {left:?} behind");
     proof.wiped = true;

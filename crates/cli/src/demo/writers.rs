@@ -118,6 +118,7 @@ impl Writer {
                 }
                 8 => {
                     next_id += 1;
+                    transaction.execute_batch("PRAGMA defer_foreign_keys = ON")?;
                     transaction.execute("UPDATE order_lines SET order_id = ?2 WHERE order_id = ?1", [order, next_id])?;
                     let moved = transaction.execute("UPDATE orders SET id = ?2 WHERE id = ?1", [order, next_id])?;
                     self.key_changes.fetch_add(moved as u64, Ordering::Relaxed);

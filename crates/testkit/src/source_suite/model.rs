@@ -25,6 +25,8 @@ pub struct Model {
 impl Model {
     /// Appends a batch.
     pub fn take(&mut self, batch: Batch) {
+        let of_backfill = batch.events.iter().any(|stamped| stamped.event.is_snapshot());
+        assert!(!(of_backfill && self.backfill_ended()), "rows of a backfill come after its end");
         let whole = batch.whole;
         self.head.push(batch);
         if !whole {
