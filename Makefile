@@ -19,11 +19,12 @@ test:
 lint:
 	ci/lint
 
-# The long round of tests/recovery: at least 200 kills under live writers, with a report of kills per phase.
+# The long rounds of tests/recovery (at least 200 kills under live writers, with a report of kills per phase; builds with a
+# defect, which must be found) and of tests/journey.
 soak:
 	ci/prepare
 	cargo build --release -p crossfade-cli
-	CROSSFADE_SOAK=1 CI=true cargo test --release -p crossfade-tests-recovery -- --nocapture --test-threads=1
+	CROSSFADE_SOAK=1 CI=true cargo test -p crossfade-tests-recovery -p crossfade-tests-journey -- --nocapture --test-threads=1
 
 # Crossfade and its peers on the same work in one run; see docs/performance.md.
 bench: build

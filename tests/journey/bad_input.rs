@@ -24,6 +24,11 @@ fn spec(desk: &Desk, source: &str, target: &str) {
     desk.write_spec(&format!("{}\ntables = [\"public.*\"]", end(source)), &end(target), "");
 }
 
+/// How somebody else reaches a database of a server that trusts everybody.
+fn as_role(server: &Postgres, role: &str, database: &Database) -> String {
+    server.url(&database.name).replace("//postgres@", &format!("//{role}@"))
+}
+
 async fn with_a_table() -> Option<(Database, Database)> {
     let (source, target) = two_databases().await?;
     source.execute("CREATE TABLE customers (id int PRIMARY KEY, name text); INSERT INTO customers VALUES (1, 'a')").await;
@@ -118,11 +123,11 @@ async fn a_role_without_the_rights_is_told_which_grant_it_needs() {
     source.execute("CREATE ROLE reader_of_nothing LOGIN REPLICATION").await;
     let server = Postgres::shared(Version::V15).unwrap();
     let desk = Desk::new();
-    spec(&desk, &server.url_as("reader_of_nothing", "x", &source.name), &target.url);
+    spec(&desk, &as_role(server, "reader_of_nothing", &source), &target.url);
     assert_said(&desk.command(&["check"], &[]), 3, &["GRANT SELECT", "customers"]);
     let server = Postgres::shared_target(Version::V15).unwrap();
     target.execute("CREATE ROLE writer_of_nothing LOGIN").await;
-    spec(&desk, &source.url, &server.url_as("writer_of_nothing", "x", &target.name));
+    spec(&desk, &source.url, &as_role(server, "writer_of_nothing", &target));
     assert_said(&desk.command(&["check"], &[]), 3, &["GRANT"]);
 }
 
@@ -136,9 +141,9 @@ async fn a_role_with_only_the_needed_grants_can_migrate() {
     target.execute(&format!("CREATE ROLE only_writes LOGIN; GRANT CREATE, CONNECT ON DATABASE \"{}\" TO only_writes", target.name)).await;
     let sink = format!(
         "kind = \"postgres\"\nurl = \"{}\"\nschema = \"moved\"",
-        two.url_as("only_writes", "x", &target.name)
+        as_role(two, "only_writes", &target)
     );
-    let url = one.url_as("only_reads", "x", &source.name);
+    let url = as_role(one, "only_reads", &source);
     desk.write_spec(&format!("kind = \"postgres\"\nurl = \"{url}\"\ntables = [\"public.*\"]"), &sink, "");
     // It may not make a publication of tables that it does not own: the exact statement is printed, for somebody who may.
     let refused = desk.command(&["check"], &[]);

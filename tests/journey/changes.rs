@@ -80,7 +80,7 @@ async fn emptied_tables_changed_keys_and_rolled_back_savepoints_are_followed() {
     source.execute("INSERT INTO items VALUES (1, 'again', 1)").await;
     source.execute("BEGIN; TRUNCATE parents CASCADE; INSERT INTO parents VALUES (1, 'new'), (2, 'new'); \
                     INSERT INTO children VALUES (1, 1), (2, 2); COMMIT").await;
-    source.execute("UPDATE parents SET id = id + 100; UPDATE children SET id = id + 1").await;
+    source.execute("UPDATE parents SET id = id + 100; UPDATE children SET id = id + 1000").await;
     // Two rows exchange their keys, in one transaction.
     source.execute("BEGIN; UPDATE parents SET id = -1 WHERE id = 101; UPDATE parents SET id = 101 WHERE id = 102; \
                     UPDATE parents SET id = 102 WHERE id = -1; COMMIT").await;

@@ -5,9 +5,7 @@
 //! starts a server of its own.
 
 use bytes::BytesMut;
-use crossfade_connector::{
-    Delivery, Failure, Guard, Progress, Sink, Stage, Target, TargetTable, Write, WriteMode,
-};
+use crossfade_connector::{Delivery, Failure, Guard, Progress, Sink, Stage, Target, TargetTable, Write, WriteMode};
 use crossfade_event::{
     Cell, Change, Column, ColumnType, Cut, Format, Identity, Logical, Offset, Op, Position, Row, SchemaVersion,
     SourceId, TableId, TableName, TableSchema, Version,
@@ -274,6 +272,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     took.sort();
     let at = |part: f64| took.get((took.len() as f64 * part) as usize).copied().unwrap_or_default();
     println!("{:<34} p50 {:?}  p99 {:?}  max {:?}", "one change a delivery", at(0.5), at(0.99), at(0.9999));
-    report("one change a delivery", took.len() as f64, "changes", all, cpu(&own) - own_before, cpu(&pids()) - server_before);
+    report(
+        "one change a delivery",
+        took.len() as f64,
+        "changes",
+        all,
+        cpu(&own) - own_before,
+        cpu(&pids()) - server_before,
+    );
     Ok(())
 }

@@ -31,6 +31,7 @@ mod rollback;
 mod sets;
 mod statements;
 mod store;
+mod strip;
 mod table;
 mod undo;
 mod write;
@@ -413,13 +414,11 @@ impl PostgresSink {
 async fn made_by_us(link: &mut Link, migration: &str, table: &TargetTable) -> Result<bool, Failure> {
     let WriteMode::Columns { columns } = &table.mode else { return Ok(false) };
     let name = &table.schema.name;
-    let sql = "SELECT part FROM crossfade.objects WHERE migration = $1 AND kind = 'column' AND schema = $2 AND name = $3";
+    let sql =
+        "SELECT part FROM crossfade.objects WHERE migration = $1 AND kind = 'column' AND schema = $2 AND name = $3";
     let rows = link.query("looking for what we made", sql, &[&migration, &&*name.schema, &&*name.name]).await?;
     let made: HashSet<String> = rows.iter().map(|row| row.get(0)).collect();
-    Ok(columns
-        .iter()
-        .filter_map(|index| table.schema.columns.get(*index))
-        .all(|column| made.contains(&*column.name)))
+    Ok(columns.iter().filter_map(|index| table.schema.columns.get(*index)).all(|column| made.contains(&*column.name)))
 }
 
 impl Sink for PostgresSink {
@@ -455,7 +454,10 @@ impl Sink for PostgresSink {
 
     async fn apply(&mut self, delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
         if self.lost {
-            return Err(Failure::retry("writing to the target", "the session was lost: the position must be read again"));
+            return Err(Failure::retry(
+                "writing to the target",
+                "the session was lost: the position must be read again",
+            ));
         }
         self.must_be_prepared()?;
         self.lost = true;

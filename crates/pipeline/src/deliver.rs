@@ -140,6 +140,10 @@ async fn session<K: Sink, L: EventLog>(
         position: None,
         schemas: Vec::new(),
     });
+    // Before the first commit already: what is needed is not to be trimmed away meanwhile.
+    if let Some(consumer) = &options.consumer {
+        log.hold(consumer, lowest(&start))?;
+    }
     let (sender, receiver) = mpsc::channel(1);
     let fold = fold_snapshots(log)?;
     let producer = Producer {

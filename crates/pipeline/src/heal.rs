@@ -12,7 +12,7 @@ use crate::{
     route::Routes,
 };
 use crossfade_connector::{Delivery, Guard, Progress, Sink, Stage, Write};
-use crossfade_event::{Cell, Change, Cut, Event, Key, Op, Row, Rows, TableId, TableSchema, Version};
+use crossfade_event::{Cell, Change, Cut, Event, Identity, Key, Op, Row, Rows, TableId, TableSchema, Version};
 use crossfade_log::{EventLog, Lane, LogReader};
 use std::{
     collections::{BTreeSet, HashMap},
@@ -205,6 +205,10 @@ impl Fold {
 
     fn change(&mut self, at: Version, change: &Change) {
         let Some(schema) = self.schemas.get(&change.table).cloned() else { return };
+        if schema.identity != Identity::Key {
+            self.left_alone.insert(change.table);
+            return;
+        }
         let before = change.old.as_ref().and_then(|old| schema.key_of(old));
         match (&change.new, before) {
             (Some(new), before) => {
@@ -227,7 +231,8 @@ impl Fold {
     }
 
     fn image(&mut self, at: Version, table: TableId, row: Row, carried: Option<Row>) {
-        let Some(key) = self.schemas.get(&table).and_then(|schema| schema.key_of(&row)) else {
+        let keyed = self.schemas.get(&table).filter(|schema| schema.identity == Identity::Key);
+        let Some(key) = keyed.and_then(|schema| schema.key_of(&row)) else {
             self.left_alone.insert(table);
             return;
         };

@@ -55,6 +55,7 @@ pub(crate) async fn judge<A: Inspect, B: Inspect, P: SinkPosition>(
     let begun = Instant::now();
     while !open.is_empty() {
         let (before, position) = expect_now(expected, source, &open).await?;
+        crate::nudge(source).await?;
         wait_for(sink, position, options).await?;
         let found = find_now(expected, target, &open).await?;
         let (after, _) = expect_now(expected, source, &open).await?;

@@ -83,6 +83,11 @@ pub struct Subject<'a> {
     pub source_tables: Vec<Arc<TableSchema>>,
 }
 
+/// Lets an idle source move, so that the sink can pass the position at which it was read.
+pub(crate) async fn nudge<A: Inspect>(source: &mut A) -> Result<(), VerifyError> {
+    source.barrier().await.map(drop).map_err(VerifyError::Source)
+}
+
 /// Compares both sides. Says that there is no difference only if there is none.
 ///
 /// # Errors
@@ -97,6 +102,7 @@ pub async fn verify<A: Inspect, B: Inspect, P: SinkPosition>(
     let views = LiveViews::read(subject, source).await?;
     let expected = Expected::of(subject, &views)?;
     let mut digests = side::digest_source(&expected, source, options).await?;
+    nudge(source).await?;
     judge::wait_for(sink, digests.position, options).await?;
     side::digest_target(&expected, target, options, &mut digests).await?;
     let suspects = drill::suspects(&expected, source, target, &digests, options).await?;

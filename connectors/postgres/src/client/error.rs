@@ -107,6 +107,7 @@ fn verdict(error: &ServerError) -> Verdict {
         "58030" => Verdict::Retry { after: None },
         "57P04" => misconfigured("The database was dropped; name another one"),
         "3D000" => misconfigured("Create the database, or name one that exists"),
+        "42P01" | "3F000" => misconfigured("Make it, or name one that exists"),
         code if code.starts_with("57P") || code.starts_with("08") => Verdict::Reconnect,
         // Timeouts by which the server ends a session.
         "25P03" | "25P04" => Verdict::Reconnect,

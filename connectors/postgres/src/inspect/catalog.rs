@@ -53,9 +53,7 @@ pub(super) async fn read(client: &Client, patterns: &Patterns) -> Result<Catalog
     let relations = relations(client).await?;
     let names: Vec<TableName> = relations.iter().map(|relation| relation.name.clone()).collect();
     patterns.select(&names)?;
-    let by_root = |relation: &Relation| {
-        relation.root.as_ref().is_some_and(|root| patterns.verdict(root) == Some(true))
-    };
+    let by_root = |relation: &Relation| relation.root.as_ref().is_some_and(|root| patterns.verdict(root) == Some(true));
     let wanted: Vec<Relation> = relations
         .into_iter()
         .filter(|relation| patterns.verdict(&relation.name).unwrap_or_else(|| by_root(relation)))
@@ -178,11 +176,7 @@ struct Facts {
     text: bool,
 }
 
-async fn facts(
-    client: &Client,
-    relations: &[Relation],
-    columns: &HashMap<u32, Vec<Found>>,
-) -> Result<Facts, Failure> {
+async fn facts(client: &Client, relations: &[Relation], columns: &HashMap<u32, Vec<Found>>) -> Result<Facts, Failure> {
     let oids: HashSet<u32> = columns.values().flatten().map(|column| column.type_oid).collect();
     let types = types::facts(client, &oids.into_iter().collect::<Vec<_>>()).await?;
     // What the source captures: tables with rows of their own, without what is generated.
@@ -199,8 +193,11 @@ async fn facts(
 
 /// Sizes on disk; a table that is locked or gone counts as nothing.
 async fn sizes(client: &Client, relations: &[Relation]) -> Result<HashMap<u32, u64>, Failure> {
-    let oids: Vec<u32> =
-        relations.iter().filter(|relation| matches!(relation.kind.as_str(), "r" | "m")).map(|relation| relation.oid).collect();
+    let oids: Vec<u32> = relations
+        .iter()
+        .filter(|relation| matches!(relation.kind.as_str(), "r" | "m"))
+        .map(|relation| relation.oid)
+        .collect();
     let sql = "SELECT oid, COALESCE(pg_catalog.pg_table_size(oid), 0) FROM pg_catalog.pg_class WHERE oid = ANY($1)";
     let rows = client.query(sql, &[&oids]).await.map_err(|error| failure("reading the sizes of the tables", error))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1) as u64)).collect())
@@ -291,9 +288,15 @@ fn obstacle(relation: &Relation, columns: &[Found]) -> Option<String> {
     let name = &relation.name;
     let exclude = format!("exclude it with \"!{name}\"");
     match relation.kind.as_str() {
-        "v" => Some(format!("{name} is a view: it has no rows of its own to capture; {exclude} and take the tables beneath it")),
-        "m" => Some(format!("{name} is a materialised view: its changes are not in the WAL; {exclude} and make it again in the target")),
-        "f" => Some(format!("{name} is a foreign table: its rows live in another server; {exclude} and migrate it from there")),
+        "v" => Some(format!(
+            "{name} is a view: it has no rows of its own to capture; {exclude} and take the tables beneath it"
+        )),
+        "m" => Some(format!(
+            "{name} is a materialised view: its changes are not in the WAL; {exclude} and make it again in the target"
+        )),
+        "f" => Some(format!(
+            "{name} is a foreign table: its rows live in another server; {exclude} and migrate it from there"
+        )),
         _ if relation.unlogged => Some(format!(
             "{name} is unlogged: its changes are not in the WAL; run ALTER TABLE {name} SET LOGGED, or {exclude}"
         )),

@@ -88,12 +88,10 @@ pub(super) async fn read(client: &Client, oids: &[u32]) -> Result<Parts, Failure
         let name: String = row.get(2);
         let columns: Vec<String> = row.get(3);
         match row.get(1) {
-            "c" => slot.checks.push(CheckDef {
-                name,
-                expression: row.get::<_, Option<String>>(7).unwrap_or_default(),
-            }),
+            "c" => slot.checks.push(CheckDef { name, expression: row.get::<_, Option<String>>(7).unwrap_or_default() }),
             "f" => {
-                let (Some(schema), Some(table)) = (row.get::<_, Option<String>>(8), row.get::<_, Option<String>>(9)) else {
+                let (Some(schema), Some(table)) = (row.get::<_, Option<String>>(8), row.get::<_, Option<String>>(9))
+                else {
                     continue;
                 };
                 slot.foreign_keys.push(ForeignKeyDef {
@@ -143,8 +141,10 @@ fn suffix(row: &tokio_postgres::Row) -> Result<String, Failure> {
         words.push(format!("ON DELETE {action}"));
         let only: Vec<String> = row.get(15);
         if !only.is_empty() {
-            let only =
-                only.iter().map(|name| Ok(quote_ident(name)?.as_str().to_owned())).collect::<Result<Vec<_>, Failure>>()?;
+            let only = only
+                .iter()
+                .map(|name| Ok(quote_ident(name)?.as_str().to_owned()))
+                .collect::<Result<Vec<_>, Failure>>()?;
             words.push(format!("({})", only.join(", ")));
         }
     }

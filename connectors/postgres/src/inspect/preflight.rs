@@ -105,7 +105,11 @@ pub(super) async fn source(client: &Client, catalog: &Catalog) -> Result<Vec<Ref
     let server = server(client).await?;
     let mut found = Vec::new();
     if server.version < OLDEST_SOURCE {
-        found.push(refusal("server", format!("its version is {}", server.version / 10_000), "Use PostgreSQL 12 or later"));
+        found.push(refusal(
+            "server",
+            format!("its version is {}", server.version / 10_000),
+            "Use PostgreSQL 12 or later",
+        ));
     }
     if server.wal_level != "logical" {
         found.push(refusal(
@@ -165,12 +169,7 @@ fn is_root(kind: &RelationKind) -> bool {
 }
 
 /// Rights on the tables, row security, what is not carried.
-async fn tables(
-    client: &Client,
-    catalog: &Catalog,
-    server: &Server,
-    found: &mut Vec<Refusal>,
-) -> Result<(), Failure> {
+async fn tables(client: &Client, catalog: &Catalog, server: &Server, found: &mut Vec<Refusal>) -> Result<(), Failure> {
     let oids: Vec<u32> = catalog.tables.iter().map(|table| table.native_id).collect();
     let sql = "SELECT c.oid, pg_catalog.has_table_privilege(c.oid, 'SELECT'), \
          pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), pg_catalog.row_security_active(c.oid), \
@@ -188,7 +187,11 @@ async fn tables(
         let (name, quoted) = (table.name.to_string(), quote_table(&table.name)?);
         if !row.get::<_, bool>(2) {
             let schema = quote_ident(&table.name.schema)?;
-            found.push(refusal(&name, "the role may not look into its schema", format!("GRANT USAGE ON SCHEMA {schema} TO {role}")));
+            found.push(refusal(
+                &name,
+                "the role may not look into its schema",
+                format!("GRANT USAGE ON SCHEMA {schema} TO {role}"),
+            ));
         }
         if !row.get::<_, bool>(1) && table.obstacle.is_none() {
             found.push(refusal(&name, "the role may not read it", format!("GRANT SELECT ON TABLE {quoted} TO {role}")));
@@ -204,7 +207,11 @@ async fn tables(
             not_owned.push(quoted.to_string());
         }
         for constraint in row.get::<_, Vec<String>>(5) {
-            found.push(note(&name, format!("its exclusion constraint {constraint} is not made in the target"), "Add it there after the move"));
+            found.push(note(
+                &name,
+                format!("its exclusion constraint {constraint} is not made in the target"),
+                "Add it there after the move",
+            ));
         }
         if row.get::<_, i64>(6) > 0 {
             found.push(note(&name, "its triggers are not made in the target", "Add them there before the switch"));
@@ -236,7 +243,11 @@ pub(super) async fn sink(client: &Client) -> Result<Vec<Refusal>, Failure> {
     let role = quote_ident(&server.role)?;
     let database = quote_ident(&server.database)?;
     if server.version < OLDEST_TARGET {
-        found.push(refusal("server", format!("its version is {}", server.version / 10_000), "Use PostgreSQL 14 or later"));
+        found.push(refusal(
+            "server",
+            format!("its version is {}", server.version / 10_000),
+            "Use PostgreSQL 14 or later",
+        ));
     }
     if server.standby {
         found.push(refusal("server", "it is a standby and takes no writes", "Name the primary, or promote it"));
@@ -298,10 +309,8 @@ pub(super) async fn target(client: &Client, target: &Target) -> Result<Vec<Refus
              FROM (SELECT 1) one LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = $1 \
              LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = $2";
         let doing = format!("looking for {name} in the target");
-        let row = client
-            .query_one(sql, &[&&*name.schema, &&*name.name])
-            .await
-            .map_err(|error| failure(&doing, error))?;
+        let row =
+            client.query_one(sql, &[&&*name.schema, &&*name.name]).await.map_err(|error| failure(&doing, error))?;
         let (schema, usable, there, writable, owned, secured): (bool, bool, bool, bool, bool, bool) =
             (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4), row.get(5));
         if !there && !schemas.contains(&&*name.schema) {

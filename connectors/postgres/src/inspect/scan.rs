@@ -193,10 +193,7 @@ async fn key_columns(client: &Client, schema: &TableSchema) -> Result<Vec<KeyCol
     let columns: Vec<_> = schema.key_columns().into_iter().filter_map(|index| schema.columns.get(index)).collect();
     let names: Vec<&str> = columns.iter().map(|column| &*column.name).collect();
     let quoted = quote_table(&schema.name)?;
-    let rows = client
-        .query(KEY_COLUMNS, &[&quoted.as_str(), &names])
-        .await
-        .map_err(|error| failure(&doing, error))?;
+    let rows = client.query(KEY_COLUMNS, &[&quoted.as_str(), &names]).await.map_err(|error| failure(&doing, error))?;
     let found: HashMap<String, (String, Option<String>)> =
         rows.into_iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
     columns

@@ -38,7 +38,11 @@ pub(super) async fn alter(
             && has_column(link, quoted.as_str(), &old.name).await?
             && !has_column(link, quoted.as_str(), &new.name).await?
         {
-            let sql = format!("ALTER TABLE {quoted} RENAME COLUMN {} TO {}", quote_ident(&old.name)?, quote_ident(&new.name)?);
+            let sql = format!(
+                "ALTER TABLE {quoted} RENAME COLUMN {} TO {}",
+                quote_ident(&old.name)?,
+                quote_ident(&new.name)?
+            );
             ddl(link, &doing, &sql).await?;
         }
     }
@@ -60,7 +64,11 @@ pub(super) async fn alter(
 
 /// The same column of the source; numbers tell, where the source has them, names otherwise.
 fn same_column(old: &Column, new: &Column) -> bool {
-    if old.native_id != 0 && new.native_id != 0 { old.native_id == new.native_id && same_family(old, new) } else { old.name == new.name }
+    if old.native_id != 0 && new.native_id != 0 {
+        old.native_id == new.native_id && same_family(old, new)
+    } else {
+        old.name == new.name
+    }
 }
 
 /// Two target columns may come from one source column (a shadow beside it): then the name decides.
@@ -69,7 +77,9 @@ fn same_family(old: &Column, new: &Column) -> bool {
 }
 
 fn dropped<'c>(before: &'c [Column], after: &'c [Column]) -> impl Iterator<Item = &'c Column> {
-    before.iter().filter(|old| !after.iter().any(|new| same_column(old, new)) && !after.iter().any(|new| new.name == old.name))
+    before
+        .iter()
+        .filter(|old| !after.iter().any(|new| same_column(old, new)) && !after.iter().any(|new| new.name == old.name))
 }
 
 async fn has_column(link: &mut Link, quoted: &str, column: &str) -> Result<bool, Failure> {
@@ -142,10 +152,7 @@ async fn add(
 async fn retype(link: &mut Link, doing: &str, quoted: &str, old: &Column, new: &Column) -> Result<(), Failure> {
     let column = quote_ident(&new.name)?;
     if old.type_.name != new.type_.name {
-        let sql = format!(
-            "ALTER TABLE {quoted} ALTER COLUMN {column} TYPE {0} USING {column}::{0}",
-            new.type_.name
-        );
+        let sql = format!("ALTER TABLE {quoted} ALTER COLUMN {column} TYPE {0} USING {column}::{0}", new.type_.name);
         link.session.batch_execute(&sql).await.map_err(|error| match super::link::Trouble::of(doing, error) {
             super::link::Trouble::Failure(failure) => failure,
             trouble => Failure::halt(

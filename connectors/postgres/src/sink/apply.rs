@@ -16,7 +16,7 @@ use super::{
 };
 use crate::client::failure;
 use bytes::Bytes;
-use crossfade_connector::{Applied, Delivery, Failure, Guard, Rejection, Write};
+use crossfade_connector::{Applied, Delivery, Failure, Guard, Rejection, Stage, Write};
 use crossfade_event::{Change, Identity, TableId, Version};
 use std::collections::HashMap;
 
@@ -50,6 +50,8 @@ pub(super) struct Writer<'a> {
     pub(super) epoch: u64,
     pub(super) on_error: OnError,
     pub(super) guard: Guard,
+    /// A backfill's rows are being applied.
+    pub(super) loading: bool,
     pub(super) applied: Applied,
     pub(super) records: Vec<Record>,
 }
@@ -78,6 +80,7 @@ impl<'a> Writer<'a> {
             epoch,
             on_error,
             guard,
+            loading: false,
             applied: Applied::default(),
             records: Vec::new(),
         }
@@ -91,6 +94,7 @@ impl<'a> Writer<'a> {
     /// Applies it all. `position` moves the sink's place; it is given for deliveries that commit.
     pub(super) async fn deliver(mut self, delivery: Delivery, position: Option<Bind>) -> Result<Applied, Failure> {
         let commits = delivery.commits;
+        self.loading = delivery.upto.stage == Stage::Loading;
         let runs = self.runs(delivery.writes)?;
         self.calm_down();
         self.work(runs, commits, position).await
@@ -184,7 +188,9 @@ impl<'a> Writer<'a> {
                     }
                 }
                 Write::Truncate { tables, .. } => {
-                    runs.push(Run::Truncate(tables.into_iter().map(|table| self.table_index(table)).collect::<Result<_, _>>()?));
+                    runs.push(Run::Truncate(
+                        tables.into_iter().map(|table| self.table_index(table)).collect::<Result<_, _>>()?,
+                    ));
                 }
                 Write::Reject(rejection) => runs.push(Run::Reject(rejection)),
             }

@@ -108,7 +108,9 @@ impl Writer<'_> {
             deletes_last: way.deletes_last,
         };
         let tail = tail.filter(|_| folded.held.is_empty());
-        let alone = units.first().filter(|unit| units.len() == 1 && !way.no_moves && write::needs_move(self.tables, unit, self.link.replica));
+        let alone = units.first().filter(|unit| {
+            units.len() == 1 && !way.no_moves && write::needs_move(self.tables, unit, self.link.replica)
+        });
         let prelude = self.prelude(point);
         let prelude = Some(prelude.as_str());
         let done = match alone {
@@ -188,9 +190,7 @@ impl Writer<'_> {
             (Point::Savepoint, false) => self
                 .link
                 .session
-                .batch_execute(
-                    "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED; RELEASE SAVEPOINT attempt",
-                )
+                .batch_execute("SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED; RELEASE SAVEPOINT attempt")
                 .await
                 .map_err(trouble),
         }

@@ -44,7 +44,11 @@ pub(super) async fn make_key(link: &mut Link, target: &Target, table: &TargetTab
     let quoted = quote_table(name)?;
     let doing = format!("making the primary key of {name}");
     let key_columns = |columns: &[String]| -> Result<String, Failure> {
-        Ok(columns.iter().map(|column| Ok(quote_ident(column)?.as_str().to_owned())).collect::<Result<Vec<_>, Failure>>()?.join(", "))
+        Ok(columns
+            .iter()
+            .map(|column| Ok(quote_ident(column)?.as_str().to_owned()))
+            .collect::<Result<Vec<_>, Failure>>()?
+            .join(", "))
     };
     if let Some(key) = &table.def.primary_key {
         let sql = "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = ($1::text)::regclass AND indisprimary)";
@@ -193,7 +197,11 @@ async fn make_index(link: &mut Link, target: &Target, table: &TargetTable, index
     };
     let unique = if index.unique { "UNIQUE " } else { "" };
     let sql = format!("CREATE {unique}INDEX {named} ON {quoted} {}", index.definition);
-    let done = if index.unique { optional(link, &doing, &sql).await? } else { ddl(link, &doing, &sql).await.map(|()| true)? };
+    let done = if index.unique {
+        optional(link, &doing, &sql).await?
+    } else {
+        ddl(link, &doing, &sql).await.map(|()| true)?
+    };
     if done {
         store::note_object(link, &target.migration, "index", &name.schema, &name.name, &index.name).await?;
     }
@@ -212,7 +220,11 @@ async fn make_foreign_key(
     let sql = "SELECT convalidated FROM pg_constraint WHERE conrelid = ($1::text)::regclass AND contype = 'f' AND conname = $2";
     let there = link.query(&doing, sql, &[&quoted.as_str(), &foreign.name]).await?;
     let list = |columns: &[String]| -> Result<String, Failure> {
-        Ok(columns.iter().map(|column| Ok(quote_ident(column)?.as_str().to_owned())).collect::<Result<Vec<_>, Failure>>()?.join(", "))
+        Ok(columns
+            .iter()
+            .map(|column| Ok(quote_ident(column)?.as_str().to_owned()))
+            .collect::<Result<Vec<_>, Failure>>()?
+            .join(", "))
     };
     let constraint = quote_ident(&foreign.name)?;
     let add = format!(
@@ -228,7 +240,8 @@ async fn make_foreign_key(
         None if matches!(table.def.kind, RelationKind::Partitioned { .. }) => {
             let done = optional(link, &doing, &add).await?;
             if done {
-                store::note_object(link, &target.migration, "constraint", &name.schema, &name.name, &foreign.name).await?;
+                store::note_object(link, &target.migration, "constraint", &name.schema, &name.name, &foreign.name)
+                    .await?;
             }
             return Ok(done);
         }
@@ -275,9 +288,8 @@ async fn set_sequence(link: &mut Link, target: &Target, sequence: &SequenceDef) 
         }
     };
     let extreme = if sequence.increment < 0 { "min" } else { "max" };
-    let rows = link
-        .query(&doing, &format!("SELECT {extreme}({})::int8 FROM {quoted}", quote_ident(column)?), &[])
-        .await?;
+    let rows =
+        link.query(&doing, &format!("SELECT {extreme}({})::int8 FROM {quoted}", quote_ident(column)?), &[]).await?;
     let held: Option<i64> = rows.first().and_then(|row| row.get(0));
     let furthest = match (held, sequence.last_value, sequence.increment < 0) {
         (Some(one), Some(other), false) => Some(one.max(other)),

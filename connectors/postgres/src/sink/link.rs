@@ -101,7 +101,6 @@ impl Param {
         Self::Bytes(Bytes::copy_from_slice(&number.to_be_bytes()))
     }
 
-
     pub(super) fn i32(number: i32) -> Self {
         Self::Bytes(Bytes::copy_from_slice(&number.to_be_bytes()))
     }

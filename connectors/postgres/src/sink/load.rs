@@ -1,12 +1,6 @@
 //! Rows of a backfill, and tables that are emptied.
 
-use super::{
-    apply::Writer,
-    attempt::CAUTION,
-    fold::Unit,
-    link::Trouble,
-    sets, undo, write,
-};
+use super::{apply::Writer, attempt::CAUTION, fold::Unit, link::Trouble, sets, strip, undo, write};
 use crate::client::failure;
 use bytes::Bytes;
 use crossfade_connector::{Failure, Guard, WriteMode};
@@ -49,7 +43,7 @@ impl Writer<'_> {
         if !direct {
             return Ok(false);
         }
-        let sql = found.copy_sql();
+        let sql = found.sql.copy.clone();
         let doing = format!("copying rows into {}", found.target.schema.name);
         let point = self.point();
         self.link.execute("beginning a transaction", &self.prelude(point)).await?;
@@ -122,21 +116,15 @@ impl Writer<'_> {
         let point = self.point();
         self.link.execute("beginning a transaction", &self.prelude(point)).await?;
         self.link.open = true;
-        if !at_once.is_empty() {
-            let list = at_once.join(", ");
-            let sql = format!("TRUNCATE {list}");
-            self.link.execute("starting to empty tables", "SAVEPOINT emptying").await?;
-            let emptied = self.link.session.batch_execute(&sql).await;
-            let sql = match emptied {
-                Ok(()) => "RELEASE SAVEPOINT emptying".to_owned(),
-                // A table outside the migration refers to one of them, or we may not truncate.
-                Err(error) if matches!(error.code().map(|code| code.code()), Some("0A000" | "42501")) => {
-                    let deletes: String = at_once.iter().rev().map(|name| format!("DELETE FROM {name};")).collect();
-                    format!("ROLLBACK TO SAVEPOINT emptying; {deletes} RELEASE SAVEPOINT emptying")
+        if self.loading {
+            for index in tables {
+                if let Some(table) = self.tables.get_mut(*index) {
+                    strip::strip(self.link, self.migration, table).await?;
                 }
-                Err(error) => return Err(failure(format!("emptying {list}"), error)),
-            };
-            self.link.execute(&format!("emptying {list}"), &sql).await?;
+            }
+        }
+        if !at_once.is_empty() {
+            strip::empty(self.link, &at_once).await?;
         }
         for table in by_row {
             undo::save_all(self.link, self.migration, &table).await?;

@@ -41,7 +41,11 @@ pub(super) async fn survey(link: &mut Link, target: &Target) -> Result<Vec<Found
         let Some(kind) = rows.first().map(|row| row.get::<_, String>(0)) else {
             if let WriteMode::Columns { .. } = table.mode {
                 let told = format!("there is no table {name}");
-                return Err(Failure::refused(&doing, told, "Shadow columns are written beside existing ones: name their table"));
+                return Err(Failure::refused(
+                    &doing,
+                    told,
+                    "Shadow columns are written beside existing ones: name their table",
+                ));
             }
             found.push(Found::Absent);
             continue;
@@ -66,7 +70,8 @@ pub(super) async fn survey(link: &mut Link, target: &Target) -> Result<Vec<Found
                 continue;
             }
             if !target.into_existing {
-                let told = format!("the table {name} exists in the target and holds rows that are not this migration's");
+                let told =
+                    format!("the table {name} exists in the target and holds rows that are not this migration's");
                 let advice = "Empty or drop it, choose another schema, or set into_existing = true to write into it with undo records";
                 return Err(Failure::refused(&doing, told, advice));
             }
@@ -154,7 +159,8 @@ pub(super) async fn make_support(link: &mut Link, target: &Target) -> Result<(),
         let doing = format!("making the extension {extension}, whose types the tables use");
         if let Err(error) = link.session.batch_execute(&sql).await {
             let told = error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
-            let advice = format!("Let an administrator of the target run: CREATE EXTENSION {}", quote_ident(extension)?);
+            let advice =
+                format!("Let an administrator of the target run: CREATE EXTENSION {}", quote_ident(extension)?);
             return Err(Failure::refused(doing, told, advice));
         }
     }
@@ -214,7 +220,11 @@ async fn add_labels(link: &mut Link, name: &TableName, labels: &[String]) -> Res
             || labels.iter().find(|label| there.contains(label)).map(|next| format!(" BEFORE {}", quote_literal(next))),
             |before| Some(format!(" AFTER {}", quote_literal(before))),
         );
-        let sql = format!("ALTER TYPE {quoted} ADD VALUE IF NOT EXISTS {}{}", quote_literal(label), after.unwrap_or_default());
+        let sql = format!(
+            "ALTER TYPE {quoted} ADD VALUE IF NOT EXISTS {}{}",
+            quote_literal(label),
+            after.unwrap_or_default()
+        );
         ddl(link, &format!("adding a label to {name}"), &sql).await?;
     }
     Ok(())
@@ -262,7 +272,8 @@ pub(super) async fn make_table(
         (_, Found::Ours) => {
             for def in &table.def.columns {
                 let column = &def.column;
-                add_column(link, &target.migration, &table.schema.name, &column.name, &column.type_.name, Some(def)).await?;
+                add_column(link, &target.migration, &table.schema.name, &column.name, &column.type_.name, Some(def))
+                    .await?;
             }
             complete_table(link, target, table).await
         }
@@ -324,7 +335,11 @@ pub(super) fn column_sql(def: &ColumnDef) -> Result<String, Failure> {
 
 /// A name that may be qualified and may be quoted already.
 fn quoted_path(name: &str) -> Result<String, Failure> {
-    if name.contains('"') || name.contains('.') { Ok(name.to_owned()) } else { Ok(quote_ident(name)?.as_str().to_owned()) }
+    if name.contains('"') || name.contains('.') {
+        Ok(name.to_owned())
+    } else {
+        Ok(quote_ident(name)?.as_str().to_owned())
+    }
 }
 
 async fn create_table(link: &mut Link, target: &Target, table: &TargetTable) -> Result<(), Failure> {
@@ -338,8 +353,7 @@ async fn create_table(link: &mut Link, target: &Target, table: &TargetTable) -> 
             format!("CREATE TABLE {quoted} PARTITION OF {} {bound}", quote_table(parent)?)
         }
         kind => {
-            let mut parts =
-                table.def.columns.iter().map(column_sql).collect::<Result<Vec<_>, Failure>>()?;
+            let mut parts = table.def.columns.iter().map(column_sql).collect::<Result<Vec<_>, Failure>>()?;
             for check in &table.def.checks {
                 parts.push(format!("CONSTRAINT {} CHECK ({})", quote_ident(&check.name)?, check.expression));
             }
@@ -373,11 +387,8 @@ async fn complete_table(link: &mut Link, target: &Target, table: &TargetTable) -
             && owner_column(target, sequence).is_some_and(|def| def.identity.is_none())
             && let Some((_, column)) = &sequence.owner
         {
-            let sql = format!(
-                "ALTER SEQUENCE {} OWNED BY {quoted}.{}",
-                quote_table(&sequence.name)?,
-                quote_ident(column)?
-            );
+            let sql =
+                format!("ALTER SEQUENCE {} OWNED BY {quoted}.{}", quote_table(&sequence.name)?, quote_ident(column)?);
             ddl(link, &doing, &sql).await?;
         }
     }
@@ -389,8 +400,13 @@ pub(super) fn check_key(table: &super::table::Table, found: Found) -> Result<(),
     let schema = &table.target.schema;
     let theirs = matches!(found, Found::Foreign | Found::Adopted);
     if theirs && schema.identity == Identity::Key && !table.arbiter {
-        let told = format!("the table {} has no unique index on exactly the key by which its rows are found", schema.name);
-        return Err(Failure::refused("preparing the target", told, "Add a primary key or a unique index on those columns"));
+        let told =
+            format!("the table {} has no unique index on exactly the key by which its rows are found", schema.name);
+        return Err(Failure::refused(
+            "preparing the target",
+            told,
+            "Add a primary key or a unique index on those columns",
+        ));
     }
     Ok(())
 }

@@ -98,6 +98,7 @@ impl PostgresSink {
         let Delivery { writes, upto, commits } = delivery;
         let mut writer = Writer::new(self.parts(link, target.epoch), on_error, Guard::Forward);
         writer.calm_down();
+        writer.loading = upto.stage == Stage::Loading;
         let runs = writer.runs(writes)?;
         let idle = !self_is_busy(&writer);
         let shares = if idle { split(runs, writer.tables, workers as usize) } else { Err(runs) };
@@ -110,7 +111,11 @@ impl PostgresSink {
         let mut crew = std::mem::take(&mut self.crew);
         for worker in &mut crew {
             for (theirs, ours) in worker.tables.iter_mut().zip(&self.tables) {
-                (theirs.arbiter, theirs.bulk, theirs.cautious) = (ours.arbiter, ours.bulk, ours.cautious);
+                (theirs.bulk, theirs.cautious) = (ours.bulk, ours.cautious);
+                if theirs.arbiter != ours.arbiter {
+                    theirs.arbiter = ours.arbiter;
+                    theirs.write_sql();
+                }
             }
         }
         let (migration, index, epoch) = (self.config.migration.as_str(), &self.index, target.epoch);

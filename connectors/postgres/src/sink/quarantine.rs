@@ -98,10 +98,7 @@ async fn entries(
                 change: record::decode(table, Bytes::from(change)).map_err(|_| damaged())?,
                 shape: serde_json::from_str(row.get(11)).map_err(|_| damaged())?,
                 origin: row.get(12),
-                key: key
-                    .map(|key| Row::parse(key.into()).map(Key::from))
-                    .transpose()
-                    .map_err(|_| damaged())?,
+                key: key.map(|key| Row::parse(key.into()).map(Key::from)).transpose().map_err(|_| damaged())?,
             })
         })
         .collect()
@@ -114,7 +111,8 @@ fn laid_out(row: &Row, from: &TableSchema, to: &TableSchema, missing: Cell<'stat
         .iter()
         .map(|column| {
             let same = |old: &&crossfade_event::Column| {
-                (old.native_id != 0 && old.native_id == column.native_id && old.type_ == column.type_) || old.name == column.name
+                (old.native_id != 0 && old.native_id == column.native_id && old.type_ == column.type_)
+                    || old.name == column.name
             };
             let old = from.columns.iter().find(same).and_then(|old| from.column_index(&old.name));
             old.and_then(|index| cells.get(index)).copied().unwrap_or(missing)
@@ -230,11 +228,7 @@ impl PostgresSink {
     ) -> Result<bool, Failure> {
         self.release_keys(keys);
         let doing = "applying a quarantined change again";
-        let delivery = Delivery {
-            writes: vec![Write::Change { at, change }],
-            upto: self.standing(),
-            commits: false,
-        };
+        let delivery = Delivery { writes: vec![Write::Change { at, change }], upto: self.standing(), commits: false };
         let mut link = self.take_link().await?;
         let applied = self.deliver_on(&mut link, delivery, OnError::Quarantine, Guard::Forward, None).await?;
         let is_in = applied.rejected.is_empty() && applied.held == 0;

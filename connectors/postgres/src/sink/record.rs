@@ -64,9 +64,11 @@ mod tests {
     #[test]
     fn a_change_comes_back_as_it_went() {
         let row: Row = [Cell::Bytes(b"1"), Cell::Null, Cell::Unchanged].into_iter().collect();
-        for (op, old, new) in
-            [(Op::Insert, None, Some(row.clone())), (Op::Update, Some(row.clone()), Some(row.clone())), (Op::Delete, Some(row), None)]
-        {
+        for (op, old, new) in [
+            (Op::Insert, None, Some(row.clone())),
+            (Op::Update, Some(row.clone()), Some(row.clone())),
+            (Op::Delete, Some(row), None),
+        ] {
             let change = Change { table: TableId(7), schema: SchemaVersion(3), op, old, new };
             assert_eq!(decode(TableId(7), encode(&change)).unwrap(), change);
         }

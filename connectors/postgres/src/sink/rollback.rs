@@ -74,12 +74,7 @@ async fn lock(link: &mut Link, migration: &str) -> Result<(), Failure> {
 }
 
 /// Puts one table's rows back, page by page; a record goes in the same transaction as its row comes back.
-async fn undo_table(
-    link: &mut Link,
-    migration: &str,
-    table: &Table,
-    report: &mut UndoReport,
-) -> Result<(), Failure> {
+async fn undo_table(link: &mut Link, migration: &str, table: &Table, report: &mut UndoReport) -> Result<(), Failure> {
     let name = &table.target.schema.name;
     let doing = format!("undoing what was written in {name}");
     if table.key.is_empty() {
@@ -101,15 +96,9 @@ async fn undo_table(
     let mut after: Option<Vec<Option<String>>> = None;
     loop {
         link.execute(&doing, &link.begin).await?;
-        let rows =
-            link.query(&doing, &page, &[&migration, &&*name.schema, &&*name.name, &after, &UNDO_ROWS]).await?;
+        let rows = link.query(&doing, &page, &[&migration, &&*name.schema, &&*name.name, &after, &UNDO_ROWS]).await?;
         for row in &rows {
-            let record = Record {
-                key: row.get(0),
-                existed: row.get(1),
-                columns: row.get(2),
-                before: row.get(3),
-            };
+            let record = Record { key: row.get(0), existed: row.get(1), columns: row.get(2), before: row.get(3) };
             if row.get::<_, bool>(4) {
                 put_back(link, &doing, table, &record, report).await?;
                 let sql = "DELETE FROM crossfade.undo WHERE migration = $1 AND table_schema = $2 AND table_name = $3 AND key = $4";
@@ -137,7 +126,9 @@ struct Record {
 fn hash_of(key: &[Option<String>]) -> String {
     let row: Row = key
         .iter()
-        .map(|cell| cell.as_ref().map_or(crossfade_event::Cell::Null, |text| crossfade_event::Cell::Bytes(text.as_bytes())))
+        .map(|cell| {
+            cell.as_ref().map_or(crossfade_event::Cell::Null, |text| crossfade_event::Cell::Bytes(text.as_bytes()))
+        })
         .collect();
     format!("{:016x}", Key::from(row).hash64())
 }
@@ -147,11 +138,7 @@ fn place(table: &Table, index: usize) -> usize {
 }
 
 fn key_parts(table: &Table, part: impl Fn(usize, &str) -> String) -> Vec<String> {
-    table
-        .key
-        .iter()
-        .filter_map(|index| Some(part(*index, &table.columns.get(*index)?.quoted)))
-        .collect()
+    table.key.iter().filter_map(|index| Some(part(*index, &table.columns.get(*index)?.quoted))).collect()
 }
 
 async fn put_back(
@@ -207,7 +194,8 @@ async fn put_back(
 /// Drops what we made, the last thing first. A record goes with its object.
 async fn drop_objects(link: &mut Link, migration: &str, report: &mut UndoReport) -> Result<(), Failure> {
     let doing = "dropping what the migration made";
-    let sql = "SELECT kind, schema, name, part, number FROM crossfade.objects WHERE migration = $1 ORDER BY number DESC";
+    let sql =
+        "SELECT kind, schema, name, part, number FROM crossfade.objects WHERE migration = $1 ORDER BY number DESC";
     let rows = link.query(doing, sql, &[&migration]).await?;
     let objects: Vec<(String, String, String, String, i64)> =
         rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4))).collect();
@@ -218,7 +206,9 @@ async fn drop_objects(link: &mut Link, migration: &str, report: &mut UndoReport)
     let tables: Vec<String> = objects
         .iter()
         .filter(|(kind, ..)| kind == "table")
-        .map(|(_, schema, name, ..)| Ok(quote_table(&TableName::new(schema.as_str(), name.as_str()))?.as_str().to_owned()))
+        .map(|(_, schema, name, ..)| {
+            Ok(quote_table(&TableName::new(schema.as_str(), name.as_str()))?.as_str().to_owned())
+        })
         .collect::<Result<_, Failure>>()?;
     if !tables.is_empty() {
         let sql = format!("DROP TABLE IF EXISTS {}", tables.join(", "));
@@ -233,17 +223,32 @@ async fn drop_objects(link: &mut Link, migration: &str, report: &mut UndoReport)
                     .query(doing, "SELECT to_regclass($1::text) IS NOT NULL", &[&quote_table(&table)?.as_str()])
                     .await?;
                 let there = there.first().is_some_and(|row| row.get::<_, bool>(0));
-                (there.then(|| quote_table(&table).map(|name| format!("DELETE FROM {name}"))).transpose()?, Some(format!("rows of {table}")))
+                (
+                    there.then(|| quote_table(&table).map(|name| format!("DELETE FROM {name}"))).transpose()?,
+                    Some(format!("rows of {table}")),
+                )
             }
             "column" if !ours(schema, name) => (
-                Some(format!("ALTER TABLE IF EXISTS {} DROP COLUMN IF EXISTS {}", quote_table(&table)?, quote_ident(part)?)),
+                Some(format!(
+                    "ALTER TABLE IF EXISTS {} DROP COLUMN IF EXISTS {}",
+                    quote_table(&table)?,
+                    quote_ident(part)?
+                )),
                 Some(format!("column {part} of {table}")),
             ),
-            "sequence" => (Some(format!("DROP SEQUENCE IF EXISTS {}", quote_table(&table)?)), Some(format!("sequence {table}"))),
+            "sequence" => {
+                (Some(format!("DROP SEQUENCE IF EXISTS {}", quote_table(&table)?)), Some(format!("sequence {table}")))
+            }
             "type" => (Some(format!("DROP TYPE IF EXISTS {}", quote_table(&table)?)), Some(format!("type {table}"))),
-            "domain" => (Some(format!("DROP DOMAIN IF EXISTS {}", quote_table(&table)?)), Some(format!("domain {table}"))),
-            "extension" => (Some(format!("DROP EXTENSION IF EXISTS {}", quote_ident(name)?)), Some(format!("extension {name}"))),
-            "schema" => (Some(format!("DROP SCHEMA IF EXISTS {}", quote_ident(schema)?)), Some(format!("schema {schema}"))),
+            "domain" => {
+                (Some(format!("DROP DOMAIN IF EXISTS {}", quote_table(&table)?)), Some(format!("domain {table}")))
+            }
+            "extension" => {
+                (Some(format!("DROP EXTENSION IF EXISTS {}", quote_ident(name)?)), Some(format!("extension {name}")))
+            }
+            "schema" => {
+                (Some(format!("DROP SCHEMA IF EXISTS {}", quote_ident(schema)?)), Some(format!("schema {schema}")))
+            }
             _ => (None, None),
         };
         if let Some(sql) = sql {

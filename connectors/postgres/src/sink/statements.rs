@@ -2,8 +2,35 @@
 
 use super::table::Table;
 use crossfade_connector::WriteMode;
+use std::sync::Arc;
+
+/// The statements of every delivery, written once.
+#[derive(Debug, Default)]
+pub(super) struct Sql {
+    pub(super) copy: String,
+    pub(super) delete: String,
+    /// Sets all that may be set; `None` where that is nothing.
+    pub(super) update: Option<String>,
+    pub(super) insert: String,
+    pub(super) insert_missing: String,
+    pub(super) upsert: String,
+    pub(super) delete_copies: String,
+}
 
 impl Table {
+    /// Writes them (again, when the types' names or the indexes have changed).
+    pub(super) fn write_sql(&mut self) {
+        self.sql = Arc::new(Sql {
+            copy: self.copy_sql(),
+            delete: self.delete_sql(),
+            update: self.update_sql(&self.settable()),
+            insert: self.insert_sql(),
+            insert_missing: self.insert_missing_sql(),
+            upsert: self.upsert_sql(),
+            delete_copies: self.delete_copies_sql(),
+        });
+    }
+
     /// The columns that an update may set: all but the key's (and, in a table of other writers, only ours).
     pub(super) fn settable(&self) -> Vec<usize> {
         let ours = |index: &usize| match &self.target.mode {
@@ -52,11 +79,11 @@ impl Table {
     }
 
     /// `COPY` straight into the table.
-    pub(super) fn copy_sql(&self) -> String {
+    fn copy_sql(&self) -> String {
         format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.quoted, self.all_columns())
     }
 
-    pub(super) fn delete_sql(&self) -> String {
+    fn delete_sql(&self) -> String {
         format!(
             "DELETE FROM {} t USING unnest($1::{}[]) s WHERE {}",
             self.quoted,
@@ -67,8 +94,10 @@ impl Table {
 
     /// Sets `columns` of the rows with these keys; `None` when there is nothing to set.
     pub(super) fn update_sql(&self, columns: &[usize]) -> Option<String> {
-        let sets: Vec<String> =
-            columns.iter().map(|index| format!("{} = {}", self.column(*index), self.value(*index, 'c', *index))).collect();
+        let sets: Vec<String> = columns
+            .iter()
+            .map(|index| format!("{} = {}", self.column(*index), self.value(*index, 'c', *index)))
+            .collect();
         (!sets.is_empty()).then(|| {
             format!(
                 "UPDATE {} t SET {} FROM unnest($1::{}[]) s WHERE {}",
@@ -119,26 +148,28 @@ impl Table {
     }
 
     /// Inserts; a key that is there already is an error.
-    pub(super) fn insert_sql(&self) -> String {
+    fn insert_sql(&self) -> String {
         self.insert_head()
     }
 
     /// Inserts what is not there yet.
-    pub(super) fn insert_missing_sql(&self) -> String {
+    fn insert_missing_sql(&self) -> String {
         if self.arbiter {
             format!("{} ON CONFLICT ({}) DO NOTHING", self.insert_head(), self.key_columns_sql())
         } else {
-            format!("{} WHERE NOT EXISTS (SELECT FROM {} t WHERE {})", self.insert_head(), self.quoted, self.matches_key("t", true))
+            format!(
+                "{} WHERE NOT EXISTS (SELECT FROM {} t WHERE {})",
+                self.insert_head(),
+                self.quoted,
+                self.matches_key("t", true)
+            )
         }
     }
 
     /// Inserts, or overwrites what is there; only with an arbiter.
-    pub(super) fn upsert_sql(&self) -> String {
-        let sets: Vec<String> = self
-            .settable()
-            .into_iter()
-            .map(|index| format!("{0} = excluded.{0}", self.column(index)))
-            .collect();
+    fn upsert_sql(&self) -> String {
+        let sets: Vec<String> =
+            self.settable().into_iter().map(|index| format!("{0} = excluded.{0}", self.column(index))).collect();
         if sets.is_empty() {
             return self.insert_missing_sql();
         }
@@ -147,7 +178,7 @@ impl Table {
 
     /// Takes away so many copies of each row, whichever: for tables whose rows have no key. Rows are compared by their
     /// text, so that types without equality are no exception and every bit counts.
-    pub(super) fn delete_copies_sql(&self) -> String {
+    fn delete_copies_sql(&self) -> String {
         let mine: Vec<String> = self.columns.iter().map(|column| format!("t.{}::text", column.quoted)).collect();
         let theirs: Vec<String> = self
             .columns

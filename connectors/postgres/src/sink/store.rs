@@ -88,7 +88,8 @@ pub(super) async fn install(link: &mut Link) -> Result<(), Failure> {
             return Ok(());
         }
         if version as usize > STEPS.len() {
-            let told = format!("the target's schema crossfade has format {version}, this program knows {}", STEPS.len());
+            let told =
+                format!("the target's schema crossfade has format {version}, this program knows {}", STEPS.len());
             return Err(Failure::halt(doing, told, "Use the release that wrote it, or a newer one"));
         }
     }
@@ -224,7 +225,9 @@ pub(super) fn position(
 /// ended between the two leaves neither.
 pub(super) fn note_sql(migration: &str, kind: &str, schema: &str, name: &str, part: &str) -> String {
     let values = [migration, kind, schema, name, part].map(quote_literal).join(", ");
-    format!("INSERT INTO crossfade.objects (migration, kind, schema, name, part) VALUES ({values}) ON CONFLICT DO NOTHING")
+    format!(
+        "INSERT INTO crossfade.objects (migration, kind, schema, name, part) VALUES ({values}) ON CONFLICT DO NOTHING"
+    )
 }
 
 /// Notes that we made something.

@@ -5,10 +5,11 @@
 //! our side, columns that are arrays themselves are no exception, and the server reads a set with one function scan.
 //! Domains are taken by their base type, and modifiers (`varchar(20)`) are left to the assignment.
 
-use super::link::Link;
+use super::{link::Link, statements::Sql};
 use crate::client::{quote_ident, quote_table};
 use crossfade_connector::{Failure, TargetTable};
 use crossfade_event::{Format, Identity, TableId};
+use std::sync::Arc;
 
 /// A composite type of the session.
 #[derive(Debug, Clone, Default)]
@@ -65,6 +66,8 @@ pub(super) struct Table {
     pub(super) parents: Vec<Parent>,
     pub(super) row_type: Composite,
     pub(super) key_type: Composite,
+    /// The statements of every delivery; made with the types.
+    pub(super) sql: Arc<Sql>,
     /// For so many more deliveries inserts are upserts, for some of their keys were there already.
     pub(super) cautious: u32,
 }
@@ -115,7 +118,8 @@ impl Table {
                 Failure::refused(&doing, told, "Add the column, or let the table be made by dropping it")
             })?;
             if row.get::<_, bool>(5) {
-                let told = format!("the column {} of {name} is generated in the target but not in the source", column.name);
+                let told =
+                    format!("the column {} of {name} is generated in the target but not in the source", column.name);
                 return Err(Failure::refused(&doing, told, "Make it a plain column"));
             }
             let text = match column.type_.format {
@@ -123,13 +127,19 @@ impl Table {
                 Format::PgText => true,
                 Format::Tagged => {
                     let told = format!("the column {} of {name} comes in SQLite's tagged form", column.name);
-                    return Err(Failure::halt(&doing, told, "Give the column a type of its own with a cast in the spec"));
+                    return Err(Failure::halt(
+                        &doing,
+                        told,
+                        "Give the column a type of its own with a cast in the spec",
+                    ));
                 }
             };
             let declared: &str = row.get(3);
             if !text && !same_type(declared, &column.type_.name) {
-                let told =
-                    format!("the column {} of {name} is {declared}, the migration needs {}", column.name, column.type_.name);
+                let told = format!(
+                    "the column {} of {name} is {declared}, the migration needs {}",
+                    column.name, column.type_.name
+                );
                 return Err(Failure::refused(&doing, told, "Change the column's type, or write to another table"));
             }
             columns.push(Col {
@@ -154,6 +164,7 @@ impl Table {
             parents: Vec::new(),
             row_type: Composite::default(),
             key_type: Composite::default(),
+            sql: Arc::default(),
             cautious: 0,
         };
         table.look_at_indexes(link).await?;
@@ -166,6 +177,7 @@ impl Table {
         let uniques = link.query(&doing, UNIQUES, &[&self.quoted]).await?;
         let mut key: Vec<&str> = self.key_names().collect();
         key.sort_unstable();
+        let before = self.arbiter;
         self.arbiter = !key.is_empty()
             && uniques.iter().any(|row| {
                 let mut columns: Vec<&str> = row.get(1);
@@ -173,6 +185,9 @@ impl Table {
                 row.get(0) && columns == key
             });
         self.bulk = uniques.is_empty();
+        if before != self.arbiter {
+            self.write_sql();
+        }
         Ok(())
     }
 
@@ -190,8 +205,7 @@ impl Table {
             Some(column) if !column.text => (column.base.clone(), column.base_oid),
             _ => ("text".to_owned(), 25),
         };
-        let rows: Vec<(String, u32)> =
-            (0..self.columns.len()).chain(self.key.iter().copied()).map(field).collect();
+        let rows: Vec<(String, u32)> = (0..self.columns.len()).chain(self.key.iter().copied()).map(field).collect();
         let keys: Vec<(String, u32)> = self.key.iter().copied().map(field).collect();
         let list = |prefix: char, fields: &[(String, u32)]| {
             let parts: Vec<String> =
@@ -206,6 +220,7 @@ impl Table {
         let oids = |fields: Vec<(String, u32)>| fields.into_iter().map(|(_, oid)| oid).collect();
         self.row_type = Composite { name: format!("pg_temp.r_{number}"), oid: 0, fields: oids(rows) };
         self.key_type = Composite { name: format!("pg_temp.k_{number}"), oid: 0, fields: oids(keys) };
+        self.write_sql();
         sql
     }
 }
@@ -222,7 +237,8 @@ pub(super) async fn make_types(link: &mut Link, tables: &mut [Table]) -> Result<
         return Ok(());
     }
     link.execute(doing, &sql).await?;
-    let sql = "SELECT 'pg_temp.' || typname, oid FROM pg_type WHERE typnamespace = pg_my_temp_schema() AND typtype = 'c'";
+    let sql =
+        "SELECT 'pg_temp.' || typname, oid FROM pg_type WHERE typnamespace = pg_my_temp_schema() AND typtype = 'c'";
     let rows = link.query(doing, sql, &[]).await?;
     for row in rows {
         let (name, oid): (String, u32) = (row.get(0), row.get(1));
@@ -287,9 +303,7 @@ fn same_type(one: &str, other: &str) -> bool {
             "serial" => "integer".to_owned(),
             "bigserial" => "bigint".to_owned(),
             "decimal" => "numeric".to_owned(),
-            _ => bare
-                .replace("charactervarying", "varchar")
-                .replace("timestamptz", "timestampwithtimezone"),
+            _ => bare.replace("charactervarying", "varchar").replace("timestamptz", "timestampwithtimezone"),
         }
     };
     canonical(one) == canonical(other)

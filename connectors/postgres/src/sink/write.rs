@@ -119,13 +119,17 @@ pub(super) async fn write_move(
     let mut actions = Vec::new();
     if table.tracked {
         let keys = table.target.schema.key_of(&new).into_iter().chain([before.clone()]).collect::<Vec<_>>();
-        Planner { link: &mut *link, table, index: unit.table, context, actions: &mut actions }.before(keys.iter()).await?;
+        Planner { link: &mut *link, table, index: unit.table, context, actions: &mut actions }
+            .before(keys.iter())
+            .await?;
     }
     let bind = link.bind(&sql, vec![set.finish()]).await?;
     actions.push(Action::Bind { bind, table: unit.table, expected: 1, short: Short::Missing });
     if table.tracked {
         let keys = table.target.schema.key_of(&new).into_iter().chain([before]).collect::<Vec<_>>();
-        Planner { link: &mut *link, table, index: unit.table, context, actions: &mut actions }.after(keys.iter()).await?;
+        Planner { link: &mut *link, table, index: unit.table, context, actions: &mut actions }
+            .after(keys.iter())
+            .await?;
     }
     run(link, tables, actions, prelude, None).await
 }
@@ -162,7 +166,10 @@ async fn run(
             Action::Copy { table, sql, input } => {
                 link.open |= prelude.is_some();
                 if let Some(sql) = prelude.take() {
-                    link.session.batch_execute(sql).await.map_err(|error| Trouble::of("beginning a transaction", error))?;
+                    link.session
+                        .batch_execute(sql)
+                        .await
+                        .map_err(|error| Trouble::of("beginning a transaction", error))?;
                 }
                 copy(link, &format!("copying rows into {}", name(table)), &sql, vec![input]).await?;
                 continue;
@@ -207,12 +214,7 @@ async fn run(
 }
 
 /// Runs one `COPY … FROM STDIN` over whole pieces of its input.
-pub(super) async fn copy(
-    link: &Link,
-    doing: &str,
-    sql: &str,
-    pieces: Vec<Bytes>,
-) -> Result<u64, Trouble> {
+pub(super) async fn copy(link: &Link, doing: &str, sql: &str, pieces: Vec<Bytes>) -> Result<u64, Trouble> {
     use futures::SinkExt;
     let trouble = |error| Trouble::of(doing, error);
     let sink = link.session.copy_in(sql).await.map_err(trouble)?;
@@ -268,13 +270,12 @@ impl Planner<'_> {
         };
         let gone: Vec<_> = folded.slots.iter().filter(goes).map(|slot| &slot.key).collect();
         if !gone.is_empty() {
-            let sql = self.table.delete_sql();
             for keys in gone.chunks(SET_ROWS) {
                 let mut set = Set::new(&self.table.key_type, keys.iter().map(|key| key.as_bytes().len() + 32).sum());
                 for key in keys {
                     set.push(key.cells());
                 }
-                let bind = self.link.bind(&sql, vec![set.finish()]).await?;
+                let bind = self.link.bind(&self.table.sql.delete, vec![set.finish()]).await?;
                 self.push(bind, 0, Short::Accept);
             }
         }
@@ -282,7 +283,7 @@ impl Planner<'_> {
         for some in fewer.chunks(SET_ROWS) {
             let rows = sets::rows(&self.table.row_type, some.iter().map(|(row, _)| row));
             let counts = sets::numbers(some.iter().map(|(_, count)| -count));
-            let bind = self.link.bind(&self.table.delete_copies_sql(), vec![rows, counts]).await?;
+            let bind = self.link.bind(&self.table.sql.delete_copies, vec![rows, counts]).await?;
             self.push(bind, 0, Short::Accept);
         }
         Ok(())
@@ -343,21 +344,20 @@ impl Planner<'_> {
     }
 
     async fn updates(&mut self, rows: &[&Row], may_miss: bool) -> Result<(), Trouble> {
-        let sql = self.table.update_sql(&self.table.settable());
         for some in chunks(rows) {
             let set = sets::rows(&self.table.row_type, some.iter().copied());
-            match &sql {
+            match &self.table.sql.update {
                 None if may_miss => {}
                 // Nothing but a key: it only has to be there.
                 None => {
-                    let bind = self.link.bind(&self.table.insert_missing_sql(), vec![set]).await?;
+                    let bind = self.link.bind(&self.table.sql.insert_missing, vec![set]).await?;
                     self.push(bind, 0, Short::Accept);
                 }
                 Some(sql) => {
                     let short = match may_miss {
                         true => Short::Accept,
                         false => {
-                            Short::Insert(self.link.bind(&self.table.insert_missing_sql(), vec![set.clone()]).await?)
+                            Short::Insert(self.link.bind(&self.table.sql.insert_missing, vec![set.clone()]).await?)
                         }
                     };
                     let bind = self.link.bind(sql, vec![set]).await?;
@@ -387,17 +387,17 @@ impl Planner<'_> {
         let cautious = by_key && self.cautious() && !self.table.bulk;
         if !once && !cautious && self.table.binary && rows.len() >= COPY_ROWS {
             let input = sets::copy_input(rows.iter().copied());
-            self.actions.push(Action::Copy { table: self.index, sql: self.table.copy_sql(), input });
+            self.actions.push(Action::Copy { table: self.index, sql: self.table.sql.copy.clone(), input });
             return Ok(());
         }
         let sql = match (once, cautious) {
-            (true, _) => self.table.insert_missing_sql(),
-            (false, true) if self.table.arbiter && !self.replaced_whole() => self.table.upsert_sql(),
-            (false, _) => self.table.insert_sql(),
+            (true, _) => &self.table.sql.insert_missing,
+            (false, true) if self.table.arbiter && !self.replaced_whole() => &self.table.sql.upsert,
+            (false, _) => &self.table.sql.insert,
         };
         for some in chunks(rows) {
             let set = sets::rows(&self.table.row_type, some.iter().copied());
-            let bind = self.link.bind(&sql, vec![set]).await?;
+            let bind = self.link.bind(sql, vec![set]).await?;
             self.push(bind, 0, Short::Accept);
         }
         Ok(())

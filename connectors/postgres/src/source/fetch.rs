@@ -156,7 +156,7 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 LEFT JOIN LATERAL (
   SELECT opn.nspname::text, op.oprname::text FROM pg_catalog.pg_index i,
-    pg_catalog.unnest(i.indkey::int2[], i.indclass::oid[]) AS k(attnum, class)
+    ROWS FROM (pg_catalog.unnest(i.indkey::int2[]), pg_catalog.unnest(i.indclass::oid[])) AS k(attnum, class)
     JOIN pg_catalog.pg_opclass oc ON oc.oid = k.class
     JOIN pg_catalog.pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amoplefttype = oc.opcintype
       AND ao.amoprighttype = oc.opcintype AND ao.amopstrategy = 3

@@ -6,7 +6,11 @@ use crossfade_event::{Column, SchemaVersion, catalog::ColumnDef};
 use std::sync::Arc;
 
 fn before() -> TargetTable {
-    table(1, "people", vec![column("id", "integer", Some(0)), column("name", "text", None), column("old", "text", None)])
+    table(
+        1,
+        "people",
+        vec![column("id", "integer", Some(0)), column("name", "text", None), column("old", "text", None)],
+    )
 }
 
 /// `name` is now `full_name`, `old` is gone, `added` came with a default, `id` is wider.

@@ -34,7 +34,10 @@ async fn shadow_columns_are_added_and_written_beside_the_old_ones() {
     ])
     .await
     .unwrap();
-    assert_eq!(rig.ask("SELECT * FROM app.users ORDER BY id").await, ["1|n1|u", "2|n2|v", "3|n3|u", "4|n4|u", "5|n5|∅"]);
+    assert_eq!(
+        rig.ask("SELECT * FROM app.users ORDER BY id").await,
+        ["1|n1|u", "2|n2|v", "3|n3|u", "4|n4|u", "5|n5|∅"]
+    );
     assert_eq!(rig.ask("SELECT count(*) FROM crossfade.undo").await, ["0"], "the column is our own");
     let report = rig.sink.wipe(&rig.target.clone()).await.unwrap();
     assert!(report.dropped.iter().any(|dropped| dropped == "column uuid_id of app.users"), "{:?}", report.dropped);
@@ -63,7 +66,9 @@ async fn our_own_transactions_are_marked_with_and_without_the_right_to_an_origin
         rig.prepare().await.unwrap();
         rig.load(vec![block(1, 1, &[row(&[V::Int(1), V::Text("u")])])]).await.unwrap();
         rig.stream(vec![update(1, &[V::Int(2), V::Text("v")])]).await.unwrap();
-        let seen = rig.ask(&format!("SELECT data FROM pg_logical_slot_get_changes('{name}', NULL, NULL, 'only-local', 'true')")).await;
+        let seen = rig
+            .ask(&format!("SELECT data FROM pg_logical_slot_get_changes('{name}', NULL, NULL, 'only-local', 'true')"))
+            .await;
         let mut ours = false;
         for line in &seen {
             if line.starts_with("BEGIN") {
@@ -72,9 +77,7 @@ async fn our_own_transactions_are_marked_with_and_without_the_right_to_an_origin
             ours |= line.contains("crossfade.own");
             assert!(!line.contains("app.users: UPDATE") || ours, "unmarked with superuser = {superuser}: {seen:?}");
         }
-        rig.database
-            .execute(&format!("SELECT pg_drop_replication_slot('{name}')"))
-            .await;
+        rig.database.execute(&format!("SELECT pg_drop_replication_slot('{name}')")).await;
     }
 }
 
@@ -88,7 +91,9 @@ const PEOPLE: &str = "CREATE SCHEMA app; CREATE TABLE app.people (id int PRIMARY
 #[tokio::test]
 async fn an_undo_puts_back_what_was_overwritten_and_leaves_alone_what_others_changed() {
     let Some(mut rig) = rig(PEOPLE, vec![people()]).await else { return };
-    rig.load(vec![block(1, 1, &[row(&[V::Int(1), V::Text("new1")]), row(&[V::Int(10), V::Text("new10")])])]).await.unwrap();
+    rig.load(vec![block(1, 1, &[row(&[V::Int(1), V::Text("new1")]), row(&[V::Int(10), V::Text("new10")])])])
+        .await
+        .unwrap();
     rig.stream(vec![
         update(1, &[V::Int(2), V::Text("new2")]),
         update(1, &[V::Int(2), V::Text("newer2")]),
@@ -117,7 +122,9 @@ async fn a_wipe_drops_what_we_made_and_nothing_else() {
     let Some(mut rig) = Rig::empty(vec![people(), orders]).await else { return };
     rig.database.execute("CREATE SCHEMA app; CREATE TABLE app.mine (a int)").await;
     rig.prepare().await.unwrap();
-    rig.load(vec![block(1, 1, &[row(&[V::Int(1), V::Null])]), block(2, 2, &[row(&[V::Int(1), V::Int(1)])])]).await.unwrap();
+    rig.load(vec![block(1, 1, &[row(&[V::Int(1), V::Null])]), block(2, 2, &[row(&[V::Int(1), V::Int(1)])])])
+        .await
+        .unwrap();
     rig.stream(vec![]).await.unwrap();
     let report = rig.sink.wipe(&rig.target.clone()).await.unwrap();
     assert!(report.dropped.contains(&"table app.people".to_owned()), "{:?}", report.dropped);

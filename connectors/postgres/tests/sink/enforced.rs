@@ -5,7 +5,11 @@ use crossfade_connector::TargetTable;
 
 fn tables(on: &str) -> Vec<TargetTable> {
     let mut child = refers(
-        table(2, "child", vec![column("id", "integer", Some(0)), column("parent", "integer", None), column("note", "text", None)]),
+        table(
+            2,
+            "child",
+            vec![column("id", "integer", Some(0)), column("parent", "integer", None), column("note", "text", None)],
+        ),
         "parent",
         "parent",
         "id",
@@ -44,7 +48,10 @@ async fn a_parent_goes_after_its_children_went_elsewhere() {
         .await
         .unwrap();
     assert!(applied.rejected.is_empty(), "{}", applied.rejected[0].reason);
-    let applied = rig.stream(vec![delete(2, &[V::Int(10), V::Absent, V::Absent]), delete(1, &[V::Int(2), V::Absent])]).await.unwrap();
+    let applied = rig
+        .stream(vec![delete(2, &[V::Int(10), V::Absent, V::Absent]), delete(1, &[V::Int(2), V::Absent])])
+        .await
+        .unwrap();
     assert!(applied.rejected.is_empty());
     assert_eq!(rig.ask("SELECT count(*) FROM app.parent").await, ["0"]);
 }

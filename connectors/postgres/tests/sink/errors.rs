@@ -60,12 +60,7 @@ async fn the_failing_change_its_later_ones_and_its_children_wait_and_all_else_go
 async fn a_retry_applies_what_can_go_in_now_in_order() {
     let Some(mut rig) = rig().await else { return };
     rig.stream(vec![insert(1, &person(3, "taken"))]).await.unwrap();
-    rig.stream(vec![
-        update(1, &person(3, "later")),
-        insert(2, &[V::Int(11), V::Int(3)]),
-    ])
-    .await
-    .unwrap();
+    rig.stream(vec![update(1, &person(3, "later")), insert(2, &[V::Int(11), V::Int(3)])]).await.unwrap();
     let outcome = rig.sink.retry(&QuarantineFilter::default()).await.unwrap();
     assert_eq!((outcome.applied, outcome.remaining), (0, 3), "the name is still taken");
     rig.database.execute("UPDATE app.people SET name = 'free' WHERE id = 1").await;

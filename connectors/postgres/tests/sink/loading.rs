@@ -78,7 +78,9 @@ async fn a_target_with_rows_of_somebody_elses_is_refused_and_untouched() {
 async fn preparing_twice_changes_nothing_and_a_row_is_read_back() {
     let Some(mut rig) = Rig::streaming(vec![people(1)]).await else { return };
     let whole = [V::Int(5), V::Text("five")];
-    rig.stream(vec![insert(1, &whole), insert(1, &[V::Int(6), V::Null]), delete(1, &[V::Int(6), V::Absent])]).await.unwrap();
+    rig.stream(vec![insert(1, &whole), insert(1, &[V::Int(6), V::Null]), delete(1, &[V::Int(6), V::Absent])])
+        .await
+        .unwrap();
     rig.prepare().await.unwrap();
     rig.prepare().await.unwrap();
     assert_eq!(rig.sink.read_row(crossfade_event::TableId(1), &key(&[V::Int(5)])).await.unwrap(), Some(row(&whole)));
@@ -104,7 +106,9 @@ async fn foreign_keys_come_last_and_are_validated() {
     let Some(mut rig) = Rig::empty(vec![people(1), refers(orders, "person", "people", "id")]).await else { return };
     rig.prepare().await.unwrap();
     // The child's rows first: nothing stands in the way yet.
-    rig.load(vec![block(2, 1, &[row(&[V::Int(1), V::Int(9)])]), block(1, 2, &[row(&[V::Int(9), V::Null])])]).await.unwrap();
+    rig.load(vec![block(2, 1, &[row(&[V::Int(1), V::Int(9)])]), block(1, 2, &[row(&[V::Int(9), V::Null])])])
+        .await
+        .unwrap();
     rig.stream(vec![]).await.unwrap();
     assert_eq!(rig.ask("SELECT convalidated FROM pg_constraint WHERE contype = 'f'").await, ["t"]);
 }
@@ -112,7 +116,11 @@ async fn foreign_keys_come_last_and_are_validated() {
 #[tokio::test]
 async fn an_empty_table_that_was_there_is_filled_and_a_wipe_empties_it_again() {
     let Some(mut rig) = Rig::empty(vec![people(1)]).await else { return };
-    rig.database.execute("CREATE SCHEMA app; CREATE TABLE app.people (id int PRIMARY KEY, name varchar(10), more int DEFAULT 7)").await;
+    rig.database
+        .execute(
+            "CREATE SCHEMA app; CREATE TABLE app.people (id int PRIMARY KEY, name varchar(10), more int DEFAULT 7)",
+        )
+        .await;
     let failure = rig.prepare().await.unwrap_err();
     assert!(failure.to_string().contains("character varying(10)"), "{failure}");
     rig.database.execute("ALTER TABLE app.people ALTER name TYPE text").await;
@@ -124,4 +132,29 @@ async fn an_empty_table_that_was_there_is_filled_and_a_wipe_empties_it_again() {
     assert_eq!(rig.ask("SELECT count(*) FROM crossfade.undo").await, ["0"]);
     crossfade_connector::Rollback::wipe(&mut rig.sink, &rig.target.clone()).await.unwrap();
     assert_eq!(rig.ask("SELECT count(*) FROM app.people").await, ["0"]);
+}
+
+#[tokio::test]
+async fn a_table_that_is_copied_anew_is_made_ready_for_rows_of_different_moments() {
+    let orders = table(2, "orders", vec![column("id", "integer", Some(0)), column("person", "integer", None)]);
+    let people = unique(people(1), "name");
+    let Some(mut rig) = Rig::empty(vec![people, refers(orders, "person", "people", "id")]).await else { return };
+    rig.prepare().await.unwrap();
+    rig.load(vec![]).await.unwrap();
+    rig.stream(vec![insert(1, &[V::Int(1), V::Text("a")]), insert(2, &[V::Int(1), V::Int(1)])]).await.unwrap();
+    let constraints = "SELECT conname FROM pg_constraint WHERE connamespace = 'app'::regnamespace AND contype IN ('p', 'u', 'f') ORDER BY 1";
+    let all = ["orders_person_fkey", "orders_pkey", "people_name_key", "people_pkey"];
+    assert_eq!(rig.ask(constraints).await, all);
+    let truncate = crossfade_connector::Write::Truncate {
+        at: crossfade_event::Version { offset: crossfade_event::Offset(1), ordinal: 0 },
+        tables: vec![crossfade_event::TableId(1)],
+    };
+    // One name in two rows, as it was never in the source at one moment; and one row twice.
+    let rows = [row(&[V::Int(1), V::Text("b")]), row(&[V::Int(2), V::Text("b")]), row(&[V::Int(2), V::Text("b")])];
+    let applied = rig.load(vec![truncate, block(1, 2, &rows)]).await.unwrap();
+    assert!(applied.rejected.is_empty(), "{}", applied.rejected[0].reason);
+    assert_eq!(rig.ask(constraints).await, ["orders_pkey", "people_pkey"]);
+    rig.stream(vec![update(1, &[V::Int(1), V::Text("a")])]).await.unwrap();
+    assert_eq!(rig.ask(constraints).await, all);
+    assert_eq!(rig.ask("SELECT * FROM app.people ORDER BY id").await, ["1|a", "2|b"]);
 }

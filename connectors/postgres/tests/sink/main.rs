@@ -3,9 +3,9 @@
 
 mod altering;
 mod columns;
+mod enforced;
 mod errors;
 mod loading;
-mod enforced;
 mod parallel;
 mod recovery;
 mod rig;

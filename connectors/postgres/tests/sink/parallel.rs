@@ -59,5 +59,8 @@ async fn a_violation_between_workers_is_tried_again_in_source_order() {
     let applied = rig.stream(changes).await.unwrap();
     assert_eq!(applied.rejected.len(), 1, "only the last one is at fault by itself");
     assert_eq!(rig.ask("SELECT count(*) FROM app.people").await, ["600"]);
-    assert_eq!(rig.ask("SELECT name FROM app.people WHERE id IN (0, 599, 7000) ORDER BY id").await, ["n1", "n0", "moved"]);
+    assert_eq!(
+        rig.ask("SELECT name FROM app.people WHERE id IN (0, 599, 7000) ORDER BY id").await,
+        ["n1", "n0", "moved"]
+    );
 }

@@ -31,6 +31,30 @@ async fn a_lost_connection_loses_the_open_transaction_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_server_that_crashes_loses_rows_and_their_position_together() {
+    use crossfade_testkit::postgres::{Postgres, Settings};
+    let Some(server) = Postgres::start(crate::rig::server_version(), Settings::new().fsync()) else { return };
+    let Some(mut rig) = Rig::on(server.create_database("crash").await, vec![people()]).await else { return };
+    rig.prepare().await.unwrap();
+    rig.load(Vec::new()).await.unwrap();
+    let mut next = 0;
+    for _ in 0..5 {
+        for _ in 0..40 {
+            next += 1;
+            rig.stream(vec![insert(1, &[V::Int(next), V::Null])]).await.unwrap();
+        }
+        server.kill();
+        server.start_again();
+        let progress = rig.restart().await.unwrap();
+        let rows = rig.ask("SELECT count(*) FROM app.people").await;
+        // The load was the first step of a hundred; each delivery after it brought one row.
+        next = i32::try_from(progress.cut.total() / 100 - 1).unwrap();
+        assert_eq!(rows, [next.to_string()]);
+        rig.stand_at(&progress);
+    }
+}
+
+#[tokio::test]
 async fn a_cancelled_delivery_leaves_nothing_and_its_successor_waits_for_its_end() {
     let Some(mut rig) = Rig::streaming(vec![people()]).await else { return };
     rig.stream(vec![insert(1, &[V::Int(1), V::Text("a")])]).await.unwrap();
@@ -84,7 +108,10 @@ async fn a_deadlock_is_tried_again() {
         held.execute("UPDATE app.people SET name = 'y' WHERE id = 1", &[]).await
     };
     let changes = vec![update(1, &[V::Int(1), V::Text("a")]), update(1, &[V::Int(2), V::Text("b")])];
-    let upto = crossfade_connector::Progress { cut: crossfade_event::Cut::single(crossfade_event::Offset(900)), ..rig.sink.progress().await.unwrap().unwrap() };
+    let upto = crossfade_connector::Progress {
+        cut: crossfade_event::Cut::single(crossfade_event::Offset(900)),
+        ..rig.sink.progress().await.unwrap().unwrap()
+    };
     let writes = rig.writes(changes);
     let (ours, theirs) = tokio::join!(rig.sink.apply(Delivery { writes, upto, commits: true }, Guard::Forward), theirs);
     match (ours, theirs) {

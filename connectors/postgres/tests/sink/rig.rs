@@ -175,9 +175,17 @@ pub(crate) struct Rig {
 impl Rig {
     /// A database of one's own, with nothing in it; `None` (said loudly) without a server.
     pub(crate) async fn empty(tables: Vec<TargetTable>) -> Option<Self> {
-        let database = Postgres::shared_target(server_version())?.create_database("sink").await;
+        Self::on(Postgres::shared_target(server_version())?.create_database("sink").await, tables).await
+    }
+
+    pub(crate) async fn on(database: Database, tables: Vec<TargetTable>) -> Option<Self> {
         let sink = new_sink(&database.url);
         Some(Self { database, sink, target: target(tables), next: 0 })
+    }
+
+    /// Goes on from where the sink says it is.
+    pub(crate) fn stand_at(&mut self, progress: &Progress) {
+        self.next = progress.cut.total();
     }
 
     /// Prepared, loaded with nothing, streaming.

@@ -237,14 +237,21 @@ async fn what_cannot_be_captured_is_named_with_its_remedy() {
 async fn a_role_without_rights_is_told_what_to_grant() {
     let Some(server) = Postgres::shared(server_version()) else { return };
     let source = server.create_database("rights").await;
-    source.execute("CREATE TABLE t (id int PRIMARY KEY); DROP ROLE IF EXISTS nobody_special; CREATE ROLE nobody_special LOGIN").await;
+    source
+        .execute(
+            "CREATE TABLE t (id int PRIMARY KEY); DROP ROLE IF EXISTS nobody_special; CREATE ROLE nobody_special LOGIN",
+        )
+        .await;
     let mut inspect = PostgresInspect::new(Config::parse(&server.url_as("nobody_special", "x", &source.name)).unwrap());
     let found = inspect.preflight_source(&["public.t".to_owned()]).await.unwrap();
     let remedies: Vec<_> = found.iter().map(|refusal| refusal.remedy.as_str()).collect();
     assert!(remedies.contains(&"ALTER ROLE \"nobody_special\" REPLICATION"), "{remedies:?}");
     assert!(remedies.contains(&"GRANT SELECT ON TABLE \"public\".\"t\" TO \"nobody_special\""), "{remedies:?}");
     let found = inspect.preflight_sink().await.unwrap();
-    assert!(found.iter().any(|refusal| refusal.fatal && refusal.remedy.contains("GRANT CREATE ON DATABASE")), "{found:?}");
+    assert!(
+        found.iter().any(|refusal| refusal.fatal && refusal.remedy.contains("GRANT CREATE ON DATABASE")),
+        "{found:?}"
+    );
     let failure = crate::rig::new_sink(&server.url_as("nobody_special", "x", &source.name))
         .prepare(&target(Vec::new()))
         .await

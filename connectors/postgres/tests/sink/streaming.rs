@@ -5,7 +5,11 @@ use crossfade_connector::{Delivery, Guard, Sink, Stage, TargetTable, Write};
 use crossfade_event::{Offset, TableId, Version};
 
 fn people() -> TargetTable {
-    table(1, "people", vec![column("id", "integer", Some(0)), column("name", "text", None), column("note", "text", None)])
+    table(
+        1,
+        "people",
+        vec![column("id", "integer", Some(0)), column("name", "text", None), column("note", "text", None)],
+    )
 }
 
 #[tokio::test]
@@ -86,7 +90,11 @@ async fn many_changes_in_one_delivery_are_the_same_as_one_by_one() {
                     }
                     model.remove(&id);
                     model.insert(to, (kept, note));
-                    changes.push(update_from(1, &[V::Int(id), V::Absent, V::Absent], &[V::Int(to), V::Same, cell(note)]));
+                    changes.push(update_from(
+                        1,
+                        &[V::Int(id), V::Absent, V::Absent],
+                        &[V::Int(to), V::Same, cell(note)],
+                    ));
                 }
                 (Some(_), _) => {
                     model.insert(id, (name, note));
@@ -106,12 +114,9 @@ async fn many_changes_in_one_delivery_are_the_same_as_one_by_one() {
 #[tokio::test]
 async fn two_rows_swap_a_unique_value_within_one_transaction() {
     let Some(mut rig) = Rig::streaming(vec![unique(people(), "name")]).await else { return };
-    rig.stream(vec![
-        insert(1, &[V::Int(1), V::Text("a"), V::Null]),
-        insert(1, &[V::Int(2), V::Text("b"), V::Null]),
-    ])
-    .await
-    .unwrap();
+    rig.stream(vec![insert(1, &[V::Int(1), V::Text("a"), V::Null]), insert(1, &[V::Int(2), V::Text("b"), V::Null])])
+        .await
+        .unwrap();
     let applied = rig
         .stream(vec![
             update(1, &[V::Int(1), V::Text("aside"), V::Null]),
@@ -154,14 +159,23 @@ async fn rows_without_a_key_are_counted_and_any_copy_will_do() {
     let log = table(1, "log", vec![column("a", "integer", None), column("b", "json", None), column("c", "text", None)]);
     let Some(mut rig) = Rig::streaming(vec![log]).await else { return };
     let line = |a: i32, b: &'static str| [V::Int(a), V::Text(b), V::Null];
-    rig.stream(vec![insert(1, &line(1, "{}")), insert(1, &line(1, "{}")), insert(1, &line(1, "{ }")), insert(1, &line(2, "[]"))])
-        .await
-        .unwrap();
+    rig.stream(vec![
+        insert(1, &line(1, "{}")),
+        insert(1, &line(1, "{}")),
+        insert(1, &line(1, "{ }")),
+        insert(1, &line(2, "[]")),
+    ])
+    .await
+    .unwrap();
     rig.stream(vec![delete(1, &line(1, "{}")), update_from(1, &line(2, "[]"), &line(3, "[]"))]).await.unwrap();
     assert_eq!(rig.ask("SELECT a, b FROM app.log ORDER BY a, b::text").await, ["1|{ }", "1|{}", "3|[]"]);
-    rig.stream(vec![update_from(1, &line(3, "[]"), &line(4, "[]")), delete(1, &line(4, "[]")), delete(1, &line(1, "{}"))])
-        .await
-        .unwrap();
+    rig.stream(vec![
+        update_from(1, &line(3, "[]"), &line(4, "[]")),
+        delete(1, &line(4, "[]")),
+        delete(1, &line(1, "{}")),
+    ])
+    .await
+    .unwrap();
     assert_eq!(rig.ask("SELECT a, b FROM app.log").await, ["1|{ }"]);
 }
 
@@ -189,4 +203,37 @@ async fn healing_writes_final_images_and_leaves_the_position() {
     rig.sink.apply(Delivery { writes, upto, commits: true }, Guard::Heal).await.unwrap();
     assert_eq!(rig.ask("SELECT id, name FROM app.people ORDER BY id").await, ["1|a", "2|b"]);
     assert_eq!(rig.ask("SELECT cut, progress FROM crossfade.positions").await, before);
+}
+
+#[tokio::test]
+async fn a_mapping_keeps_its_first_entry_and_is_read_in_pages() {
+    use crossfade_connector::{StoredMapping, WriteMode};
+    let mut mapping = table(
+        9,
+        "mapping",
+        vec![column("table_name", "text", Some(0)), column("old_id", "text", Some(1)), column("new_id", "text", None)],
+    );
+    mapping.mode = WriteMode::InsertOnce;
+    let mut migrated_at = mapping.def.columns[2].clone();
+    migrated_at.column = column("migrated_at", "timestamp with time zone", None);
+    migrated_at.default = Some("now()".to_owned());
+    mapping.def.columns.push(migrated_at);
+    let Some(mut rig) = Rig::streaming(vec![people(), mapping]).await else { return };
+    let entry = |old: &'static str, new: &'static str| insert(9, &[V::Text("people"), V::Text(old), V::Text(new)]);
+    rig.stream(vec![entry("1", "a"), entry("2", "b"), entry("1", "a"), entry("3", "c")]).await.unwrap();
+    rig.stream(vec![entry("2", "other"), entry("10", "d")]).await.unwrap();
+    rig.restart().await;
+    let mut pages = Vec::new();
+    let mut after = None;
+    loop {
+        let page = rig.sink.mapping_page(Some("people"), after.as_ref(), 2).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.clone());
+        pages.extend(page.into_iter().map(|entry| format!("{}={}", entry.old_id, entry.new_id)));
+    }
+    assert_eq!(pages, ["1=a", "10=d", "2=b", "3=c"]);
+    let found = rig.sink.mapping_lookup("d").await.unwrap();
+    assert_eq!((found.len(), found[0].old_id.as_str()), (1, "10"));
+    assert!(found[0].migrated_at.ends_with('Z'), "{}", found[0].migrated_at);
+    assert!(rig.sink.mapping_page(Some("orders"), None, 2).await.unwrap().is_empty());
 }

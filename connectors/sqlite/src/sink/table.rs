@@ -205,7 +205,10 @@ fn column_definition(target: &TargetTable, def: &ColumnDef, own_words: bool, row
         // Another system's expression is not ours to guess; the plan says that such a column is left out.
         return own_words.then(|| format!("{sql} GENERATED ALWAYS AS ({expression})"));
     }
-    let column = carried?;
+    // The mapping has a column that rows do not carry, for the target fills it; it was planned in SQLite's own words.
+    let ours = target.mode == WriteMode::InsertOnce;
+    let own_words = own_words || ours;
+    let column = carried.or(ours.then_some(&def.column))?;
     if rowid_key {
         sql.push_str(if def.sequence.is_some() { " PRIMARY KEY AUTOINCREMENT" } else { " PRIMARY KEY" });
         return Some(sql);

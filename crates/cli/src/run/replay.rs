@@ -3,7 +3,7 @@
 use super::{
     ends::heal_offline,
     place::cut_of,
-    plan_file::{PlanFile, secret_of},
+    plan_file::{PlanFile, secret_id, secret_of, spec_hash},
     session::{Session, routes},
 };
 use crate::{
@@ -98,7 +98,10 @@ async fn build(spec: &Spec, into: &Spec, args: &ReplayArgs) -> Result<(), CliErr
     // The same secret, so that derived keys are the same in every sink.
     let secret = secret_of(&from_folder)?;
     PlanFile::write(own.dir(), into, plan.catalog.clone())?;
-    journal.command(Command::RaiseEpoch, &by).await?;
+    let planned = Command::Plan { spec_hash: spec_hash(into), secret_id: secret_id(&secret) };
+    for command in [planned, Command::RaiseEpoch, Command::Expand, Command::StartCapture] {
+        journal.command(command, &by).await?;
+    }
     journal.command(Command::Note { what: format!("replay from the log of {}", spec.name) }, &by).await?;
     let into_plan = PlanFile::read(own.dir())?.unwrap_or(plan);
     let routes = routes(into, &into_plan, secret, journal.migration().epoch)?;

@@ -23,6 +23,9 @@ use tokio::{sync::mpsc, task::JoinSet};
 /// How often status file, terminal and gates look.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How often an idle log drops what its retention allows; a busy one does so by itself.
+const RETENTION: Duration = Duration::from_secs(60);
+
 /// A run under way.
 pub(super) struct Running {
     session: Session,
@@ -86,6 +89,7 @@ impl Running {
             WorkFolder::history_path(self.session.folder.dir()),
         );
         let mut tick = tokio::time::interval(TICK);
+        let mut retention = tokio::time::interval(RETENTION);
         let mut signals = Signals::listen()?;
         let reached = self.shared.clone();
         let mut catching_up = Box::pin(async move {
@@ -117,6 +121,11 @@ impl Running {
                     if second {
                         // Everything is safe to drop at any moment; that is what the log and the sink's position are for.
                         break;
+                    }
+                }
+                _ = retention.tick() => {
+                    if let Err(error) = self.session.log.retain() {
+                        tracing::warn!("old segments of the log could not be dropped: {error}");
                     }
                 }
                 _ = tick.tick() => {
