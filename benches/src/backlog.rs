@@ -39,7 +39,7 @@ pub(crate) async fn run(rounds: usize, changes: u64, per_transaction: u64) -> Re
     let speed = |rounds: &[Round]| rounds.iter().map(|round| round.changes_per_second).collect::<Vec<_>>();
     let cpu = |rounds: &[Round]| rounds.iter().map(|round| round.cpu_seconds_per_million).collect::<Vec<_>>();
     row(&format!("backlog, transactions of {per_transaction}"), "changes/s", &speed(&peer), &speed(&ours));
-    row(&format!("the same, processor time with both servers"), "s per million", &cpu(&peer), &cpu(&ours));
+    row("the same, processor time with both servers", "s per million", &cpu(&peer), &cpu(&ours));
     Ok(())
 }
 
@@ -88,7 +88,8 @@ async fn subscription(pair: &Pair, databases: &Databases, changes: u64, per: u64
     let name = &databases.target.name;
     let source = databases.source.connect().await;
     source.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", &[name]).await?;
-    let connection = format!("host=127.0.0.1 port={} user=postgres dbname={}", pair.source.port(), databases.source.name);
+    let connection =
+        format!("host=127.0.0.1 port={} user=postgres dbname={}", pair.source.port(), databases.source.name);
     databases
         .target
         .execute(&format!(
@@ -139,10 +140,7 @@ async fn crossfade_done(databases: &Databases, _folder: &std::path::Path) {
 }
 
 fn figures(changes: u64, took: f64, cpu: f64) -> Round {
-    Round {
-        changes_per_second: changes as f64 / took,
-        cpu_seconds_per_million: cpu * 1_000_000.0 / changes as f64,
-    }
+    Round { changes_per_second: changes as f64 / took, cpu_seconds_per_million: cpu * 1_000_000.0 / changes as f64 }
 }
 
 fn cpu_seconds_of(pair: &Pair) -> f64 {
@@ -155,7 +153,10 @@ impl Databases {
             "set -e -o pipefail; psql -qXAt '{}' -c 'COPY items TO STDOUT' | psql -qXAt '{}' -c 'COPY items FROM STDIN'",
             self.source.url, self.target.url
         );
-        anyhow::ensure!(std::process::Command::new("bash").args(["-c", &script]).status()?.success(), "the copy failed");
+        anyhow::ensure!(
+            std::process::Command::new("bash").args(["-c", &script]).status()?.success(),
+            "the copy failed"
+        );
         Ok(())
     }
 }

@@ -24,8 +24,16 @@ pub(crate) async fn run(rounds: usize) -> Result<()> {
             for is_peer in order {
                 let databases = pair.databases("latency").await;
                 databases.source.execute(SCHEMA).await;
-                let p99 = if is_peer { subscription(&pair, &databases, rate).await? } else { crossfade(&databases, rate).await? };
-                if is_peer { peer.push(p99) } else { ours.push(p99) }
+                let p99 = if is_peer {
+                    subscription(&pair, &databases, rate).await?
+                } else {
+                    crossfade(&databases, rate).await?
+                };
+                if is_peer {
+                    peer.push(p99)
+                } else {
+                    ours.push(p99)
+                }
                 databases.compare("SELECT * FROM public.ticks ORDER BY id").await?;
             }
         }
@@ -38,7 +46,8 @@ async fn subscription(pair: &Pair, databases: &Databases, rate: u64) -> Result<f
     databases.target.execute(SCHEMA).await;
     databases.source.execute("CREATE PUBLICATION bench FOR TABLE ticks").await;
     let name = &databases.target.name;
-    let connection = format!("host=127.0.0.1 port={} user=postgres dbname={}", pair.source.port(), databases.source.name);
+    let connection =
+        format!("host=127.0.0.1 port={} user=postgres dbname={}", pair.source.port(), databases.source.name);
     databases
         .target
         .execute(&format!(
@@ -95,16 +104,17 @@ async fn measure(databases: &Databases, rate: u64) -> Result<f64> {
     while seen < total {
         let now_at = target.query_one(&newest, &[]).await?.get::<_, i64>(0) as u64;
         let now = Instant::now();
-        let mut committed = committed.lock().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
-        // A row can be seen before its writer has heard of the commit; then it is counted in the next look.
-        while seen < now_at {
-            let Some(at) = committed.pop_front() else { break };
-            seen += 1;
-            if seen > rate * 2 {
-                delays_ms.push(now.saturating_duration_since(at).as_secs_f64() * 1_000.0);
+        {
+            let mut committed = committed.lock().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
+            // A row can be seen before its writer has heard of the commit; then it is counted in the next look.
+            while seen < now_at {
+                let Some(at) = committed.pop_front() else { break };
+                seen += 1;
+                if seen > rate * 2 {
+                    delays_ms.push(now.saturating_duration_since(at).as_secs_f64() * 1_000.0);
+                }
             }
         }
-        drop(committed);
         tokio::time::sleep(Duration::from_micros(300)).await;
     }
     writer.await??;

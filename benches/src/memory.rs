@@ -8,8 +8,7 @@ use crate::{
 use anyhow::{Context, Result};
 use std::time::Duration;
 
-const SCHEMA: &str =
-    "CREATE TABLE items (id bigint PRIMARY KEY, name text NOT NULL, body text NOT NULL); CREATE TABLE done (id int PRIMARY KEY)";
+const SCHEMA: &str = "CREATE TABLE items (id bigint PRIMARY KEY, name text NOT NULL, body text NOT NULL); CREATE TABLE done (id int PRIMARY KEY)";
 const MIB: f64 = 1_048_576.0;
 
 pub(crate) async fn run(rows: u64) -> Result<()> {
@@ -24,7 +23,9 @@ pub(crate) async fn run(rows: u64) -> Result<()> {
 async fn write(databases: &Databases, rows: u64) {
     databases
         .source
-        .execute(&format!("INSERT INTO items SELECT i, 'item ' || i, repeat(md5(i::text), 3) FROM generate_series(1, {rows}) i"))
+        .execute(&format!(
+            "INSERT INTO items SELECT i, 'item ' || i, repeat(md5(i::text), 3) FROM generate_series(1, {rows}) i"
+        ))
         .await;
     databases.source.execute("INSERT INTO done VALUES (1)").await;
 }
@@ -55,7 +56,8 @@ async fn subscription(pair: &Pair, rows: u64) -> Result<(f64, f64)> {
     databases.target.execute(SCHEMA).await;
     databases.source.execute("CREATE PUBLICATION bench FOR TABLE items, done").await;
     let name = &databases.target.name;
-    let connection = format!("host=127.0.0.1 port={} user=postgres dbname={}", pair.source.port(), databases.source.name);
+    let connection =
+        format!("host=127.0.0.1 port={} user=postgres dbname={}", pair.source.port(), databases.source.name);
     databases
         .target
         .execute(&format!(

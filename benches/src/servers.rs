@@ -31,10 +31,7 @@ impl Pair {
 
     /// New databases for one round.
     pub(crate) async fn databases(&self, hint: &str) -> Databases {
-        Databases {
-            source: self.source.create_database(hint).await,
-            target: self.target.create_database(hint).await,
-        }
+        Databases { source: self.source.create_database(hint).await, target: self.target.create_database(hint).await }
     }
 
     /// Writes everything out, so that no round pays for the one before.

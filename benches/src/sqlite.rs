@@ -16,7 +16,11 @@ pub(crate) fn run(rounds: usize, rows: u64) -> Result<()> {
             fill(&source, rows)?;
             let begun = Instant::now();
             if is_peer {
-                let script = format!("set -e -o pipefail; sqlite3 '{}' .dump | sqlite3 '{}'", source.display(), target.display());
+                let script = format!(
+                    "set -e -o pipefail; sqlite3 '{}' .dump | sqlite3 '{}'",
+                    source.display(),
+                    target.display()
+                );
                 ensure!(Command::new("bash").args(["-c", &script]).status()?.success(), "the peer's pipe failed");
                 peer.push(rows as f64 / begun.elapsed().as_secs_f64());
             } else {
@@ -24,7 +28,11 @@ pub(crate) fn run(rounds: usize, rows: u64) -> Result<()> {
                 ours.push(rows as f64 / begun.elapsed().as_secs_f64());
             }
             let query = "SELECT * FROM items";
-            assert_same("items", &sqlite_rows(&sqlite_reader(&source), query), &sqlite_rows(&sqlite_reader(&target), query));
+            assert_same(
+                "items",
+                &sqlite_rows(&sqlite_reader(&source), query),
+                &sqlite_rows(&sqlite_reader(&target), query),
+            );
         }
     }
     row("SQLite to SQLite", "rows/s", &peer, &ours);

@@ -142,10 +142,10 @@ impl Round {
     }
 
     async fn kill_while_copying(&mut self) {
-        let log = self.stand.work().join("log");
         while self.tally.kills(Phase::Snapshot) < self.kills.per_phase && !self.stand.is_loaded().await {
+            let before = self.stand.log_end();
             let mut run = self.stand.start();
-            self.stand.until("the log is there", &mut run, async || log.is_dir()).await;
+            self.stand.until("something new is in the log", &mut run, async || self.stand.log_end() > before).await;
             self.a_moment().await;
             let unfinished = self.kill(run).await;
             let loaded = self.stand.is_loaded().await;
@@ -168,11 +168,10 @@ impl Round {
 
     /// Kills run after run until one has caught up with the mark.
     async fn kill_while_behind(&mut self, mark: i64) {
-        let socket = self.stand.work().join("control.sock");
         loop {
-            let _ = std::fs::remove_file(&socket);
+            let before = self.stand.log_end();
             let mut run = self.stand.start();
-            self.stand.until("the run takes questions", &mut run, async || socket.exists()).await;
+            self.stand.until("something new is in the log", &mut run, async || self.stand.log_end() > before).await;
             self.a_moment().await;
             let unfinished = self.kill(run).await;
             let arrived = bank::has_mark(&self.stand.target, mark).await;

@@ -163,10 +163,14 @@ impl Stand {
         self.target.number(&sql).await.is_some()
     }
 
+    /// Where the log ends; works beside a run.
+    pub(crate) fn log_end(&self) -> u64 {
+        let log = Embedded::open_read_only(self.work().join("log"));
+        log.map_or(0, |log| log.tail().cut.next(Partition(0)).0)
+    }
+
     /// How many entries of the log the target has not got, after a kill: a batch was under way if there are any.
     pub(crate) async fn behind_the_log(&self) -> u64 {
-        let Ok(log) = Embedded::open_read_only(self.work().join("log")) else { return 0 };
-        let end = log.tail().cut.next(Partition(0)).0;
         let sql = match &self.target {
             End::Postgres(_) => format!("SELECT cut FROM crossfade.positions WHERE migration = '{}'", self.name),
             End::Sqlite(_) => format!(
@@ -175,7 +179,7 @@ impl Stand {
             ),
         };
         let cut = self.target.text(&sql).await.and_then(|cut| cut.parse::<u64>().ok());
-        end.saturating_sub(cut.unwrap_or_default())
+        self.log_end().saturating_sub(cut.unwrap_or_default())
     }
 
     /// Waits until no session of a run that was killed is left in the target.

@@ -33,10 +33,14 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Show the whole life of a migration on embedded parts, with live writers, in under half a minute
-    #[command(after_help = "Example:\n  crossfade demo\n\nNeeds no server and no configuration; leaves one folder, which it names.")]
+    #[command(
+        after_help = "Example:\n  crossfade demo\n\nNeeds no server and no configuration; leaves one folder, which it names."
+    )]
     Demo(DemoArgs),
     /// Look at the databases and write a commented spec
-    #[command(after_help = "Example:\n  crossfade init --source 'postgres://app@old.example/shop' --sink 'postgres://app@new.example/shop' -o shop.toml")]
+    #[command(
+        after_help = "Example:\n  crossfade init --source 'postgres://app@old.example/shop' --sink 'postgres://app@new.example/shop' -o shop.toml"
+    )]
     Init(InitArgs),
     /// Check rights, settings and the target, and say how to mend what is wrong; writes nothing
     #[command(after_help = "Example:\n  crossfade check shop.toml")]
@@ -45,7 +49,9 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  crossfade plan shop.toml --json")]
     Plan(ReportArgs),
     /// Run the migration in the foreground; SIGINT or SIGTERM drains and stops, a second one stops at once
-    #[command(after_help = "Example:\n  crossfade run shop.toml\n\nIt may be killed at any time and started again: nothing is lost, nothing comes twice.")]
+    #[command(
+        after_help = "Example:\n  crossfade run shop.toml\n\nIt may be killed at any time and started again: nothing is lost, nothing comes twice."
+    )]
     Run(RunArgs),
     /// Wait until the sink has everything that was in the source when asked
     #[command(after_help = "Example:\n  crossfade wait shop.toml --caught-up --timeout 5m")]
@@ -54,16 +60,22 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  crossfade status shop.toml --json")]
     Status(ReportArgs),
     /// Compare both sides at one position, row by row
-    #[command(after_help = "Example:\n  crossfade verify shop.toml\n\nExit code 4 when there are differences; they are listed by table and key.")]
+    #[command(
+        after_help = "Example:\n  crossfade verify shop.toml\n\nExit code 4 when there are differences; they are listed by table and key."
+    )]
     Verify(VerifyArgs),
     /// Give the present place in the log a name, for a later replay
     #[command(after_help = "Example:\n  crossfade checkpoint shop.toml before-the-import")]
     Checkpoint(CheckpointArgs),
     /// Apply the log again: into the same sink it heals, into another one it builds anew
-    #[command(after_help = "Examples:\n  crossfade replay shop.toml --from checkpoint:before-the-import\n  crossfade replay shop.toml --from start --into shop-v2.toml")]
+    #[command(
+        after_help = "Examples:\n  crossfade replay shop.toml --from checkpoint:before-the-import\n  crossfade replay shop.toml --from start --into shop-v2.toml"
+    )]
     Replay(ReplayArgs),
     /// Take back what the migration wrote
-    #[command(after_help = "Examples:\n  crossfade rollback shop.toml --undo\n  crossfade rollback shop.toml --wipe --yes")]
+    #[command(
+        after_help = "Examples:\n  crossfade rollback shop.toml --undo\n  crossfade rollback shop.toml --wipe --yes"
+    )]
     Rollback(RollbackArgs),
     /// Switch the applications to the new side (not built yet)
     Cutover(SpecArgs),

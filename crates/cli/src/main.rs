@@ -58,7 +58,11 @@ fn start_tracing(cli: &Cli) -> Result<(), CliError> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    if cli.log_json { lines.json().init() } else { lines.init() }
+    if cli.log_json {
+        lines.json().init()
+    } else {
+        lines.init()
+    }
     Ok(())
 }
 

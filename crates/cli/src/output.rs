@@ -60,9 +60,8 @@ impl Table {
         let cells = |column: usize| self.rows.iter().filter_map(move |row| row.get(column));
         let widths: Vec<usize> =
             (0..columns).map(|column| cells(column).map(|cell| cell.chars().count()).max().unwrap_or(0)).collect();
-        let numeric: Vec<bool> = (0..columns)
-            .map(|column| !self.is_empty() && cells(column).skip(1).all(|cell| is_number(cell)))
-            .collect();
+        let numeric: Vec<bool> =
+            (0..columns).map(|column| !self.is_empty() && cells(column).skip(1).all(|cell| is_number(cell))).collect();
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();

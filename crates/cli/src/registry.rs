@@ -2,19 +2,21 @@
 
 use crate::{
     error::CliError,
-    spec::{self, Apply, OnError, OnRewrite, PostgresSink as SinkKeys, PostgresSource as SourceKeys, SinkSpec, SourceSpec, Spec},
+    spec::{
+        self, Apply, OnError, OnRewrite, PostgresSink as SinkKeys, PostgresSource as SourceKeys, SinkSpec, SourceSpec,
+        Spec,
+    },
 };
 use crossfade_connector::{
     Applied, Delivery, Failure, Guard, Inspect, MappingEntry, Progress, Quarantine, QuarantineFilter,
-    QuarantineOutcome, QuarantinedChange, Refusal, Resume, Rollback, RowPage, Sink, Source, SourceHealth, StoredMapping, Target,
-    TargetTable, UndoReport,
+    QuarantineOutcome, QuarantinedChange, Refusal, Resume, Rollback, RowPage, Sink, Source, SourceHealth,
+    StoredMapping, Target, TargetTable, UndoReport,
 };
-use crossfade_event::{
-    Batch, Change, Durable, Key, Position, Row, TableId, TableName, TableSchema, catalog::Catalog,
-};
+use crossfade_event::{Batch, Change, Durable, Key, Position, Row, TableId, TableName, TableSchema, catalog::Catalog};
 use crossfade_postgres::{
     Apply as PostgresApply, Config as PostgresConfig, OnError as PostgresOnError, OnRewrite as PostgresOnRewrite,
-    PostgresInspect, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig, TlsOptions, connect, failure, quote_ident,
+    PostgresInspect, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig, TlsOptions, connect,
+    failure, quote_ident,
 };
 use crossfade_sqlite::{Config as SqliteConfig, SourceOptions, SqliteInspect, SqliteSink, SqliteSource};
 use std::path::{Path, PathBuf};
@@ -302,9 +304,7 @@ async fn release_postgres(made: &SourceConfig) -> Result<(), Failure> {
 pub(crate) async fn preflight_source(spec: &Spec) -> Result<Vec<Refusal>, CliError> {
     let (patterns, migration) = (spec.source.tables(), spec.name.as_str());
     Ok(match &spec.source {
-        SourceSpec::Postgres(keys) => {
-            PostgresInspect::new(source_connection(keys)?).preflight_source(patterns).await?
-        }
+        SourceSpec::Postgres(keys) => PostgresInspect::new(source_connection(keys)?).preflight_source(patterns).await?,
         SourceSpec::Sqlite(keys) => {
             SqliteInspect::new(sqlite(&keys.path, keys.busy_timeout), migration).preflight_source(patterns).await?
         }

@@ -72,10 +72,8 @@ pub(crate) fn into_existing(spec: &Spec) -> bool {
 /// How the log is kept.
 pub(crate) fn log_options(spec: &LogSpec) -> Options {
     let usual = Options::default();
-    let retention = Retention {
-        time: spec.retention.time.map(|time| time.0),
-        bytes: spec.retention.bytes.map(|bytes| bytes.0),
-    };
+    let retention =
+        Retention { time: spec.retention.time.map(|time| time.0), bytes: spec.retention.bytes.map(|bytes| bytes.0) };
     let segment_bytes = spec.segment_bytes.map_or(usual.segment_bytes, |size| size.0);
     Options { segment_bytes, retention, ..usual }
 }
@@ -141,7 +139,9 @@ pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
     let mut findings = Vec::new();
     findings.extend(registry::preflight_source(spec).await?.into_iter().map(|refusal| finding("source", refusal)));
     let planned = plan_from_source(spec).await?;
-    findings.extend(registry::preflight_sink(spec, &planned.target).await?.into_iter().map(|refusal| finding("sink", refusal)));
+    findings.extend(
+        registry::preflight_sink(spec, &planned.target).await?.into_iter().map(|refusal| finding("sink", refusal)),
+    );
     for note in planned.plan.notes().iter().filter(|note| note.fidelity == Fidelity::Inexact) {
         let column = note.column.as_ref().map(|column| format!(" column {column}")).unwrap_or_default();
         findings.push(Finding {

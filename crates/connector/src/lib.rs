@@ -12,7 +12,8 @@ mod source;
 pub use failure::{Failure, Verdict};
 pub use inspect::{Inspect, Refusal, RowPage, ScanRange};
 pub use sink::{
-    Applied, Delivery, Guard, MappingEntry, Progress, Rejection, Quarantine, QuarantineFilter, QuarantineOutcome,
-    QuarantinedChange, Rollback, Sink, Stage, StoredMapping, Target, TargetTable, UndoReport, Write, WriteMode,
+    Applied, Delivery, Guard, MappingEntry, Progress, Quarantine, QuarantineFilter, QuarantineOutcome,
+    QuarantinedChange, Rejection, Rollback, Sink, Stage, StoredMapping, Target, TargetTable, UndoReport, Write,
+    WriteMode,
 };
 pub use source::{Resume, SnapshotState, Source, SourceHealth, TableSnapshot};

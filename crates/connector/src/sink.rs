@@ -178,11 +178,7 @@ pub trait Sink: Send {
     ///
     /// # Errors
     /// `Halt` for a change that cannot be followed.
-    fn alter(
-        &mut self,
-        before: &TargetTable,
-        after: &TargetTable,
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn alter(&mut self, before: &TargetTable, after: &TargetTable) -> impl Future<Output = Result<(), Failure>> + Send;
 
     /// How far it has come, by its own word.
     ///
@@ -273,17 +269,14 @@ pub trait Quarantine: Send {
     ///
     /// # Errors
     /// See [`Failure`].
-    fn retry(&mut self, filter: &QuarantineFilter)
-    -> impl Future<Output = Result<QuarantineOutcome, Failure>> + Send;
+    fn retry(&mut self, filter: &QuarantineFilter) -> impl Future<Output = Result<QuarantineOutcome, Failure>> + Send;
 
     /// Drops them; the keys are free again.
     ///
     /// # Errors
     /// See [`Failure`].
-    fn discard(
-        &mut self,
-        filter: &QuarantineFilter,
-    ) -> impl Future<Output = Result<QuarantineOutcome, Failure>> + Send;
+    fn discard(&mut self, filter: &QuarantineFilter)
+    -> impl Future<Output = Result<QuarantineOutcome, Failure>> + Send;
 }
 
 /// One old key and its new one, as the mapping table has them (text forms).

@@ -65,7 +65,10 @@ pub enum Ending {
 /// What the producer hands to the consumer, in order.
 enum Work {
     Stage(Stage),
-    Deliver { delivery: Delivery, tally: Tally },
+    Deliver {
+        delivery: Delivery,
+        tally: Tally,
+    },
     Follow(Box<Follow>),
     FinishLoad(Progress),
     /// Everything in the log now has been handed over; this is where the log stood.

@@ -8,7 +8,8 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 use crossfade_connector::{Rejection, Write};
 use crossfade_event::{
-    Change, Cut, Event, Identity, Offset, Op, Position, RowBlock, TableId, TableSchema, Transaction, Version, Visibility,
+    Change, Cut, Event, Identity, Offset, Op, Position, RowBlock, TableId, TableSchema, Transaction, Version,
+    Visibility,
 };
 use crossfade_log::{Entry, EventLog};
 use crossfade_transform::Output;
@@ -290,11 +291,7 @@ impl<L: EventLog> Gather<L> {
         if let Some(schema) = self.schemas.get(&table) {
             return Ok(schema.clone());
         }
-        self.log
-            .latest_schemas()
-            .into_iter()
-            .find(|schema| schema.id == table)
-            .ok_or_else(|| unknown(table))
+        self.log.latest_schemas().into_iter().find(|schema| schema.id == table).ok_or_else(|| unknown(table))
     }
 }
 

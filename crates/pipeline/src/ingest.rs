@@ -134,11 +134,7 @@ async fn session<S: Source, L: EventLog>(
 }
 
 fn resume<L: EventLog>(log: &L) -> Result<Resume, PipelineError> {
-    Ok(Resume {
-        position: log.tail().position,
-        schemas: log.latest_schemas(),
-        snapshot: fold_snapshots(log)?.state,
-    })
+    Ok(Resume { position: log.tail().position, schemas: log.latest_schemas(), snapshot: fold_snapshots(log)?.state })
 }
 
 fn describe(batch: &Batch) -> Ingested {

@@ -85,15 +85,7 @@ impl Routes {
     ) -> Result<Self, PipelineError> {
         let plan = Arc::new(plan(&catalog, &rules, &options)?);
         let target = target_of(&plan, migration, epoch, into_existing);
-        Ok(Self {
-            rules,
-            options,
-            catalog,
-            plan,
-            target,
-            followed: BTreeMap::new(),
-            bound: HashMap::new(),
-        })
+        Ok(Self { rules, options, catalog, plan, target, followed: BTreeMap::new(), bound: HashMap::new() })
     }
 
     /// What the sink must make and know.
@@ -115,7 +107,11 @@ impl Routes {
     ///
     /// # Errors
     /// When the log does not know one of the schemas.
-    pub fn restore<L: EventLog>(&mut self, log: &L, followed: &[(TableId, SchemaVersion)]) -> Result<(), PipelineError> {
+    pub fn restore<L: EventLog>(
+        &mut self,
+        log: &L,
+        followed: &[(TableId, SchemaVersion)],
+    ) -> Result<(), PipelineError> {
         for (table, version) in followed {
             let schema = log.schema(*table, *version).ok_or_else(|| {
                 PipelineError::Refused(format!(
@@ -248,9 +244,10 @@ fn target_table(planned: &PlannedTable) -> TargetTable {
 /// Brings a catalog to what `schema` says of its table: columns renamed (told by their number), dropped, added,
 /// retyped; a table that it does not know is added with what the schema tells.
 pub fn evolve_catalog(catalog: &mut Catalog, schema: &TableSchema) {
-    let found = catalog.tables.iter().position(|table| {
-        table.name == schema.name || (schema.native_id != 0 && table.native_id == schema.native_id)
-    });
+    let found = catalog
+        .tables
+        .iter()
+        .position(|table| table.name == schema.name || (schema.native_id != 0 && table.native_id == schema.native_id));
     let Some(table) = found.and_then(|index| catalog.tables.get_mut(index)) else {
         catalog.tables.push(table_from(schema));
         return;

@@ -48,7 +48,9 @@ pub(crate) async fn suspects<A: Inspect, B: Inspect>(
         return Ok(Suspects::default());
     }
     let is_wanted = |table: TableId, key: &Key| {
-        wanted.get(&table).is_some_and(|set| set.contains(&((key.hash64() % u64::from(options.buckets.max(1))) as usize)))
+        wanted
+            .get(&table)
+            .is_some_and(|set| set.contains(&((key.hash64() % u64::from(options.buckets.max(1))) as usize)))
     };
     let mut found = Suspects::default();
     let mut rows: HashMap<(TableId, Key), Suspect> = HashMap::new();

@@ -34,7 +34,9 @@ pub enum VerifyError {
     #[error(transparent)]
     Plan(#[from] crossfade_transform::PlanError),
     /// The sink does not move, so rows that were changed cannot be judged.
-    #[error("the target stands at {at} and has not reached {wanted} in {waited_s} s. Start `crossfade run` so that it catches up, then verify again")]
+    #[error(
+        "the target stands at {at} and has not reached {wanted} in {waited_s} s. Start `crossfade run` so that it catches up, then verify again"
+    )]
     Behind {
         /// Where the sink stands.
         at: String,

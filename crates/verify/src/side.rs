@@ -23,7 +23,9 @@ impl LiveViews {
     pub async fn read<A: Inspect>(subject: &Subject<'_>, source: &mut A) -> Result<Self, VerifyError> {
         let mut views = Self::default();
         for lookup in subject.plan.lookups() {
-            let Some(schema) = subject.source_tables.iter().find(|schema| schema.name == lookup.table) else { continue };
+            let Some(schema) = subject.source_tables.iter().find(|schema| schema.name == lookup.table) else {
+                continue;
+            };
             let kept = views.rows.entry(lookup.view).or_default();
             source.scan(schema).await.map_err(VerifyError::Source)?;
             loop {
@@ -32,7 +34,8 @@ impl LiveViews {
                     break;
                 }
                 for row in page {
-                    if let (Some(key), Some(row)) = (pick(schema, &row, &lookup.key), pick(schema, &row, &lookup.keep)) {
+                    if let (Some(key), Some(row)) = (pick(schema, &row, &lookup.key), pick(schema, &row, &lookup.keep))
+                    {
                         kept.insert(Key::from(key), row);
                     }
                 }

@@ -77,7 +77,7 @@ fn without_values(code: &str, message: &str) -> String {
             let mut clean = parts.next().unwrap_or_default().to_owned();
             if parts.next().is_some() {
                 clean.push('…');
-                clean.push_str(parts.last().unwrap_or_default());
+                clean.push_str(parts.next_back().unwrap_or_default());
             }
             clean
         }

@@ -7,7 +7,7 @@
 //! it, with the position, is one transaction.
 
 use super::{
-    fold::Unit,
+    fold::{Unit, is_whole, merged},
     held::Held,
     link::{Bind, Link},
     refuse::Record,
@@ -17,7 +17,7 @@ use super::{
 use crate::client::failure;
 use bytes::Bytes;
 use crossfade_connector::{Applied, Delivery, Failure, Guard, Rejection, Stage, Write};
-use crossfade_event::{Change, Identity, TableId, Version};
+use crossfade_event::{Change, Identity, Op, TableId, Version};
 use std::collections::HashMap;
 
 /// What is done about a change that cannot be applied.
@@ -171,6 +171,12 @@ impl<'a> Writer<'a> {
                 Write::Change { at, change } => {
                     let table = self.table_index(change.table)?;
                     self.check(table, &change)?;
+                    let change = completed(change);
+                    if let Some(reason) = self.tables.get(table).and_then(|table| incomplete(table, &change)) {
+                        let (table, reason) = (change.table, reason.to_owned());
+                        runs.push(Run::Reject(Rejection { at, table, key: None, change, reason }));
+                        continue;
+                    }
                     let unit = Unit { at, table, change };
                     match runs.last_mut() {
                         Some(Run::Changes(units)) => units.push(unit),
@@ -214,5 +220,29 @@ impl<'a> Writer<'a> {
             ));
         }
         Ok(())
+    }
+}
+
+/// The change with what its old image knows of the new one's unchanged cells, the key's above all.
+fn completed(mut change: Change) -> Change {
+    if let (Some(old), Some(new)) = (&change.old, &change.new)
+        && !is_whole(new)
+    {
+        change.new = Some(merged(new, old));
+    }
+    change
+}
+
+/// Why a change cannot be written whatever the target holds; never left out in silence.
+fn incomplete(table: &Table, change: &Change) -> Option<&'static str> {
+    let schema = &table.target.schema;
+    match (change.op, &change.new) {
+        (Op::Insert, Some(new)) if !is_whole(new) => Some("the new row's image is not whole"),
+        (Op::Insert | Op::Update, None) => Some("the change carries no new image"),
+        (Op::Delete, _) if change.old.is_none() => Some("the change does not say which row it deletes"),
+        _ if schema.identity == Identity::Key && change.key(schema).is_none() => {
+            Some("the change does not carry its row's key")
+        }
+        _ => None,
     }
 }

@@ -1,7 +1,6 @@
 //! Rows of a backfill, and tables that are emptied.
 
 use super::{apply::Writer, attempt::CAUTION, fold::Unit, link::Trouble, sets, strip, undo, write};
-use crate::client::failure;
 use bytes::Bytes;
 use crossfade_connector::{Failure, Guard, WriteMode};
 use crossfade_event::{Change, Op, Rows, Version};

@@ -87,7 +87,8 @@ const COLUMNS: &str = "
               AND p.amoplefttype = c.opcintype AND p.amoprighttype = c.opcintype
          JOIN pg_operator o ON o.oid = p.amopopr
          JOIN pg_namespace n ON n.oid = o.oprnamespace
-         WHERE c.opcdefault AND c.opcintype = t.oid LIMIT 1)
+         WHERE c.opcdefault AND c.opcintype = t.oid LIMIT 1),
+        a.atttypid
     FROM base b JOIN pg_type t ON t.oid = b.oid AND t.typtype <> 'd'
     JOIN pg_attribute a ON a.attnum = b.attnum AND a.attrelid = ($1::text)::regclass
     ORDER BY a.attnum";
@@ -135,7 +136,9 @@ impl Table {
                 }
             };
             let declared: &str = row.get(3);
-            if !text && !same_type(declared, &column.type_.name) {
+            let fits = same_type(declared, &column.type_.name)
+                || (!link.open && is_type(link, row.get(7), &column.type_.name).await?);
+            if !text && !fits {
                 let told = format!(
                     "the column {} of {name} is {declared}, the migration needs {}",
                     column.name, column.type_.name
@@ -281,7 +284,7 @@ pub(super) fn link_parents(tables: &mut [Table]) {
     }
 }
 
-/// Whether two spellings name one type: schema qualifiers and spacing may differ.
+/// Whether two spellings name one type: qualifiers, quotes and spacing may differ.
 fn same_type(one: &str, other: &str) -> bool {
     fn bare(text: &str) -> String {
         let head = text.find('(').unwrap_or(text.len());
@@ -289,24 +292,16 @@ fn same_type(one: &str, other: &str) -> bool {
         let name = name.rsplit('.').next().unwrap_or(name).replace('"', "");
         format!("{name}{tail}").replace(' ', "").to_lowercase()
     }
-    let canonical = |text: &str| {
-        let bare = bare(text);
-        match bare.as_str() {
-            "int" | "int4" => "integer".to_owned(),
-            "int8" => "bigint".to_owned(),
-            "int2" => "smallint".to_owned(),
-            "float8" => "doubleprecision".to_owned(),
-            "float4" => "real".to_owned(),
-            "bool" => "boolean".to_owned(),
-            "timestamptz" => "timestampwithtimezone".to_owned(),
-            "timestamp" => "timestampwithouttimezone".to_owned(),
-            "serial" => "integer".to_owned(),
-            "bigserial" => "bigint".to_owned(),
-            "decimal" => "numeric".to_owned(),
-            _ => bare.replace("charactervarying", "varchar").replace("timestamptz", "timestampwithtimezone"),
-        }
-    };
-    canonical(one) == canonical(other)
+    bare(one) == bare(other)
+}
+
+/// Whether the server knows `wanted` as the type of that number, whatever its modifiers.
+async fn is_type(link: &mut Link, oid: u32, wanted: &str) -> Result<bool, Failure> {
+    let sql = "SELECT to_regtype($1)::oid = $2 AND strpos($1, '(') = 0";
+    // A word that is no type at all may be an error of the parser: then the two differ.
+    let Ok(statement) = link.statement(sql).await else { return Ok(false) };
+    let rows = link.session.query(&statement, &[&wanted, &oid]).await.unwrap_or_default();
+    Ok(rows.first().is_some_and(|row| row.get::<_, Option<bool>>(0) == Some(true)))
 }
 
 #[cfg(test)]
@@ -315,7 +310,7 @@ mod tests {
 
     #[test]
     fn one_type_may_be_spelled_in_several_ways() {
-        assert!(same_type("character varying(20)", "varchar(20)"));
+        assert!(same_type("character varying(20)", "CHARACTER VARYING (20)"));
         assert!(same_type("public.citext", "citext"));
         assert!(same_type("\"Odd\".\"Mood\"", "mood"));
         assert!(same_type("numeric(5,2)", "numeric(5, 2)"));

@@ -98,3 +98,20 @@ async fn one_bad_row_among_many_is_found_in_a_backfill_too() {
     assert_eq!(applied.rejected[0].at.ordinal, 77);
     assert_eq!(rig.ask("SELECT count(*) FROM app.people").await, ["199"]);
 }
+
+#[tokio::test]
+async fn a_change_without_what_it_needs_is_quarantined_not_left_out() {
+    let Some(mut rig) = rig().await else { return };
+    let applied = rig
+        .stream(vec![
+            update(1, &[V::Same, V::Text("x")]),
+            insert(1, &[V::Int(8), V::Same]),
+            // The old image knows the key that the new one does not repeat.
+            crate::rig::update_from(1, &[V::Int(1), V::Absent], &[V::Same, V::Text("known")]),
+        ])
+        .await
+        .unwrap();
+    assert_eq!((applied.applied, applied.rejected.len()), (1, 2));
+    assert_eq!(rig.ask("SELECT * FROM app.people").await, ["1|known"]);
+    assert_eq!(rig.sink.list(&QuarantineFilter::default()).await.unwrap().len(), 2);
+}

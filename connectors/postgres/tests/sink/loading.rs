@@ -118,7 +118,7 @@ async fn an_empty_table_that_was_there_is_filled_and_a_wipe_empties_it_again() {
     let Some(mut rig) = Rig::empty(vec![people(1)]).await else { return };
     rig.database
         .execute(
-            "CREATE SCHEMA app; CREATE TABLE app.people (id int PRIMARY KEY, name varchar(10), more int DEFAULT 7)",
+            "CREATE SCHEMA app; CREATE TABLE app.people (id int PRIMARY KEY, name varchar(10), more int4 DEFAULT 7)",
         )
         .await;
     let failure = rig.prepare().await.unwrap_err();

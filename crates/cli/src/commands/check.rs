@@ -45,7 +45,8 @@ pub(crate) async fn check(spec: &Spec, as_json: bool) -> Result<(), CliError> {
         0 => Ok(()),
         1 => Err(CliError::refused("one thing is in the way").hint("do what is said above, then check again")),
         many => {
-            Err(CliError::refused(format!("{many} things are in the way")).hint("do what is said above, then check again"))
+            Err(CliError::refused(format!("{many} things are in the way"))
+                .hint("do what is said above, then check again"))
         }
     }
 }

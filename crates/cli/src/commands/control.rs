@@ -5,7 +5,7 @@ use super::folder;
 use crate::{
     error::{CliError, Exit},
     output,
-    spec::{Spec, Span},
+    spec::{Span, Spec},
 };
 use crossfade_control::Command;
 use crossfade_log::EventLog;

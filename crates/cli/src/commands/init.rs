@@ -44,7 +44,11 @@ fn patterns_of(catalog: &Catalog) -> Vec<String> {
 fn create(file: &Path, text: &str, force: bool) -> Result<(), CliError> {
     let mut options = OpenOptions::new();
     options.write(true);
-    if force { options.create(true).truncate(true) } else { options.create_new(true) };
+    if force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
     let written = options.open(file).and_then(|mut out| out.write_all(text.as_bytes()));
     written.map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => {
@@ -58,7 +62,8 @@ fn tell_next(file: &Path, source: &Place, sink: Option<&Place>) -> Result<(), Cl
     let mut text = format!("wrote {}\n", file.display());
     for (place, variable) in [(Some(source), "SOURCE_URL"), (sink, "TARGET_URL")] {
         if place.is_some_and(Place::has_secret) {
-            let _ = writeln!(text, "set {variable} to the URL that you gave (it holds a password, so the file does not)");
+            let _ =
+                writeln!(text, "set {variable} to the URL that you gave (it holds a password, so the file does not)");
         }
     }
     let _ = writeln!(text, "next: crossfade check {}", file.display());
@@ -130,7 +135,10 @@ fn place_keys(place: &Place, variable: &str) -> String {
 
 fn missing_sink(source: &Place) -> String {
     match source {
-        Place::Postgres(_) => "kind = \"postgres\"\nurl  = \"${TARGET_URL}\"    # postgres://user:password@host:5432/database\n".to_owned(),
+        Place::Postgres(_) => {
+            "kind = \"postgres\"\nurl  = \"${TARGET_URL}\"    # postgres://user:password@host:5432/database\n"
+                .to_owned()
+        }
         Place::Sqlite(path) => {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             let file = path.with_file_name(format!("{stem}-v2.db"));

@@ -198,10 +198,9 @@ fn describe(log: &Embedded, event: &Event, with_values: bool) -> Result<(&'stati
         }
         Event::SnapshotEnded { table, .. } => ("snapshot-ended", json!({ "table": name(*table) })),
         Event::BackfillEnded { generation } => ("backfill-ended", json!({ "generation": generation })),
-        Event::Began(transaction) => (
-            "began",
-            json!({ "xid": transaction.xid, "committed_at": moment(transaction.commit_time_us) }),
-        ),
+        Event::Began(transaction) => {
+            ("began", json!({ "xid": transaction.xid, "committed_at": moment(transaction.commit_time_us) }))
+        }
         Event::Changed(change) => {
             let schema: Option<Arc<TableSchema>> = log.schema(change.table, change.schema);
             let key = schema.as_ref().and_then(|schema| values::key_hash_of(schema, change));
@@ -215,10 +214,9 @@ fn describe(log: &Embedded, event: &Event, with_values: bool) -> Result<(&'stati
             }
             ("changed", detail)
         }
-        Event::Truncated(truncate) => (
-            "truncated",
-            json!({ "tables": truncate.tables.iter().map(|table| name(*table)).collect::<Vec<_>>() }),
-        ),
+        Event::Truncated(truncate) => {
+            ("truncated", json!({ "tables": truncate.tables.iter().map(|table| name(*table)).collect::<Vec<_>>() }))
+        }
         Event::Marked(mark) => ("marked", json!({ "prefix": &*mark.prefix })),
         Event::Committed => ("committed", json!({})),
         Event::Resolved => ("resolved", json!({})),

@@ -146,7 +146,8 @@ fn steps(spec: &Spec, planned: &Planned) -> Vec<Step> {
             step: "capture",
             what: match wiring::source_kind(spec) {
                 "postgres" => "make a publication and a replication slot in the source".to_owned(),
-                _ => "put triggers on the source's tables, which record every change in the writer's own transaction".to_owned(),
+                _ => "put triggers on the source's tables, which record every change in the writer's own transaction"
+                    .to_owned(),
             },
             sql: Vec::new(),
             taken_back_by: "rollback --wipe",
@@ -197,7 +198,13 @@ fn render(answer: &Answer<'_>) -> String {
         text.push_str(&format!("left out: {}: {}\n", left.table, left.reason.replace('\n', " ")));
     }
     for (number, step) in answer.steps.iter().enumerate() {
-        text.push_str(&format!("\n{}. {}: {} (taken back by {})\n", number + 1, step.step, step.what, step.taken_back_by));
+        text.push_str(&format!(
+            "\n{}. {}: {} (taken back by {})\n",
+            number + 1,
+            step.step,
+            step.what,
+            step.taken_back_by
+        ));
         for statement in &step.sql {
             for line in statement.trim_end().lines() {
                 text.push_str(&format!("     {line}\n"));

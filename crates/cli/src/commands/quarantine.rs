@@ -104,10 +104,7 @@ async fn change(spec: &Spec, args: &QuarantinePickArgs, what: &'static str) -> R
         return Err(CliError::misconfigured(format!("`quarantine {what}` must be told which changes"))
             .hint("name their numbers, or --table TABLE, or --all"));
     }
-    let filter = QuarantineFilter {
-        table: args.table.as_deref().map(table_name).transpose()?,
-        ids: args.ids.clone(),
-    };
+    let filter = QuarantineFilter { table: args.table.as_deref().map(table_name).transpose()?, ids: args.ids.clone() };
     refuse_unknown_ids(spec, &args.ids).await?;
     let mut body = json!({ "ids": filter.ids });
     if let (Some(table), Some(body)) = (&filter.table, body.as_object_mut()) {

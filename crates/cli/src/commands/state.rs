@@ -25,8 +25,12 @@ pub(crate) fn ls(spec: &Spec, as_json: bool) -> Result<(), CliError> {
     let owned = folder::taken(spec)?;
     let path = WorkFolder::state_path(owned.dir());
     if !path.is_dir() {
-        return Err(CliError::misconfigured(format!("the migration {} has no state yet: {}", spec.name, path.display()))
-            .hint(format!("`crossfade run {}` makes it", spec.file.display())));
+        return Err(CliError::misconfigured(format!(
+            "the migration {} has no state yet: {}",
+            spec.name,
+            path.display()
+        ))
+        .hint(format!("`crossfade run {}` makes it", spec.file.display())));
     }
     let store = SledStore::open(path)?;
     let all = listing(&store)?;

@@ -63,7 +63,9 @@ pub(super) fn compare_with_mapping(shop: &Path, target: &Path) -> Result<u64> {
     let mapping = mapping(&target)?;
     let new_id = |table: &str, old: i64| -> Result<&Value> {
         let named = |name: String| mapping.get(&(name, old.to_string()));
-        named(table.to_owned()).or_else(|| named(format!("main.{table}"))).with_context(|| format!("{table} {old} is not in the mapping"))
+        named(table.to_owned())
+            .or_else(|| named(format!("main.{table}")))
+            .with_context(|| format!("{table} {old} is not in the mapping"))
     };
     let mut compared = 0;
     for shape in &SHAPES {
@@ -71,7 +73,8 @@ pub(super) fn compare_with_mapping(shop: &Path, target: &Path) -> Result<u64> {
         let targets: Vec<&str> = shape.columns.iter().map(|(_, target)| *target).collect();
         let (from, to) = shape.reference.map_or(("NULL", "NULL"), |(from, _, to)| (from, to));
         let mut theirs = shop.prepare(&format!("SELECT id, {from}, {} FROM {}", sources.join(", "), shape.table))?;
-        let mut ours = target.prepare(&format!("SELECT {to}, {} FROM {} WHERE id = ?1", targets.join(", "), shape.table))?;
+        let mut ours =
+            target.prepare(&format!("SELECT {to}, {} FROM {} WHERE id = ?1", targets.join(", "), shape.table))?;
         let mut rows = theirs.query([])?;
         let mut count = 0u64;
         while let Some(row) = rows.next()? {
@@ -85,7 +88,9 @@ pub(super) fn compare_with_mapping(shop: &Path, target: &Path) -> Result<u64> {
                 expected.push(row.get(index + 2)?);
             }
             let found = ours
-                .query_row([new_id(shape.table, id)?], |row| (0..=targets.len()).map(|index| row.get(index)).collect::<Result<Vec<Value>, _>>())
+                .query_row([new_id(shape.table, id)?], |row| {
+                    (0..=targets.len()).map(|index| row.get(index)).collect::<Result<Vec<Value>, _>>()
+                })
                 .optional()?;
             match found {
                 None => bail!("{} {id} is missing in the target", shape.table),
@@ -131,8 +136,8 @@ pub(super) fn damage(target: &Path, orders: &[i64]) -> Result<u64> {
 /// The tables of a file that are not SQLite's own.
 pub(super) fn tables(path: &Path) -> Result<Vec<String>> {
     let connection = open(path)?;
-    let mut statement =
-        connection.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name")?;
+    let mut statement = connection
+        .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name")?;
     let names = statement.query_map([], |row| row.get(0))?;
     Ok(names.collect::<Result<_, _>>()?)
 }
@@ -145,7 +150,8 @@ pub(super) fn same_content(one: &Path, two: &Path) -> Result<u64> {
         let dump = |connection: &Connection| -> Result<Vec<Vec<Value>>> {
             let mut statement = connection.prepare(&format!("SELECT * FROM {} ORDER BY id", shape.table))?;
             let width = statement.column_count();
-            let rows = statement.query_map([], |row| (0..width).map(|index| row.get(index)).collect::<Result<Vec<Value>, _>>())?;
+            let rows = statement
+                .query_map([], |row| (0..width).map(|index| row.get(index)).collect::<Result<Vec<Value>, _>>())?;
             Ok(rows.collect::<Result<_, _>>()?)
         };
         let (left, right) = (dump(&left)?, dump(&right)?);

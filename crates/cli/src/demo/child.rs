@@ -78,7 +78,10 @@ impl Running<'_> {
         if let Some(status) = self.child.borrow_mut().try_wait()? {
             let log = std::fs::read_to_string(self.of.folder.join("run.log")).unwrap_or_default();
             let last: Vec<&str> = log.lines().rev().take(5).collect();
-            bail!("`crossfade run` ended by itself with {status}: {}", last.into_iter().rev().collect::<Vec<_>>().join(" | "));
+            bail!(
+                "`crossfade run` ended by itself with {status}: {}",
+                last.into_iter().rev().collect::<Vec<_>>().join(" | ")
+            );
         }
         Ok(())
     }

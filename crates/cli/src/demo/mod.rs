@@ -121,7 +121,10 @@ fn stream_with_a_kill<'a>(stage: &'a Stage, writers: &mut Writers, proof: &mut P
     wait_for_writes(writers, 200)?;
     run.kill()?;
     proof.killed_while_streaming_at = writers.transactions();
-    say(&format!("Killed again while streaming, after {} transactions; started again", proof.killed_while_streaming_at));
+    say(&format!(
+        "Killed again while streaming, after {} transactions; started again",
+        proof.killed_while_streaming_at
+    ));
     stage.first.start()
 }
 
@@ -137,7 +140,10 @@ fn checkpoint_and_compare<'a>(
     let (transactions, key_changes, touched) = writers.stop()?;
     proof.transactions = transactions;
     proof.key_changes = key_changes;
-    std::fs::write(stage.shop.with_file_name("touched.txt"), touched.iter().map(|id| format!("{id}\n")).collect::<String>())?;
+    std::fs::write(
+        stage.shop.with_file_name("touched.txt"),
+        touched.iter().map(|id| format!("{id}\n")).collect::<String>(),
+    )?;
     stage.first.wait_caught_up()?;
     proof.compared = compare_with_mapping(&stage.shop, &stage.target)?;
     let verified = stage.first.command(&["verify", "migration.toml"])?;
@@ -180,14 +186,22 @@ fn wipe(stage: &Stage, proof: &mut Proof) -> Result<()> {
 fn summary(folder: &Path, proof: &Proof, took: Duration) {
     println!();
     println!("Proven in {:.1} s:", took.as_secs_f64());
-    println!("  {:>9} rows moved to UUID keys under {} live transactions ({} of them changed a key)", proof.rows_first, proof.transactions, proof.key_changes);
-    println!("  {:>9} rows compared one by one on both sides after 2 kills (at {} orders, at {} transactions): 0 differences", proof.compared, proof.killed_in_snapshot_at, proof.killed_while_streaming_at);
+    println!(
+        "  {:>9} rows moved to UUID keys under {} live transactions ({} of them changed a key)",
+        proof.rows_first, proof.transactions, proof.key_changes
+    );
+    println!(
+        "  {:>9} rows compared one by one on both sides after 2 kills (at {} orders, at {} transactions): 0 differences",
+        proof.compared, proof.killed_in_snapshot_at, proof.killed_while_streaming_at
+    );
     println!("  {:>9} rows damaged by hand, healed by a replay from a checkpoint", proof.damaged);
     println!("  {:>9} rows replayed into a third file with another spec, equal to a fresh migration", proof.replayed);
     println!("  {:>9} of our objects left after the wipe", if proof.wiped { 0 } else { 1 });
     println!();
     println!("Everything is in {}", folder.display());
-    println!("Try there:  crossfade status migration.toml   ·   crossfade log ls migration.toml   ·   crossfade plan migration.toml");
+    println!(
+        "Try there:  crossfade status migration.toml   ·   crossfade log ls migration.toml   ·   crossfade plan migration.toml"
+    );
 }
 
 fn say(line: &str) {

@@ -42,7 +42,12 @@ pub(super) fn create(path: &Path) -> Result<()> {
     {
         let mut customer = transaction.prepare("INSERT INTO customers VALUES (?1, ?2, ?3, ?4)")?;
         for id in 1..=CUSTOMERS {
-            customer.execute(params![id, format!("c{id}@example.org"), format!("Customer {id}"), f64::from(id) / 7.0])?;
+            customer.execute(params![
+                id,
+                format!("c{id}@example.org"),
+                format!("Customer {id}"),
+                f64::from(id) / 7.0
+            ])?;
         }
         let mut order = transaction.prepare("INSERT INTO orders VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
         let mut line = transaction.prepare("INSERT INTO order_lines VALUES (?1, ?2, ?3, ?4)")?;

@@ -106,8 +106,10 @@ impl Writer {
                 }
                 3..7 => {
                     let amount = random.random_range(0..900).to_string();
-                    let changed = transaction
-                        .execute("UPDATE orders SET status = 'changed', amount_text = ?2 WHERE id = ?1", params![order, amount])?;
+                    let changed = transaction.execute(
+                        "UPDATE orders SET status = 'changed', amount_text = ?2 WHERE id = ?1",
+                        params![order, amount],
+                    )?;
                     if changed == 1 {
                         updated.push(order);
                     }
@@ -119,13 +121,17 @@ impl Writer {
                 8 => {
                     next_id += 1;
                     transaction.execute_batch("PRAGMA defer_foreign_keys = ON")?;
-                    transaction.execute("UPDATE order_lines SET order_id = ?2 WHERE order_id = ?1", [order, next_id])?;
+                    transaction
+                        .execute("UPDATE order_lines SET order_id = ?2 WHERE order_id = ?1", [order, next_id])?;
                     let moved = transaction.execute("UPDATE orders SET id = ?2 WHERE id = ?1", [order, next_id])?;
                     self.key_changes.fetch_add(moved as u64, Ordering::Relaxed);
                 }
                 _ => {
                     let customer = random.random_range(1..=CUSTOMERS);
-                    transaction.execute("UPDATE customers SET balance = coalesce(balance, 0) + 0.1 WHERE id = ?1", [customer])?;
+                    transaction.execute(
+                        "UPDATE customers SET balance = coalesce(balance, 0) + 0.1 WHERE id = ?1",
+                        [customer],
+                    )?;
                 }
             }
             transaction.commit().context("a writer's commit")?;

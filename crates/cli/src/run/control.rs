@@ -51,7 +51,12 @@ impl Closed {
 }
 
 impl Shared {
-    pub(super) fn new(session: &Session, watcher: Arc<Watcher>, valve: ValveHandle, jobs: mpsc::Sender<SinkJob>) -> Self {
+    pub(super) fn new(
+        session: &Session,
+        watcher: Arc<Watcher>,
+        valve: ValveHandle,
+        jobs: mpsc::Sender<SinkJob>,
+    ) -> Self {
         let (stop, stop_asked) = mpsc::channel(1);
         Self {
             spec: session.spec.clone(),
@@ -120,7 +125,9 @@ impl Shared {
         let wanted = barrier(self).await?;
         let reached = progress
             .wait_for(|progress| {
-                progress.as_ref().is_some_and(|p| p.stage == Stage::Streaming && p.position.is_some() && p.position >= wanted)
+                progress
+                    .as_ref()
+                    .is_some_and(|p| p.stage == Stage::Streaming && p.position.is_some() && p.position >= wanted)
             })
             .await
             .map_err(|_| CliError::failed("the run has ended"))?;
@@ -216,8 +223,12 @@ impl Control for Answers {
             return Err(Refused::new(3, "the sink is still being filled: there is no place to name yet"));
         };
         let at_us = self.0.now().at_us;
-        let command =
-            Command::NameCheckpoint { name: name.clone(), cut: progress.cut.clone(), position: progress.position, at_us };
+        let command = Command::NameCheckpoint {
+            name: name.clone(),
+            cut: progress.cut.clone(),
+            position: progress.position,
+            at_us,
+        };
         self.0.command(command).await?;
         let position = progress.position.map(|position| position.to_string());
         Ok(json!({ "name": name, "cut": progress.cut.to_string(), "position": position }))

@@ -24,6 +24,7 @@ pub(super) enum SinkJob {
 }
 
 /// Delivers until stopped; between two batches it does what is asked of the sink.
+#[expect(clippy::too_many_arguments, reason = "a task takes all that it owns; a struct would only rename them")]
 pub(super) async fn deliver_with_jobs(
     log: Embedded,
     routes: Routes,

@@ -47,13 +47,13 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
     let session = Session::open(spec).await?;
     let journal = session.journal.clone();
     let by = session.by.clone();
-    let outcome = Running::start(session, args.quiet, args.limit).await?.until(args.until == Some(Until::CaughtUp)).await;
+    let outcome =
+        Running::start(session, args.quiet, args.limit).await?.until(args.until == Some(Until::CaughtUp)).await;
     if let Err(error) = &outcome {
         let command = match error.exit {
-            Exit::Lost => Some(Command::Lose {
-                reason: error.message.clone(),
-                remedy: error.hint.clone().unwrap_or_default(),
-            }),
+            Exit::Lost => {
+                Some(Command::Lose { reason: error.message.clone(), remedy: error.hint.clone().unwrap_or_default() })
+            }
             Exit::Failed => Some(Command::Fail { reason: error.message.clone() }),
             _ => None,
         };

@@ -23,15 +23,19 @@ pub(super) fn cut_of(from: &args::From, log: &Embedded, migration: &Migration) -
         args::From::Offset(offset) => at_or_before(log, Offset(*offset)),
         args::From::Position(text) => {
             let source = log.tail().position.map(|position| position.source);
-            let Some(source) = source else { return Err(CliError::refused("the log is empty: there is nothing to replay")) };
+            let Some(source) = source else {
+                return Err(CliError::refused("the log is empty: there is nothing to replay"));
+            };
             let wanted = Position::parse(source, text).map_err(|error| CliError::misconfigured(error.to_string()))?;
             find(log, &format!("position {text}"), |entry| entry.position >= wanted)
         }
         args::From::Time(time) => {
             let wanted = time.as_microsecond();
-            find(log, &format!("a transaction committed at or after {time}"), |entry| {
-                matches!(&entry.event, Event::Began(transaction) if transaction.commit_time_us >= wanted)
-            })
+            find(
+                log,
+                &format!("a transaction committed at or after {time}"),
+                |entry| matches!(&entry.event, Event::Began(transaction) if transaction.commit_time_us >= wanted),
+            )
         }
     }
 }
@@ -40,7 +44,9 @@ pub(super) fn cut_of(from: &args::From, log: &Embedded, migration: &Migration) -
 fn at_or_before(log: &Embedded, offset: Offset) -> Result<Cut, CliError> {
     let (start, end) = (log.start().next(Partition(0)), log.tail().cut.next(Partition(0)));
     if offset > end || (offset < start && offset.0 != 0) {
-        return Err(CliError::misconfigured(format!("the log holds the offsets {start} to {end}; {offset} is not among them")));
+        return Err(CliError::misconfigured(format!(
+            "the log holds the offsets {start} to {end}; {offset} is not among them"
+        )));
     }
     let mut place = log.start();
     each_transaction_end(log, |at| {

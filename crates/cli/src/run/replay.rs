@@ -67,7 +67,9 @@ async fn heal(spec: &Spec, from: &args::From, as_json: bool) -> Result<(), CliEr
     ))?;
     match figure("tables_left_alone") {
         0 => Ok(()),
-        tables => output::line(format!("{tables} tables without a key were left alone: their rows cannot be told apart")),
+        tables => {
+            output::line(format!("{tables} tables without a key were left alone: their rows cannot be told apart"))
+        }
     }
 }
 
@@ -75,7 +77,10 @@ async fn heal(spec: &Spec, from: &args::From, as_json: bool) -> Result<(), CliEr
 async fn build(spec: &Spec, into: &Spec, args: &ReplayArgs) -> Result<(), CliError> {
     let from_folder = folder::existing(spec)?;
     let Some(plan) = PlanFile::read(&from_folder)? else {
-        return Err(CliError::refused(format!("the migration {} has not begun: there is nothing to replay", spec.name)));
+        return Err(CliError::refused(format!(
+            "the migration {} has not begun: there is nothing to replay",
+            spec.name
+        )));
     };
     if into.folder() == spec.folder() {
         return Err(CliError::misconfigured(format!(

@@ -60,10 +60,15 @@ fn forget(owned: &WorkFolder) -> Result<(), CliError> {
 
 fn confirm(spec: &Spec) -> Result<(), CliError> {
     if !std::io::stdin().is_terminal() {
-        return Err(CliError::refused("a wipe drops everything that the migration made, and nobody is here to confirm it")
-            .hint("say --yes"));
+        return Err(CliError::refused(
+            "a wipe drops everything that the migration made, and nobody is here to confirm it",
+        )
+        .hint("say --yes"));
     }
-    output::print(&format!("This drops everything that {} made in the target, and its log. Type its name to go on: ", spec.name))?;
+    output::print(&format!(
+        "This drops everything that {} made in the target, and its log. Type its name to go on: ",
+        spec.name
+    ))?;
     std::io::stdout().flush()?;
     let mut typed = String::new();
     std::io::stdin().read_line(&mut typed)?;

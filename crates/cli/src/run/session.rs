@@ -56,8 +56,11 @@ impl Session {
 fn refuse_half_done(journal: &Journal<Embedded>) -> Result<(), CliError> {
     let migration = journal.migration();
     if let Phase::RollingBack(_) = migration.phase {
-        return Err(CliError::refused(format!("the migration is {}: a rollback was begun and not finished", migration.phase))
-            .hint("run the same `crossfade rollback` again; it goes on where it was"));
+        return Err(CliError::refused(format!(
+            "the migration is {}: a rollback was begun and not finished",
+            migration.phase
+        ))
+        .hint("run the same `crossfade rollback` again; it goes on where it was"));
     }
     if let Some(Overlay::Lost { reason, remedy }) = &migration.overlay {
         tracing::warn!(%reason, %remedy, "the migration was lost; it is opened again to see whether that still holds");

@@ -12,7 +12,9 @@ use crossfade_control::{Command, Overlay, evaluate, pause_reason};
 use crossfade_event::{Event, TableName};
 use crossfade_log::{EventLog, Lane, LogReader};
 use crossfade_observe::{StatusFile, Terminal, TerminalMode, socket::ControlSocket};
-use crossfade_pipeline::{DeliverOptions, IngestOptions, PipelineError, Stop, Stopper, Watch, ingest, stop_channel, valve};
+use crossfade_pipeline::{
+    DeliverOptions, IngestOptions, PipelineError, Stop, Stopper, Watch, ingest, stop_channel, valve,
+};
 use crossfade_state::{Changes, Cursor, CursorKey, StateStore, WorkFolder};
 use std::{
     sync::Arc,
@@ -60,7 +62,8 @@ impl Running {
             loops.spawn(async move { ingest(&mut source, &log, IngestOptions::default(), &*watch, stop).await });
         }
         {
-            let (log, routes, watch, stop) = (session.log.clone(), session.routes.clone(), watcher.clone(), stop.clone());
+            let (log, routes, watch, stop) =
+                (session.log.clone(), session.routes.clone(), watcher.clone(), stop.clone());
             let watch: Arc<dyn Watch> = watch;
             let options = DeliverOptions::new(Some("deliver"));
             loops.spawn(async move {
@@ -92,9 +95,10 @@ impl Running {
         let mut retention = tokio::time::interval(RETENTION);
         let mut signals = Signals::listen()?;
         let reached = self.shared.clone();
-        let mut catching_up = Box::pin(async move {
-            if caught_up { reached.wait_caught_up().await } else { std::future::pending().await }
-        });
+        let mut catching_up =
+            Box::pin(
+                async move { if caught_up { reached.wait_caught_up().await } else { std::future::pending().await } },
+            );
         let mut asked = self.shared.stop_asked();
         let mut outcome = Ok(());
         loop {
@@ -176,7 +180,8 @@ impl Running {
             }
         }
         self.shared.close();
-        let drained = tokio::time::timeout(Duration::from_secs(3), async { while self.helpers.join_next().await.is_some() {} });
+        let drained =
+            tokio::time::timeout(Duration::from_secs(3), async { while self.helpers.join_next().await.is_some() {} });
         if drained.await.is_err() {
             self.helpers.abort_all();
         }

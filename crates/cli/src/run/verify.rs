@@ -36,19 +36,29 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
     }
     let folder = folder::existing(spec)?;
     let Some(plan) = PlanFile::read(&folder)? else {
-        return Err(CliError::refused(format!("the migration {} has not begun: there is nothing to verify", spec.name)));
+        return Err(CliError::refused(format!(
+            "the migration {} has not begun: there is nothing to verify",
+            spec.name
+        )));
     };
     plan.check(spec)?;
     let mut source = wiring::source_inspect(spec)?;
     let mut target = wiring::sink_inspect(spec)?;
     // The tables as they are now: the plan follows them as the stream did.
     let catalog = source.catalog(spec.source.tables()).await?;
-    let planned: Vec<_> =
-        catalog.tables.iter().filter(|table| plan.catalog.tables.iter().any(|old| is_same(old, table))).cloned().collect();
+    let planned: Vec<_> = catalog
+        .tables
+        .iter()
+        .filter(|table| plan.catalog.tables.iter().any(|old| is_same(old, table)))
+        .cloned()
+        .collect();
     let now = PlanFile::with_tables(&plan, planned.clone());
     let routes = routes(spec, &now, secret_of(&folder)?, 0)?;
-    let source_tables =
-        planned.iter().enumerate().map(|(index, table)| Arc::new(schema_of(TableId(index as u32 + 1), table))).collect();
+    let source_tables = planned
+        .iter()
+        .enumerate()
+        .map(|(index, table)| Arc::new(schema_of(TableId(index as u32 + 1), table)))
+        .collect();
     let subject = Subject { plan: routes.plan(), source_tables };
     let options = Options { samples: args.limit, ..Options::default() };
     let mut asking = Asking(AnySink::for_looking(spec)?);
@@ -95,7 +105,11 @@ fn render(report: &Report) -> String {
     for one in &report.tables {
         for difference in &one.samples {
             let kind = format!("{:?}", difference.kind).to_lowercase();
-            let columns = if difference.columns.is_empty() { String::new() } else { format!(" in {}", difference.columns.join(", ")) };
+            let columns = if difference.columns.is_empty() {
+                String::new()
+            } else {
+                format!(" in {}", difference.columns.join(", "))
+            };
             text.push_str(&format!("{kind}: {} key {}{columns}\n", one.table, difference.key_hash));
         }
     }

@@ -121,7 +121,8 @@ impl Watch for Watcher {
             self.fact(Command::BackfillDone { generation });
             self.fact(Command::CaughtUp);
             self.progress.send_if_modified(|held| {
-                let newer = held.as_ref().is_none_or(|held| held.position < progress.position || held.stage != progress.stage);
+                let newer =
+                    held.as_ref().is_none_or(|held| held.position < progress.position || held.stage != progress.stage);
                 if newer {
                     *held = Some(progress.clone());
                 }
@@ -142,8 +143,12 @@ impl Watch for Watcher {
         tracing::warn!(side, wait_ms = wait.as_millis() as u64, "{failure}; trying again");
         let mut retrying = held(&self.retrying);
         let times = retrying.as_ref().filter(|before| before.side == side).map_or(0, |before| before.times) + 1;
-        *retrying =
-            Some(Retrying { side: side.to_owned(), failure: failure.to_string(), times, wait_ms: wait.as_millis() as u64 });
+        *retrying = Some(Retrying {
+            side: side.to_owned(),
+            failure: failure.to_string(),
+            times,
+            wait_ms: wait.as_millis() as u64,
+        });
     }
 
     fn recovered(&self, side: &'static str) {

@@ -123,7 +123,10 @@ impl<'t> Document<'t> {
                 continue;
             }
             let Some((name, after)) = after.split_once('}').filter(|(name, _)| is_variable(name)) else {
-                return Err(self.error(span, "`${` without a variable's name and `}`; write `$${` for the two characters themselves"));
+                return Err(self.error(
+                    span,
+                    "`${` without a variable's name and `}`; write `$${` for the two characters themselves",
+                ));
             };
             let Some(value) = environment(name) else {
                 let message = format!("the environment variable {name} is not set ({} needs it)", self.name_of(path));
@@ -245,7 +248,8 @@ impl<'t> Document<'t> {
                 format!("the key {word:?} stands twice {}", section(parent))
             }
             (text, _) if text.starts_with("invalid type: ") || text.starts_with("invalid value: ") => {
-                let said = text.split_once(": ").map_or(text, |(_, said)| said).replace(", expected ", " where it needs ");
+                let said =
+                    text.split_once(": ").map_or(text, |(_, said)| said).replace(", expected ", " where it needs ");
                 format!("wrong type for {}: {}", self.name_of(&path), plain_types(&said))
             }
             (text, _) => format!("{}: {text}", self.name_of(&path)),

@@ -13,8 +13,8 @@ mod schema;
 mod sink;
 mod source;
 
-pub(crate) use error::{SpecError, nearest};
 pub(crate) use crossfade_control::Gates;
+pub(crate) use error::{SpecError, nearest};
 pub(crate) use log::LogSpec;
 pub(crate) use rules::has_plain_password;
 pub(crate) use scalar::{Name, Secret, Span};

@@ -62,7 +62,9 @@ pub(super) fn check(
     }
     if source.tables().is_empty() {
         let span = document.span_of(&["source", "tables"]);
-        return Err(document.error(span, "\"tables\" in [source] is empty; [\"public.*\"] takes every table of a schema"));
+        return Err(
+            document.error(span, "\"tables\" in [source] is empty; [\"public.*\"] takes every table of a schema")
+        );
     }
     check_ranges(document, source, sink)?;
     check_sink(document, sink)?;
@@ -115,9 +117,10 @@ fn check_ranges(document: &Document<'_>, source: &SourceSpec, sink: &SinkSpec) -
 fn check_sink(document: &Document<'_>, sink: &SinkSpec) -> Result<(), SpecError> {
     let refuse = |key: &str, message: &str| Err(document.error(document.span_of(&["sink", key]), message));
     match sink {
-        SinkSpec::Postgres(sink) if sink.workers.is_some() && sink.apply != Apply::Parallel => {
-            refuse("workers", "two rules clash: \"workers\" in [sink] needs apply = \"parallel\"; one connection writes otherwise")
-        }
+        SinkSpec::Postgres(sink) if sink.workers.is_some() && sink.apply != Apply::Parallel => refuse(
+            "workers",
+            "two rules clash: \"workers\" in [sink] needs apply = \"parallel\"; one connection writes otherwise",
+        ),
         SinkSpec::Postgres(sink) if sink.schema.as_deref() == Some("") => {
             refuse("schema", "\"schema\" in [sink] is empty; leave it out to keep the source's schemas")
         }
@@ -147,15 +150,14 @@ fn check_same_database(document: &Document<'_>, source: &SourceSpec, sink: &Sink
 }
 
 /// Two SQLite ends must be two files.
-pub(super) fn check_two_files(
-    document: &Document<'_>,
-    source: &SourceSpec,
-    sink: &SinkSpec,
-) -> Result<(), SpecError> {
+pub(super) fn check_two_files(document: &Document<'_>, source: &SourceSpec, sink: &SinkSpec) -> Result<(), SpecError> {
     let (SourceSpec::Sqlite(source), SinkSpec::Sqlite(sink)) = (source, sink) else { return Ok(()) };
     let real = |path: &std::path::Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     if real(&source.path) == real(&sink.path) {
-        let message = format!("source and sink are the same file, {}; a SQLite sink needs a file of its own", sink.path.display());
+        let message = format!(
+            "source and sink are the same file, {}; a SQLite sink needs a file of its own",
+            sink.path.display()
+        );
         return Err(document.error(document.span_of(&["sink", "path"]), message));
     }
     Ok(())

@@ -85,7 +85,8 @@ impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refuse = || format!("{text:?} is not a length of time; write a whole number and ms, s, m, h or d, for example 30s");
+        let refuse =
+            || format!("{text:?} is not a length of time; write a whole number and ms, s, m, h or d, for example 30s");
         let (number, unit) = split_unit(text).ok_or_else(refuse)?;
         let millis = match unit {
             "ms" => 1,
@@ -122,7 +123,11 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refuse = || format!("{text:?} is not a size; write a whole number and B, KiB, MiB, GiB, TiB (or kB, MB, GB, TB), for example 50GiB");
+        let refuse = || {
+            format!(
+                "{text:?} is not a size; write a whole number and B, KiB, MiB, GiB, TiB (or kB, MB, GB, TB), for example 50GiB"
+            )
+        };
         let (number, unit) = split_unit(text).ok_or_else(refuse)?;
         let factor: u64 = match unit {
             "B" => 1,

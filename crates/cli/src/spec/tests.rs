@@ -34,7 +34,10 @@ fn the_shortest_spec_is_read_with_all_defaults() {
     assert_eq!(spec.source.tables(), ["main.*"]);
     assert_eq!(spec.gates, Gates::default());
     let SinkSpec::Sqlite(sink) = &spec.sink else { panic!("another sink") };
-    assert_eq!((sink.write, sink.on_error, sink.existing), (WriteTo::ShadowTables, OnError::Quarantine, Existing::Refuse));
+    assert_eq!(
+        (sink.write, sink.on_error, sink.existing),
+        (WriteTo::ShadowTables, OnError::Quarantine, Existing::Refuse)
+    );
 }
 
 #[test]
@@ -186,9 +189,7 @@ fn a_secret_file_is_read_and_one_that_others_can_read_is_told() {
     let home = tempfile::tempdir().unwrap();
     let secret = home.path().join("url");
     std::fs::write(&secret, "postgres://app:hunter2@h/d\n").unwrap();
-    let text = format!(
-        "{HEAD}[source]\nkind = \"postgres\"\nurl = \"file:url\"\ntables = [\"public.*\"]\n{SINK}"
-    );
+    let text = format!("{HEAD}[source]\nkind = \"postgres\"\nurl = \"file:url\"\ntables = [\"public.*\"]\n{SINK}");
     let load = |mode: u32| {
         std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(mode)).unwrap();
         Spec::parse(&home.path().join("spec.toml"), &text, &environment).unwrap()

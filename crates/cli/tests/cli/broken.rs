@@ -8,12 +8,20 @@ fn a_spec_that_is_wrong_in_itself_is_refused_with_its_place() {
     desk.refuse(&["check", "none.toml"], 2, "none.toml: there is no such file");
     let cases = [
         ("tables", "tabels", "spec.toml:6:1: unknown key \"tabels\" in [source]; did you mean \"tables\"?"),
-        ("[\"main.*\"]", "7", "spec.toml:6:10: wrong type for \"tables\" in [source]: integer `7` where it needs a list"),
+        (
+            "[\"main.*\"]",
+            "7",
+            "spec.toml:6:10: wrong type for \"tables\" in [source]: integer `7` where it needs a list",
+        ),
         ("shop.db", "${SOURCE_URL}", "spec.toml:5:10: the environment variable SOURCE_URL is not set"),
         ("\"shop\"", "\"Shop\"", "spec.toml:1:8: \"name\": \"Shop\" is not a name"),
         ("[sink]", "[sink", "spec.toml:8:"),
         ("shop-v2.db", "shop.db", "source and sink are the same file"),
-        ("kind = \"sqlite\"\npath = \"shop-v2.db\"", "kind = \"cassandra\"", "kind = \"cassandra\" in [sink] is not built yet"),
+        (
+            "kind = \"sqlite\"\npath = \"shop-v2.db\"",
+            "kind = \"cassandra\"",
+            "kind = \"cassandra\" in [sink] is not built yet",
+        ),
     ];
     for (from, to, says) in cases {
         desk.edit(from, to);

@@ -43,13 +43,7 @@ fn desk_with_a_log() -> Desk {
         native_id: 0,
     });
     let row: Row = [Cell::Bytes(b"7"), Cell::Bytes(b"ada@example.org"), Cell::Null].into_iter().collect();
-    let change = Change {
-        table: schema.id,
-        schema: schema.version,
-        op: Op::Insert,
-        old: None,
-        new: Some(row),
-    };
+    let change = Change { table: schema.id, schema: schema.version, op: Op::Insert, old: None, new: Some(row) };
     let at = |ordinal| Position { source: SourceId(1), timeline: 1, commit: 0x16B_3748, ordinal };
     let events = vec![
         Stamped { position: at(0), event: Event::SchemaSeen(schema) },
@@ -72,7 +66,8 @@ fn a_log_is_listed_printed_and_checked() {
     let list = desk.run(&["log", "ls", "spec.toml"]);
     assert_eq!(list.code, 0, "{list:?}");
     assert!(list.stdout.contains("main.orders") && list.stdout.contains("1/16B3748/end"), "{}", list.stdout);
-    let json: serde_json::Value = serde_json::from_str(&desk.run(&["log", "ls", "spec.toml", "--json"]).stdout).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&desk.run(&["log", "ls", "spec.toml", "--json"]).stdout).unwrap();
     assert_eq!(json["start"], 0);
     assert_eq!(json["tables"][0]["table"], "main.orders");
     let sound = desk.run(&["log", "verify", "spec.toml"]);
@@ -104,7 +99,8 @@ fn a_part_of_a_log_can_be_printed() {
     let all = desk.run(&["log", "cat", "spec.toml", "--json"]).stdout.lines().count();
     assert_eq!(all, 4);
     assert_eq!(desk.run(&["log", "cat", "spec.toml", "--limit", "2"]).stdout.lines().count(), 2);
-    let wrong = desk.refuse(&["log", "cat", "spec.toml", "--table", "main.order"], 2, "the log has no table main.order");
+    let wrong =
+        desk.refuse(&["log", "cat", "spec.toml", "--table", "main.order"], 2, "the log has no table main.order");
     assert!(wrong.stderr.contains("did you mean main.orders?"), "{wrong:?}");
 }
 

@@ -7,8 +7,24 @@ fn help_names_every_command_and_the_exit_codes() {
     let help = Desk::new().run(&["--help"]);
     assert_eq!(help.code, 0);
     for word in [
-        "demo", "init", "check", "plan", "run", "wait", "status", "verify", "checkpoint", "replay", "rollback",
-        "pause", "resume", "quarantine", "mapping", "log", "state", "Exit codes",
+        "demo",
+        "init",
+        "check",
+        "plan",
+        "run",
+        "wait",
+        "status",
+        "verify",
+        "checkpoint",
+        "replay",
+        "rollback",
+        "pause",
+        "resume",
+        "quarantine",
+        "mapping",
+        "log",
+        "state",
+        "Exit codes",
     ] {
         assert!(help.stdout.contains(word), "{word} is missing:\n{}", help.stdout);
     }

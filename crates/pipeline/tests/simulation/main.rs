@@ -25,12 +25,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 const PATIENT: Patience = Patience { first: Duration::from_secs(600), later: None };
 
 fn column(name: &str, number: u32, key: Option<u16>) -> Column {
-    let type_ = ColumnType {
-        name: "text".into(),
-        native_id: 25,
-        logical: Logical::Text,
-        format: Format::PgText,
-    };
+    let type_ = ColumnType { name: "text".into(), native_id: 25, logical: Logical::Text, format: Format::PgText };
     Column { name: name.into(), type_, key, nullable: key.is_none(), native_id: number, default: None }
 }
 

@@ -23,11 +23,6 @@ impl Durable {
         self.0.lock().unwrap().rows.clone()
     }
 
-    /// Where it stands.
-    pub(crate) fn progress(&self) -> Option<Progress> {
-        self.0.lock().unwrap().progress.clone()
-    }
-
     /// Damages every row.
     pub(crate) fn damage_all(&self) {
         let mut kept = self.0.lock().unwrap();
@@ -81,7 +76,10 @@ impl ModelSink {
             let row: Row = match before {
                 Some(before) => {
                     let before: Vec<Cell<'_>> = before.cells().collect();
-                    new.cells().enumerate().map(|(i, cell)| if cell == Cell::Unchanged { before[i] } else { cell }).collect()
+                    new.cells()
+                        .enumerate()
+                        .map(|(i, cell)| if cell == Cell::Unchanged { before[i] } else { cell })
+                        .collect()
                 }
                 None => {
                     assert!(!new.has_unchanged(), "a partial image of a row that is not there");

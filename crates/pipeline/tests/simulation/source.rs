@@ -154,10 +154,14 @@ impl ModelSource {
         self.next = start;
         let events = vec![
             self.stamped(start, Event::SchemaSeen(self.schema.clone())),
-            self.stamped(start, Event::BackfillBegan(Backfill { generation: 1, tables: vec![TableId(1)], visible: None })),
+            self.stamped(
+                start,
+                Event::BackfillBegan(Backfill { generation: 1, tables: vec![TableId(1)], visible: None }),
+            ),
         ];
         self.queue.push_back(Batch { events, upto: Some(self.at(start, u32::MAX)), whole: true });
-        let chunks = (0..CHUNKS).map(|id| ChunkPlan { id: ChunkId(id), range: format!("{id} of {CHUNKS}").into() }).collect();
+        let chunks =
+            (0..CHUNKS).map(|id| ChunkPlan { id: ChunkId(id), range: format!("{id} of {CHUNKS}").into() }).collect();
         let planned = self.stamped(start, Event::SnapshotBegan { table: TableId(1), chunks });
         self.queue.push_back(Batch { events: vec![planned], upto: None, whole: true });
         self.backfill = Some((0..CHUNKS).map(ChunkId).collect());
@@ -187,9 +191,7 @@ impl ModelSource {
     }
 
     fn end_backfill(&mut self) {
-        let events = vec![
-            self.stamped(self.next, Event::SnapshotEnded { table: TableId(1), visible: None }),
-        ];
+        let events = vec![self.stamped(self.next, Event::SnapshotEnded { table: TableId(1), visible: None })];
         self.queue.push_back(Batch { events, upto: None, whole: true });
         let events = vec![self.stamped(self.next, Event::BackfillEnded { generation: 1 })];
         self.queue.push_back(Batch { events, upto: None, whole: true });
@@ -208,18 +210,22 @@ impl ModelSource {
             (_, None) => Op::Delete,
         };
         let mut new = change.after.as_ref().map(|(_, row)| row.clone());
-        let mut old = old.filter(|_| op == Op::Delete || change.before.as_ref().map(|b| b.0) != change.after.as_ref().map(|a| a.0));
+        let mut old = old
+            .filter(|_| op == Op::Delete || change.before.as_ref().map(|b| b.0) != change.after.as_ref().map(|a| a.0));
         if change.large_unchanged
             && let Some((id, row)) = &change.after
         {
             let whole = cells(row);
-            let mut partial: Row = [Cell::Bytes(&whole[0]), Cell::Bytes(&whole[1]), Cell::Unchanged].into_iter().collect();
+            let mut partial: Row =
+                [Cell::Bytes(&whole[0]), Cell::Bytes(&whole[1]), Cell::Unchanged].into_iter().collect();
             if resolve {
                 let now = self.moment();
                 match self.history.states[now].get(id) {
                     Some(current) => {
                         let current = cells(current);
-                        partial = [Cell::Bytes(&whole[0]), Cell::Bytes(&whole[1]), Cell::Bytes(&current[2])].into_iter().collect();
+                        partial = [Cell::Bytes(&whole[0]), Cell::Bytes(&whole[1]), Cell::Bytes(&current[2])]
+                            .into_iter()
+                            .collect();
                     }
                     None => {
                         // Gone by now: its end is in the stream still to come. The old key goes too.
@@ -295,8 +301,9 @@ impl Source for ModelSource {
                 if !resume.snapshot.ended {
                     let snapshot = &resume.snapshot.tables[0].1;
                     if snapshot.chunks.is_empty() {
-                        let chunks =
-                            (0..CHUNKS).map(|id| ChunkPlan { id: ChunkId(id), range: format!("{id}").into() }).collect();
+                        let chunks = (0..CHUNKS)
+                            .map(|id| ChunkPlan { id: ChunkId(id), range: format!("{id}").into() })
+                            .collect();
                         let planned = self.stamped(self.next, Event::SnapshotBegan { table: TableId(1), chunks });
                         self.queue.push_back(Batch { events: vec![planned], upto: None, whole: true });
                     }
