@@ -11,6 +11,7 @@ mod bank;
 mod ends;
 mod kills;
 mod mutants;
+mod page;
 mod round;
 mod servers;
 mod stand;

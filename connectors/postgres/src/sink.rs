@@ -59,6 +59,9 @@ use tokio::time::Instant;
 /// How often constraints that the rows of the moment do not allow are tried again.
 const CONSTRAINT_PAUSE: Duration = Duration::from_secs(5);
 
+/// Waits for locks are short, and repeated: whoever wants the table meanwhile queues behind us no longer than this.
+const LOCK_TIMEOUT: &str = "SET lock_timeout = '5s'";
+
 /// How changes are applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -167,6 +170,9 @@ impl PostgresSink {
             finish::PLAN_SETS
         );
         link.execute(doing, &sql).await?;
+        if self.config.connection.lock_timeout().is_zero() {
+            link.execute(doing, LOCK_TIMEOUT).await?;
+        }
         let sql = "SELECT pg_is_in_recovery(), has_parameter_privilege('session_replication_role', 'SET'), \
                    current_setting('server_encoding')";
         let rows = link.query(doing, sql, &[]).await?;

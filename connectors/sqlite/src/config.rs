@@ -14,7 +14,7 @@ pub struct Config {
     #[serde(default = "default_busy_timeout", with = "duration")]
     #[schemars(with = "String")]
     pub busy_timeout: Duration,
-    /// Page cache of each connection, in MiB.
+    /// Page cache of the connection that writes, in MiB. Those that only read in order take 8 at most.
     #[serde(default = "default_cache_mib")]
     pub cache_mib: u32,
 }
@@ -23,6 +23,16 @@ impl Config {
     /// A file with the usual limits.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), busy_timeout: default_busy_timeout(), cache_mib: default_cache_mib() }
+    }
+}
+
+/// Reading in order gains nothing from a larger cache.
+const READER_CACHE_MIB: u32 = 8;
+
+impl Config {
+    /// The same file, for connections that read it in order.
+    pub(crate) fn for_reading(self) -> Self {
+        Self { cache_mib: self.cache_mib.min(READER_CACHE_MIB), ..self }
     }
 }
 

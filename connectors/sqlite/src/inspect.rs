@@ -38,7 +38,7 @@ impl SqliteInspect {
     /// An inspector for either end of the migration of that name.
     pub fn new(config: Config, migration: &str) -> Self {
         let install = Install::new(migration, crate::OldRows::Key);
-        Self { config, install, scan: None }
+        Self { config: config.for_reading(), install, scan: None }
     }
 
     /// What stands in the way of capturing the tables that `patterns` take, and what is worth knowing.

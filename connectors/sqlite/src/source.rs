@@ -78,7 +78,7 @@ impl SqliteSource {
     /// A source for the tables that `patterns` take, for the migration of that name.
     pub fn new(config: Config, migration: &str, patterns: Vec<String>, options: SourceOptions) -> Self {
         let install = Install::new(migration, options.old_rows);
-        Self { config, options, patterns, install, running: None }
+        Self { config: config.for_reading(), options, patterns, install, running: None }
     }
 
     /// Removes everything that the migration made in the source: triggers, recorded changes, its name. Afterwards a

@@ -137,7 +137,7 @@ impl Table {
             };
             let declared: &str = row.get(3);
             let fits = same_type(declared, &column.type_.name)
-                || (!link.open && is_type(link, row.get(7), &column.type_.name).await?);
+                || (!link.open && is_type(link, row.get(7), declared, &column.type_.name).await);
             if !text && !fits {
                 let told = format!(
                     "the column {} of {name} is {declared}, the migration needs {}",
@@ -295,13 +295,19 @@ fn same_type(one: &str, other: &str) -> bool {
     bare(one) == bare(other)
 }
 
-/// Whether the server knows `wanted` as the type of that number, whatever its modifiers.
-async fn is_type(link: &mut Link, oid: u32, wanted: &str) -> Result<bool, Failure> {
-    let sql = "SELECT to_regtype($1)::oid = $2 AND strpos($1, '(') = 0";
-    // A word that is no type at all may be an error of the parser: then the two differ.
-    let Ok(statement) = link.statement(sql).await else { return Ok(false) };
-    let rows = link.session.query(&statement, &[&wanted, &oid]).await.unwrap_or_default();
-    Ok(rows.first().is_some_and(|row| row.get::<_, Option<bool>>(0) == Some(true)))
+/// Whether the server knows `wanted` (`varchar(20)`) as the type of that number that it spells `declared`
+/// (`character varying(20)`).
+async fn is_type(link: &mut Link, oid: u32, declared: &str, wanted: &str) -> bool {
+    let modifiers = |text: &str| text.find('(').map(|at| text.split_at(at).1.replace(' ', ""));
+    // `timestamp(3) with time zone` has words after its modifiers: only the modifiers count here.
+    let only = |text: &str| modifiers(text).and_then(|tail| tail.split_once(')').map(|(inside, _)| inside.to_owned()));
+    if only(declared) != only(wanted) {
+        return false;
+    }
+    // A word that is no type at all may be an error of the server's parser: then the two differ.
+    let Ok(statement) = link.statement("SELECT to_regtype($1)::oid").await else { return false };
+    let rows = link.session.query(&statement, &[&wanted]).await.unwrap_or_default();
+    rows.first().is_some_and(|row| row.get::<_, Option<u32>>(0) == Some(oid))
 }
 
 #[cfg(test)]

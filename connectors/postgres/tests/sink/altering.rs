@@ -79,3 +79,16 @@ async fn a_shape_that_changed_in_a_lost_transaction_is_followed_again() {
     rig.sink.alter(&before(), &after()).await.unwrap();
     assert_eq!(rig.ask("SELECT id, full_name, added FROM app.people").await, ["1|a|x"]);
 }
+
+#[tokio::test]
+async fn a_type_may_be_spelled_as_people_do() {
+    let names = ["varchar(20)", "int", "decimal(5, 2)", "timestamptz(3)", "bool", "char(4)", "varchar(3)[]"];
+    let mut columns = vec![column("id", "integer", Some(0))];
+    columns.extend(names.iter().enumerate().map(|(number, name)| column(&format!("c{number}"), name, None)));
+    let Some(mut rig) = Rig::streaming(vec![table(1, "spelled", columns)]).await else { return };
+    rig.restart().await;
+    let mut values = vec![V::Int(1), V::Text("v"), V::Int(2)];
+    values.extend([V::Null, V::Null, V::Raw(vec![1]), V::Text("abcd"), V::Null]);
+    rig.stream(vec![insert(1, &values)]).await.unwrap();
+    assert_eq!(rig.ask("SELECT c0, c1, c4, c5 FROM app.spelled").await, ["v|2|t|abcd"]);
+}
