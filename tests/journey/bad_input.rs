@@ -31,7 +31,9 @@ fn as_role(server: &Postgres, role: &str, database: &Database) -> String {
 
 async fn with_a_table() -> Option<(Database, Database)> {
     let (source, target) = two_databases().await?;
-    source.execute("CREATE TABLE customers (id int PRIMARY KEY, name text); INSERT INTO customers VALUES (1, 'a')").await;
+    source
+        .execute("CREATE TABLE customers (id int PRIMARY KEY, name text); INSERT INTO customers VALUES (1, 'a')")
+        .await;
     Some((source, target))
 }
 
@@ -89,7 +91,9 @@ async fn a_server_without_a_free_slot_is_refused_with_the_setting() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_that_is_not_empty_is_refused_and_left_as_it_is() {
     let Some((source, target)) = with_a_table().await else { return };
-    target.execute("CREATE TABLE customers (id int PRIMARY KEY, name text); INSERT INTO customers VALUES (7, 'theirs')").await;
+    target
+        .execute("CREATE TABLE customers (id int PRIMARY KEY, name text); INSERT INTO customers VALUES (7, 'theirs')")
+        .await;
     let desk = Desk::new();
     spec(&desk, &source.url, &target.url);
     for command in ["check", "run"] {
@@ -136,13 +140,19 @@ async fn a_role_with_only_the_needed_grants_can_migrate() {
     let Some((source, target)) = with_a_table().await else { return };
     let desk = Desk::new();
     let (one, two) = (Postgres::shared(Version::V15).unwrap(), Postgres::shared_target(Version::V15).unwrap());
-    source.execute("CREATE ROLE only_reads LOGIN REPLICATION; GRANT USAGE ON SCHEMA public TO only_reads; \
-                    GRANT SELECT ON ALL TABLES IN SCHEMA public TO only_reads").await;
-    target.execute(&format!("CREATE ROLE only_writes LOGIN; GRANT CREATE, CONNECT ON DATABASE \"{}\" TO only_writes", target.name)).await;
-    let sink = format!(
-        "kind = \"postgres\"\nurl = \"{}\"\nschema = \"moved\"",
-        as_role(two, "only_writes", &target)
-    );
+    source
+        .execute(
+            "CREATE ROLE only_reads LOGIN REPLICATION; GRANT USAGE ON SCHEMA public TO only_reads; \
+                    GRANT SELECT ON ALL TABLES IN SCHEMA public TO only_reads",
+        )
+        .await;
+    target
+        .execute(&format!(
+            "CREATE ROLE only_writes LOGIN; GRANT CREATE, CONNECT ON DATABASE \"{}\" TO only_writes",
+            target.name
+        ))
+        .await;
+    let sink = format!("kind = \"postgres\"\nurl = \"{}\"\nschema = \"moved\"", as_role(two, "only_writes", &target));
     let url = as_role(one, "only_reads", &source);
     desk.write_spec(&format!("kind = \"postgres\"\nurl = \"{url}\"\ntables = [\"public.*\"]"), &sink, "");
     // It may not make a publication of tables that it does not own: the exact statement is printed, for somebody who may.
@@ -162,7 +172,10 @@ async fn a_role_with_only_the_needed_grants_can_migrate() {
     desk.wait(&mut run);
     source.execute("INSERT INTO customers VALUES (2, 'b')").await;
     desk.wait(&mut run);
-    assert_eq!(target.value("SELECT string_agg(name, ',' ORDER BY id) FROM moved.customers").await.as_deref(), Some("a,b"));
+    assert_eq!(
+        target.value("SELECT string_agg(name, ',' ORDER BY id) FROM moved.customers").await.as_deref(),
+        Some("a,b")
+    );
     desk.verify();
     desk.stop(run);
 }
@@ -172,7 +185,10 @@ fn what_is_wrong_in_a_spec_is_said_with_its_place() {
     let desk = Desk::new();
     let sqlite = |name: &str| format!("kind = \"sqlite\"\npath = \"{name}\"");
     let source = format!("{}\ntables = [\"main.*\"]", sqlite("old.db"));
-    rusqlite::Connection::open(desk.path("old.db")).unwrap().execute_batch("CREATE TABLE t (id INTEGER PRIMARY KEY)").unwrap();
+    rusqlite::Connection::open(desk.path("old.db"))
+        .unwrap()
+        .execute_batch("CREATE TABLE t (id INTEGER PRIMARY KEY)")
+        .unwrap();
 
     desk.write_spec(&source.replace("tables", "tabels"), &sqlite("new.db"), "");
     assert_said(&desk.command(&["check"], &[]), 2, &["tabels", "tables", "shop.toml:"]);

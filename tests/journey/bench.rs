@@ -63,7 +63,8 @@ async fn a_whole_migration(whole_rows: bool) {
         source.execute("ALTER TABLE pgbench_history REPLICA IDENTITY FULL").await;
     }
     let desk = Desk::new();
-    let source_spec = format!("{}\ntables = [\"public.*\"]\nsnapshot = {{ workers = 2, chunk_rows = 20_000 }}", postgres(&source));
+    let source_spec =
+        format!("{}\ntables = [\"public.*\"]\nsnapshot = {{ workers = 2, chunk_rows = 20_000 }}", postgres(&source));
     desk.write_spec(&source_spec, &postgres(&target), NEW_KEYS);
     desk.expect(0, &["check"], &[]);
     let plan = desk.expect(0, &["plan"], &[]);

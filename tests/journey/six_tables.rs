@@ -68,11 +68,7 @@ const SHAPES: &[Shape] = &[
         columns: &["id", "mail", "boss", "tags", "joined", "facts"],
         keys: &[("id", "people"), ("boss", "people")],
     },
-    Shape {
-        table: "products",
-        columns: &["id", "name", "price", "gross", "sizes"],
-        keys: &[("id", "products")],
-    },
+    Shape { table: "products", columns: &["id", "name", "price", "gross", "sizes"], keys: &[("id", "products")] },
     Shape {
         table: "orders",
         columns: &["id", "person_id", "state", "placed", "note"],
@@ -151,7 +147,15 @@ async fn six_related_tables_move_to_uuid_keys_by_the_commands_of_the_readme() {
     let desk = Desk::new();
 
     let wrote = desk.crossfade.succeed(&[
-        "init", "--source", &source.url, "--sink", &target.url, "--name", &desk.name, "-o", SPEC,
+        "init",
+        "--source",
+        &source.url,
+        "--sink",
+        &target.url,
+        "--name",
+        &desk.name,
+        "-o",
+        SPEC,
     ]);
     assert!(wrote.stdout.contains(SPEC), "{wrote}");
     edit(&desk);
@@ -160,7 +164,11 @@ async fn six_related_tables_move_to_uuid_keys_by_the_commands_of_the_readme() {
     for table in SHAPES {
         assert!(plan.stdout.contains(table.table), "plan names {}\n{plan}", table.table);
     }
-    assert_eq!(rows(&target, "SELECT 1 FROM pg_tables WHERE schemaname = 'public'").await.count(), 0, "plan writes nothing");
+    assert_eq!(
+        rows(&target, "SELECT 1 FROM pg_tables WHERE schemaname = 'public'").await.count(),
+        0,
+        "plan writes nothing"
+    );
 
     let writer = Writer::start(&source, work);
     let mut run = desk.start();
@@ -195,7 +203,10 @@ async fn six_related_tables_move_to_uuid_keys_by_the_commands_of_the_readme() {
     let left = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
                 WHERE n.nspname !~ '^pg_|^information_schema$'";
     assert_eq!(rows(&target, left).await.count(), 0, "a wipe leaves nothing: {:?}", rows(&target, left).await);
-    assert_eq!(one(&source, "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()").await, "0");
+    assert_eq!(
+        one(&source, "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()").await,
+        "0"
+    );
     assert_eq!(one(&source, "SELECT count(*) FROM pg_publication").await, "0");
 }
 
@@ -231,9 +242,16 @@ async fn mapping_is_told(desk: &Desk, source: &Database, target: &Database) {
     }
 }
 
-async fn damage_is_healed(desk: &Desk, source: &Database, target: &Database, run: &mut crossfade_testkit::crossfade::Running) {
+async fn damage_is_healed(
+    desk: &Desk,
+    source: &Database,
+    target: &Database,
+    run: &mut crossfade_testkit::crossfade::Running,
+) {
     desk.expect(0, &["checkpoint"], &["before-the-damage"]);
-    source.execute("UPDATE products SET name = name || ' (new)' WHERE id <= 20; DELETE FROM reviews WHERE stars = 2").await;
+    source
+        .execute("UPDATE products SET name = name || ' (new)' WHERE id <= 20; DELETE FROM reviews WHERE stars = 2")
+        .await;
     desk.wait(run);
     // Rows that changed since the checkpoint are damaged, and one that did not.
     target.execute("UPDATE products SET name = 'damaged' WHERE name LIKE '%(new)'").await;
@@ -257,7 +275,9 @@ async fn what_cannot_be_applied_waits(
 ) {
     target.execute("ALTER TABLE people ADD CONSTRAINT no_root CHECK (mail <> 'root@example.org') NOT VALID").await;
     source.execute("UPDATE people SET mail = 'root@example.org' WHERE id = 400").await;
-    source.execute("UPDATE people SET tags = '{later}' WHERE id = 400; UPDATE people SET tags = '{free}' WHERE id = 401").await;
+    source
+        .execute("UPDATE people SET tags = '{later}' WHERE id = 400; UPDATE people SET tags = '{free}' WHERE id = 401")
+        .await;
     desk.wait(run);
     let held = desk.crossfade.json(&["quarantine", "ls", SPEC]);
     let held = held.as_array().unwrap();

@@ -28,7 +28,11 @@ fn fill() -> String {
     let mut sql = String::from(SCHEMA);
     for id in 1..=300 {
         sql.push_str(&format!("INSERT INTO customers VALUES ({id}, 'c{id}@example.org', 'žluťoučký {id}');\n"));
-        sql.push_str(&format!("INSERT INTO orders VALUES ({id}, {id}, '{id}.50', {}), ({}, {id}, NULL, 0);\n", id % 2, id + 1000));
+        sql.push_str(&format!(
+            "INSERT INTO orders VALUES ({id}, {id}, '{id}.50', {}), ({}, {id}, NULL, 0);\n",
+            id % 2,
+            id + 1000
+        ));
     }
     sql
 }
@@ -37,7 +41,9 @@ fn fill() -> String {
 fn work(number: u64) -> String {
     let (id, new) = (1 + number * 7 % 300, 10_000 + number);
     match number % 4 {
-        0 => format!("INSERT INTO customers VALUES ({new}, 'n{new}@example.org', NULL); INSERT INTO orders VALUES ({new}, {new}, '1', 0)"),
+        0 => format!(
+            "INSERT INTO customers VALUES ({new}, 'n{new}@example.org', NULL); INSERT INTO orders VALUES ({new}, {new}, '1', 0)"
+        ),
         1 => format!("UPDATE orders SET paid = paid + 1, total = '{number}.00' WHERE customer_id = {id}"),
         2 => format!("DELETE FROM orders WHERE id = {}", 1000 + id),
         _ => format!("UPDATE orders SET id = id + 1000000 WHERE id = {id}"),
@@ -104,11 +110,18 @@ async fn a_sqlite_file_moves_into_another_one_with_new_keys() {
     let both = sqlite_reader(&new);
     both.execute_batch(&format!("ATTACH '{}' AS old", old.display())).unwrap();
     let key = |table: &str, column: &str| {
-        format!("(SELECT new_id FROM uuid_migration_mapping WHERE table_name LIKE '%{table}' AND old_id = CAST({column} AS TEXT))")
+        format!(
+            "(SELECT new_id FROM uuid_migration_mapping WHERE table_name LIKE '%{table}' AND old_id = CAST({column} AS TEXT))"
+        )
     };
     let wanted = format!("SELECT {}, mail, name FROM old.customers", key("customers", "id"));
-    assert_same("clients", &sqlite_texts(&both, &wanted), &sqlite_texts(&both, "SELECT id, email, name FROM main.clients"));
-    let wanted = format!("SELECT {}, {}, total, paid FROM old.orders", key("orders", "id"), key("customers", "customer_id"));
+    assert_same(
+        "clients",
+        &sqlite_texts(&both, &wanted),
+        &sqlite_texts(&both, "SELECT id, email, name FROM main.clients"),
+    );
+    let wanted =
+        format!("SELECT {}, {}, total, paid FROM old.orders", key("orders", "id"), key("customers", "customer_id"));
     let found = "SELECT id, customer_id, total, paid FROM main.orders";
     assert_same("orders", &sqlite_texts(&both, &wanted), &sqlite_texts(&both, found));
     let broken = sqlite_texts(&both, "SELECT * FROM pragma_foreign_key_check");

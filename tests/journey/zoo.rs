@@ -66,7 +66,9 @@ fn table() -> String {
 /// One row for each literal, every other column NULL.
 fn inserts(first: usize) -> String {
     let literals = MORE.iter().enumerate().flat_map(|(n, (_, literals))| literals.iter().map(move |one| (n, one)));
-    let rows = literals.enumerate().map(|(at, (n, one))| format!("INSERT INTO more (id, c{n}) VALUES ({}, {one});\n", first + at));
+    let rows = literals
+        .enumerate()
+        .map(|(at, (n, one))| format!("INSERT INTO more (id, c{n}) VALUES ({}, {one});\n", first + at));
     rows.collect()
 }
 
@@ -91,8 +93,14 @@ async fn journey(source: &Postgres, target: &Postgres) {
 
     // The same values by the stream: new rows, moved rows, and rows of which a part changes.
     source.execute(&inserts(1_000)).await;
-    source.execute("UPDATE more SET id = id + 5000 WHERE id < 20; UPDATE more SET c0 = NULL WHERE id BETWEEN 20 AND 40").await;
-    source.execute("INSERT INTO zoo (id) VALUES (-1); UPDATE zoo SET c0 = 7; UPDATE zoo SET id = id + 100000 WHERE id % 3 = 0").await;
+    source
+        .execute("UPDATE more SET id = id + 5000 WHERE id < 20; UPDATE more SET c0 = NULL WHERE id BETWEEN 20 AND 40")
+        .await;
+    source
+        .execute(
+            "INSERT INTO zoo (id) VALUES (-1); UPDATE zoo SET c0 = 7; UPDATE zoo SET id = id + 100000 WHERE id % 3 = 0",
+        )
+        .await;
     source.execute("UPDATE large SET small = 2; INSERT INTO large SELECT 2, 3, t, b, j FROM large WHERE id = 1").await;
     source.execute("UPDATE large SET id = 3 WHERE id = 2; UPDATE large SET t = t || '.' WHERE id = 3").await;
     desk.wait(&mut run);

@@ -101,10 +101,7 @@ fn movement(writer: i64, number: i64, debtor: i64, creditor: i64, amount: i64) -
     if creditor < debtor {
         updates.reverse();
     }
-    format!(
-        "{} INSERT INTO movements VALUES ({writer}, {number}, {debtor}, {creditor}, {amount});",
-        updates.join(" ")
-    )
+    format!("{} INSERT INTO movements VALUES ({writer}, {number}, {debtor}, {creditor}, {amount});", updates.join(" "))
 }
 
 /// Fails unless every account is what its movements add up to, and no movement is missing or doubled.

@@ -28,7 +28,8 @@ fn is_asked_for() -> bool {
 /// The binary with a defect: only our own crates are built anew.
 fn build(defect: &str) -> PathBuf {
     let repository = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
-    let built = env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from).join("defects");
+    let built =
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from).join("defects");
     fs::create_dir_all(&built).unwrap();
     let compiler = built.join(format!("rustc-{defect}"));
     fs::write(&compiler, format!("#!/bin/sh\nexec \"$@\" --cfg 'defect=\"{defect}\"'\n")).unwrap();
@@ -50,7 +51,7 @@ fn build(defect: &str) -> PathBuf {
 
 fn is_found(direction: Direction, binary: &Path) -> bool {
     let seed = seeded::seed("a build with a defect");
-    let kills = Kills { per_phase: 6, ballast: 5_000, backlog: 4_000 };
+    let kills = Kills { per_phase: 6, ballast: 5_000, backlog: 3_000 };
     for round in 0..ROUNDS {
         let (seed, binary) = (seed.wrapping_add(round), binary.to_owned());
         let played = thread::spawn(move || {

@@ -33,7 +33,8 @@ fn tests(root: &Path) -> BTreeSet<String> {
                 names.insert(rest.split(['(', '<']).next().unwrap_or_default().to_owned());
             }
             // Other attributes may stand between.
-            marked = line.starts_with("#[test]") || line.starts_with("#[tokio::test") || (marked && line.starts_with("#["));
+            marked =
+                line.starts_with("#[test]") || line.starts_with("#[tokio::test") || (marked && line.starts_with("#["));
         }
     }
     names

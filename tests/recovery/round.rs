@@ -249,6 +249,8 @@ impl Round {
         assert!(committed > 0, "the teller committed nothing: this proves nothing");
         let tally = self.writers.take().map(Writers::stop);
         self.stand.wait_caught_up();
+        let held = self.stand.crossfade.json(&["quarantine", "ls", SPEC]);
+        assert_eq!(held.as_array().map(Vec::len), Some(0), "nothing may be in quarantine: {held}");
         self.stand.assert_equal(tally.is_some()).await;
         if let Some(tally) = tally {
             let reading = match &self.stand.target {
@@ -263,9 +265,6 @@ impl Round {
             };
             check_count(&reading, tally).unwrap_or_else(|violation| panic!("{violation}"));
         }
-        let held = self.stand.crossfade.json(&["quarantine", "ls", SPEC]);
-        let none = held.as_array().is_some_and(Vec::is_empty) || held["changes"].as_array().is_some_and(Vec::is_empty);
-        assert!(none, "nothing may be in quarantine: {held}");
         self.kill_streaming(run).await;
     }
 

@@ -92,9 +92,8 @@ async fn a_network_that_is_cut_again_and_again_loses_nothing() {
     bank::create(&stand.source, BALLAST).await;
     let seed = seeded::seed("a network that is cut");
     let (to_source, to_target) = (Proxy::start(source.port(), seed), Proxy::start(target.port(), seed + 1));
-    let through = |end: &End, own: u16, proxy: &Proxy| {
-        end.spec().replace(&format!(":{own}/"), &format!(":{}/", proxy.port()))
-    };
+    let through =
+        |end: &End, own: u16, proxy: &Proxy| end.spec().replace(&format!(":{own}/"), &format!(":{}/", proxy.port()));
     stand.write_spec(
         &through(&stand.source, source.port(), &to_source),
         &through(&stand.target, target.port(), &to_target),

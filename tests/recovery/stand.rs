@@ -153,7 +153,10 @@ impl Stand {
     pub(crate) async fn is_loaded(&self) -> bool {
         let sql = match &self.target {
             End::Postgres(_) => {
-                format!("SELECT 1::bigint FROM crossfade.positions WHERE migration = '{}' AND stage ILIKE 'streaming'", self.name)
+                format!(
+                    "SELECT 1::bigint FROM crossfade.positions WHERE migration = '{}' AND stage ILIKE 'streaming'",
+                    self.name
+                )
             }
             End::Sqlite(_) => format!(
                 "SELECT 1 FROM _crossfade_positions WHERE migration = '{}' AND progress ->> '$.stage' LIKE 'streaming'",
@@ -190,6 +193,16 @@ impl Stand {
                 self.target.number(sql).await == Some(0)
             })
             .await;
+        }
+    }
+}
+
+impl Drop for Stand {
+    /// What a failed test leaves is there to be looked at.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.folder.disable_cleanup(true);
+            println!("the folder of {} is kept: {}", self.name, self.folder.path().display());
         }
     }
 }

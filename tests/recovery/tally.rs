@@ -18,8 +18,7 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Snapshot, Self::CatchUp, Self::Streaming, Self::Replay, Self::Rollback];
+    pub(crate) const ALL: [Self; 5] = [Self::Snapshot, Self::CatchUp, Self::Streaming, Self::Replay, Self::Rollback];
 
     fn name(self) -> &'static str {
         match self {

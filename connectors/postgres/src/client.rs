@@ -11,8 +11,8 @@ mod socket;
 mod tls;
 pub(crate) mod wire;
 
-pub use error::{ServerError, failure};
 pub(crate) use error::broken;
+pub use error::{ServerError, failure};
 pub use names::{QuotedName, quote_ident, quote_literal, quote_table};
 pub use patterns::Patterns;
 

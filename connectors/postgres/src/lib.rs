@@ -16,6 +16,6 @@ pub mod source;
 
 pub use client::{Patterns, QuotedName, Session, connect, failure, quote_ident, quote_literal, quote_table};
 pub use config::{Config, Host, SslMode, TlsOptions};
-pub use source::{OnRewrite, PostgresSource, SnapshotConfig, SourceConfig, TableAdder};
 pub use inspect::PostgresInspect;
 pub use sink::{Apply, OnError, PostgresSink, SinkConfig};
+pub use source::{OnRewrite, PostgresSource, SnapshotConfig, SourceConfig, TableAdder};

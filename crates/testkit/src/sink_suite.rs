@@ -137,7 +137,11 @@ fn rename<F: SinkFixture>(write: Write, id: i64, bench: &Bench<F>) -> Write {
 /// In one source transaction two rows swap what must be unique, and three rotate it.
 pub async fn two_rows_exchange_their_unique_values<F: SinkFixture>(fixture: F) {
     let mut bench = loaded(fixture).await;
-    let writes = vec![bench.update(PARENT, &[Int(1), Text("two")]), bench.update(PARENT, &[Int(2), Text("one")]), Write::Boundary];
+    let writes = vec![
+        bench.update(PARENT, &[Int(1), Text("two")]),
+        bench.update(PARENT, &[Int(2), Text("one")]),
+        Write::Boundary,
+    ];
     let applied = bench.commit(writes).await;
     assert!(applied.rejected.is_empty(), "{:?}", applied.rejected.first().map(|rejection| &rejection.reason));
     assert_same("parent", &bench.rows("parent").await, &text(&[&[Int(1), Text("two")], &[Int(2), Text("one")]]));
@@ -184,7 +188,8 @@ pub async fn a_changed_key_takes_its_row_along<F: SinkFixture>(fixture: F) {
 /// Duplicates, NULLs, and one of several equal rows deleted.
 pub async fn rows_without_a_key_stay_as_many_as_they_are<F: SinkFixture>(fixture: F) {
     let mut bench = Bench::new(fixture).await;
-    let block = bench.block(HEAP, &[&[Text("a"), Int(1)], &[Text("a"), Int(1)], &[Text("a"), Int(1)], &[Null, Null], &[Null, Null]]);
+    let block = bench
+        .block(HEAP, &[&[Text("a"), Int(1)], &[Text("a"), Int(1)], &[Text("a"), Int(1)], &[Null, Null], &[Null, Null]]);
     bench.commit(vec![block]).await;
     let delete = bench.change(HEAP, Op::Delete, Some(&[Text("a"), Int(1)]), None);
     let null = bench.change(HEAP, Op::Delete, Some(&[Null, Null]), None);
@@ -240,7 +245,8 @@ pub async fn quarantine_survives_a_restart<F: SinkFixture>(fixture: F) {
     let applied = bench.commit(vec![again, other]).await;
     assert_eq!((applied.applied, applied.held), (1, 1));
     let first = bench.sink.list(&QuarantineFilter::default()).await.unwrap_or_else(|failure| panic!("{failure}"))[0].id;
-    let (head, change) = bench.sink.show(first).await.unwrap_or_else(|failure| panic!("{failure}")).expect("it is there");
+    let (head, change) =
+        bench.sink.show(first).await.unwrap_or_else(|failure| panic!("{failure}")).expect("it is there");
     assert_eq!((head.kind.as_str(), change.op), ("rejected", Op::Insert));
     assert_eq!(change.new, Some(bench.row(PARENT, &[Int(3), Null])));
 }
@@ -250,7 +256,10 @@ pub async fn retry_applies_what_is_held_in_order<F: SinkFixture>(fixture: F) {
     let mut bench = with_quarantine(fixture).await;
     let outcome = bench.sink.retry(&QuarantineFilter::default()).await.unwrap_or_else(|failure| panic!("{failure}"));
     assert_eq!((outcome.applied, outcome.remaining), (0, 4), "nothing has changed, so nothing goes in");
-    bench.fixture.execute(&format!("CREATE TABLE other (n {})", bench.fixture.type_of(crossfade_event::Logical::Int64).name)).await;
+    bench
+        .fixture
+        .execute(&format!("CREATE TABLE other (n {})", bench.fixture.type_of(crossfade_event::Logical::Int64).name))
+        .await;
     // Only the first change is at fault: without it the rest can go in.
     let first = bench.sink.list(&QuarantineFilter::default()).await.unwrap_or_else(|failure| panic!("{failure}"));
     assert_eq!(first.len(), 4);
@@ -263,7 +272,8 @@ pub async fn retry_applies_what_is_held_in_order<F: SinkFixture>(fixture: F) {
     bench.commit(vec![freed, Write::Boundary]).await;
     let outcome = bench.sink.retry(&QuarantineFilter::default()).await.unwrap_or_else(|failure| panic!("{failure}"));
     assert_eq!((outcome.applied, outcome.remaining), (1, 4));
-    let wanted: [&[C]; 4] = [&[Int(1), Text("one")], &[Int(2), Text("two")], &[Int(4), Text("fourth")], &[Int(8), Text("four")]];
+    let wanted: [&[C]; 4] =
+        [&[Int(1), Text("one")], &[Int(2), Text("two")], &[Int(4), Text("fourth")], &[Int(8), Text("four")]];
     assert_same("parent", &bench.rows("parent").await, &text(&wanted));
     let later = bench.update(PARENT, &[Int(8), Text("eighth")]);
     assert_eq!(bench.commit(vec![later]).await.held, 0, "a key whose changes are in is free");
@@ -286,7 +296,13 @@ pub async fn discard_frees_the_key<F: SinkFixture>(fixture: F) {
 /// What the transforms refused is recorded as it came, and its key is held.
 pub async fn a_change_that_transforms_refused_is_on_record<F: SinkFixture>(fixture: F) {
     let mut bench = loaded(fixture).await;
-    let change = Change { table: PARENT, schema: SchemaVersion(1), op: Op::Insert, old: None, new: Some(bench.row(PARENT, &[Int(6), Text("six")])) };
+    let change = Change {
+        table: PARENT,
+        schema: SchemaVersion(1),
+        op: Op::Insert,
+        old: None,
+        new: Some(bench.row(PARENT, &[Int(6), Text("six")])),
+    };
     let at = Version { offset: Offset(5), ordinal: 3 };
     let key = Some(bench.key(PARENT, &[Int(6)]));
     let refused = Write::Reject(Rejection { at, table: PARENT, key, change, reason: "no such country".to_owned() });
@@ -353,7 +369,11 @@ pub async fn healing_writes_images_and_leaves_the_position<F: SinkFixture>(fixtu
     bench.fixture.execute(&format!("UPDATE {schema}.child SET note = 'damaged' WHERE id = 2")).await;
     let writes = vec![bench.update(CHILD, &[Int(1), Int(1), Text("a")]), bench.update(CHILD, &[Int(2), Int(2), Null])];
     let upto = bench.progress();
-    bench.sink.apply(Delivery { writes, upto, commits: true }, Guard::Heal).await.unwrap_or_else(|failure| panic!("{failure}"));
+    bench
+        .sink
+        .apply(Delivery { writes, upto, commits: true }, Guard::Heal)
+        .await
+        .unwrap_or_else(|failure| panic!("{failure}"));
     assert_eq!(bench.recorded().await, before);
     assert_same("child", &bench.rows("child").await, &text(&[&[Int(1), Int(1), Text("a")], &[Int(2), Int(2), Null]]));
     let key = bench.key(CHILD, &[Int(1)]);
@@ -369,8 +389,14 @@ fn words<F: SinkFixture>(fixture: &F) -> (String, String) {
 /// Somebody's table, with `mine` and `theirs`.
 async fn make_foreign<F: SinkFixture>(fixture: &mut F) {
     let ((int, word), schema) = (words(fixture), fixture.schema());
-    fixture.execute(&format!("CREATE TABLE {schema}.parent (id {int} PRIMARY KEY, name {word} NOT NULL, extra {word})")).await;
-    fixture.execute(&format!("INSERT INTO {schema}.parent VALUES (1, 'old one', 'x'), (2, 'old two', 'y'), (3, 'old three', 'z')")).await;
+    fixture
+        .execute(&format!("CREATE TABLE {schema}.parent (id {int} PRIMARY KEY, name {word} NOT NULL, extra {word})"))
+        .await;
+    fixture
+        .execute(&format!(
+            "INSERT INTO {schema}.parent VALUES (1, 'old one', 'x'), (2, 'old two', 'y'), (3, 'old three', 'z')"
+        ))
+        .await;
 }
 
 /// Nothing has been changed then.
@@ -405,7 +431,8 @@ pub async fn undo_puts_back_what_was_there<F: SinkFixture>(mut fixture: F) {
         bench.insert(PARENT, &[Int(5), Text("five")]),
     ];
     bench.commit(writes).await;
-    let writes = vec![bench.update(PARENT, &[Int(1), Text("newer one")]), bench.update(PARENT, &[Int(3), Text("new three")])];
+    let writes =
+        vec![bench.update(PARENT, &[Int(1), Text("newer one")]), bench.update(PARENT, &[Int(3), Text("new three")])];
     bench.commit(writes).await;
     let schema = bench.fixture.schema();
     bench.fixture.execute(&format!("UPDATE {schema}.parent SET name = 'theirs' WHERE id = 5")).await;
@@ -425,12 +452,19 @@ pub async fn undo_puts_back_what_was_there<F: SinkFixture>(mut fixture: F) {
 pub async fn shadow_columns_touch_nothing_else<F: SinkFixture>(mut fixture: F) {
     make_foreign(&mut fixture).await;
     let before = fixture.rows("parent").await;
-    let columns = [("id", crossfade_event::Logical::Int64, Some(0), false), ("extra", crossfade_event::Logical::Text, None, true)];
+    let columns = [
+        ("id", crossfade_event::Logical::Int64, Some(0), false),
+        ("extra", crossfade_event::Logical::Text, None, true),
+    ];
     let mut table = bench::table(&fixture, PARENT, "parent", &columns);
     table.mode = WriteMode::Columns { columns: vec![1] };
     let mut bench = Bench::with(fixture, vec![table], false).await;
     let block = bench.block(PARENT, &[&[Int(1), Text("s1")], &[Int(9), Text("nobody")]]);
-    let writes = vec![block, bench.update(PARENT, &[Int(2), Text("s2")]), bench.change(PARENT, Op::Delete, Some(&[Int(3), Absent]), None)];
+    let writes = vec![
+        block,
+        bench.update(PARENT, &[Int(2), Text("s2")]),
+        bench.change(PARENT, Op::Delete, Some(&[Int(3), Absent]), None),
+    ];
     let applied = bench.commit(writes).await;
     assert!(applied.rejected.is_empty());
     let wanted: [&[C]; 3] = [

@@ -102,7 +102,9 @@ pub async fn a_backfill_is_bracketed<F: SourceFixture>(fixture: &mut F) {
     until(&mut source, &mut model, Model::backfill_ended).await;
     let kinds: Vec<&str> = model.events().iter().map(kind).collect();
     assert_eq!(kinds.first(), Some(&"schema"));
-    let place = |wanted: &str| kinds.iter().position(|kind| *kind == wanted).unwrap_or_else(|| panic!("no {wanted} among {kinds:?}"));
+    let place = |wanted: &str| {
+        kinds.iter().position(|kind| *kind == wanted).unwrap_or_else(|| panic!("no {wanted} among {kinds:?}"))
+    };
     assert!(place("snapshot began") < place("rows") && place("rows") < place("chunk ended"));
     assert!(place("chunk ended") < place("snapshot ended") && place("snapshot ended") < place("backfill ended"));
     assert_same("item", &model.rows("item"), &fixture.rows("item").await);
@@ -156,7 +158,11 @@ pub async fn changes_come_in_commit_order_and_whole<F: SourceFixture>(fixture: &
     for pair in changes.chunks(2) {
         assert_eq!(pair[0].0.xid, pair[1].0.xid, "changes of one transaction stay together");
     }
-    let committed = model.events().iter().filter(|stamped| matches!(stamped.event, Event::Committed)).map(|stamped| stamped.position);
+    let committed = model
+        .events()
+        .iter()
+        .filter(|stamped| matches!(stamped.event, Event::Committed))
+        .map(|stamped| stamped.position);
     assert_eq!(committed.max(), model.position(), "a transaction's end is where the next one begins");
     assert_same("item", &model.rows("item"), &fixture.rows("item").await);
 }
@@ -192,7 +198,8 @@ pub async fn nothing_comes_twice_once_it_is_in_the_log<F: SourceFixture>(fixture
         }
     }
     until(&mut source, &mut model, |model| model.changes().len() >= 10).await;
-    let keys: BTreeSet<_> = model.changes().iter().map(|(_, change)| change.new.clone().map(|row| row.as_bytes().to_vec())).collect();
+    let keys: BTreeSet<_> =
+        model.changes().iter().map(|(_, change)| change.new.clone().map(|row| row.as_bytes().to_vec())).collect();
     assert_eq!((model.changes().len(), keys.len()), (10, 10), "each change came once");
     assert_same("item", &model.rows("item"), &fixture.rows("item").await);
 }
@@ -216,7 +223,10 @@ pub async fn rows_deleted_between_two_attempts_do_not_survive<F: SourceFixture>(
     let mut source = fixture.source(&["item"]);
     let mut model = Model::default();
     open(&mut source, &model).await;
-    until(&mut source, &mut model, |model| model.events().iter().any(|stamped| matches!(stamped.event, Event::Rows(_)))).await;
+    until(&mut source, &mut model, |model| {
+        model.events().iter().any(|stamped| matches!(stamped.event, Event::Rows(_)))
+    })
+    .await;
     drop(source);
     fixture
         .execute(&sql(&[
@@ -247,12 +257,15 @@ pub async fn a_backfill_is_resumed_chunk_by_chunk<F: SourceFixture>(fixture: &mu
             let batch = next(&mut source).await;
             model.take(batch);
         }
-        let again = model.events()[before..].iter().any(|stamped| matches!(&stamped.event, Event::Rows(block) if done.contains(&block.chunk)));
+        let again = model.events()[before..]
+            .iter()
+            .any(|stamped| matches!(&stamped.event, Event::Rows(block) if done.contains(&block.chunk)));
         assert!(!again, "a chunk that was in the log was read again");
         if model.backfill_ended() {
             fixture.execute(&sql(&["INSERT INTO item VALUES (-1, 'end', 0)"])).await;
             let last = |change: &crossfade_event::Change| change.op == Op::Insert;
-            until(&mut source, &mut model, |model| model.changes().last().is_some_and(|(_, change)| last(change))).await;
+            until(&mut source, &mut model, |model| model.changes().last().is_some_and(|(_, change)| last(change)))
+                .await;
             assert_same("item", &model.rows("item"), &fixture.rows("item").await);
             return;
         }
@@ -281,7 +294,13 @@ pub async fn a_table_without_a_key_keeps_its_duplicates<F: SourceFixture>(fixtur
     open(&mut source, &model).await;
     let first = next(&mut source).await;
     model.take(first);
-    fixture.execute(&sql(&["INSERT INTO note VALUES ('w1', 1)", "INSERT INTO note VALUES ('w1', 1)", "INSERT INTO note VALUES (NULL, 1)"])).await;
+    fixture
+        .execute(&sql(&[
+            "INSERT INTO note VALUES ('w1', 1)",
+            "INSERT INTO note VALUES ('w1', 1)",
+            "INSERT INTO note VALUES (NULL, 1)",
+        ]))
+        .await;
     until(&mut source, &mut model, Model::backfill_ended).await;
     fixture
         .execute(&sql(&[
@@ -372,5 +391,8 @@ pub fn assert_same(table: &str, found: &[TextRow], wanted: &[TextRow]) {
 
 /// Asserts that a source is lost to us, and says how to go on.
 pub fn assert_lost(failure: &Failure) {
-    assert!(matches!(&failure.verdict, Verdict::Lost { advice } if !advice.is_empty()), "expected a lost source, got: {failure}");
+    assert!(
+        matches!(&failure.verdict, Verdict::Lost { advice } if !advice.is_empty()),
+        "expected a lost source, got: {failure}"
+    );
 }

@@ -169,6 +169,12 @@ impl Bound {
             (_, Truth::Unknown) => Err(NOT_SENT.to_owned()),
             (Truth::False, Truth::True) => self.inserted(after, out),
             (_, Truth::True) => {
+                // An old image whose key cannot be told would leave the old row behind.
+                if let (Some(before), Identity::Key, false) =
+                    (&before, self.plan.schema.identity, self.plan.columns_only)
+                {
+                    self.needs_key(&before.row)?;
+                }
                 self.mapped_again(before.as_ref(), after.mapping, out)?;
                 out.push(self.change(Op::Update, before.map(|image| image.row), Some(after.row)));
                 Ok(())

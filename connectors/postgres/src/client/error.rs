@@ -137,9 +137,13 @@ fn grant_hint(error: &ServerError) -> String {
     }
     let object = message.split_once("permission denied for ").map(|(_, object)| object);
     match object.and_then(|object| object.split_once(' ')) {
-        Some(("table", name)) => format!("GRANT SELECT (for a target also INSERT, UPDATE, DELETE) ON TABLE {name} TO the role"),
+        Some(("table", name)) => {
+            format!("GRANT SELECT (for a target also INSERT, UPDATE, DELETE) ON TABLE {name} TO the role")
+        }
         Some(("schema", name)) => format!("GRANT USAGE (for a target also CREATE) ON SCHEMA {name} TO the role"),
-        Some(("database", name)) => format!("GRANT CONNECT (to make objects also CREATE) ON DATABASE {name} TO the role"),
+        Some(("database", name)) => {
+            format!("GRANT CONNECT (to make objects also CREATE) ON DATABASE {name} TO the role")
+        }
         Some((kind, name)) => format!("GRANT the role what it needs on the {kind} {name}"),
         None => "Grant the role the right that the message names, or use one that owns the object".to_owned(),
     }
@@ -188,13 +192,18 @@ mod tests {
             assert!(matches!(verdict(&of(code, "")), Verdict::Misconfigured { .. }), "{code}");
         }
         let denied = verdict(&of("42501", "permission denied for table orders"));
-        assert!(matches!(denied, Verdict::Refused { advice } if advice.contains("GRANT SELECT") && advice.contains("orders")));
+        assert!(
+            matches!(denied, Verdict::Refused { advice } if advice.contains("GRANT SELECT") && advice.contains("orders"))
+        );
         assert!(matches!(verdict(&of("23505", "")), Verdict::Halt { .. }));
     }
 
     #[test]
     fn values_quoted_by_the_server_are_left_out() {
-        assert_eq!(of("22P02", "invalid input syntax for type integer: \"s3cret\"").message, "invalid input syntax for type integer: …");
+        assert_eq!(
+            of("22P02", "invalid input syntax for type integer: \"s3cret\"").message,
+            "invalid input syntax for type integer: …"
+        );
         assert_eq!(of("22003", "value \"12\" is out of range for type \"x\" now").message, "value … now");
         assert!(!of("P0001", "bad row 42").to_string().contains("42"));
     }

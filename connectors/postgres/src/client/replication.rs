@@ -261,7 +261,8 @@ impl Reader {
             let length = (u32::from_be_bytes(length) as usize).saturating_sub(4);
             let Some((body, next)) = body.split_at_checked(length) else { break };
             rest = next;
-            let lsn = |at: usize| body.get(at..).and_then(|b| b.first_chunk::<8>()).map_or(0, |b| u64::from_be_bytes(*b));
+            let lsn =
+                |at: usize| body.get(at..).and_then(|b| b.first_chunk::<8>()).map_or(0, |b| u64::from_be_bytes(*b));
             match body.first() {
                 Some(b'w') => self.received = self.received.max(Lsn(lsn(1))).max(Lsn(lsn(9))),
                 Some(b'k') => {

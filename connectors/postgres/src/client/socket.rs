@@ -9,8 +9,7 @@ use crossfade_connector::Failure;
 use postgres_protocol::message::frontend;
 use std::{
     convert::Infallible,
-    future,
-    io,
+    future, io,
     pin::Pin,
     task::{Context, Poll},
 };

@@ -43,9 +43,8 @@ fn client_config(config: &Config) -> Result<ClientConfig, Failure> {
     let wrong = |error: rustls::Error| {
         Failure::misconfigured("setting up TLS", error, "Check sslcert and sslkey: PEM, and made for each other")
     };
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(wrong)?;
+    let builder =
+        ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(wrong)?;
     let builder = match config.ssl_mode() {
         SslMode::Disable | SslMode::Require => {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)))
@@ -83,7 +82,11 @@ fn roots(config: &Config) -> Result<RootCertStore, Failure> {
         Some(path) => {
             for certificate in certificates(path)? {
                 roots.add(certificate).map_err(|error| {
-                    Failure::misconfigured(format!("reading {}", path.display()), error, "Give a PEM file of authorities")
+                    Failure::misconfigured(
+                        format!("reading {}", path.display()),
+                        error,
+                        "Give a PEM file of authorities",
+                    )
                 })?;
             }
         }

@@ -47,7 +47,8 @@ pub(crate) struct Frame {
 impl Wire {
     /// Connects, logs in, and sets what every session has.
     pub(crate) async fn connect(config: &Config, application_name: &str, kind: Kind) -> Result<Self, Failure> {
-        let late = || Failure::reconnect(format!("connecting to {config}"), "the server did not finish the login in time");
+        let late =
+            || Failure::reconnect(format!("connecting to {config}"), "the server did not finish the login in time");
         let socket = socket::open(config).await?;
         let mut wire = Self { socket, inbox: BytesMut::new(), name: config.to_string() };
         tokio::time::timeout(config.connect_timeout(), wire.log_in(config, application_name, kind))
@@ -95,7 +96,10 @@ impl Wire {
             Failure::misconfigured(format!("logging in as {config}"), problem.to_owned(), advice.to_owned())
         };
         let password = config.password().ok_or_else(|| {
-            misconfigured("the server asks for a password and none was given", "Add the password to the connection string")
+            misconfigured(
+                "the server asks for a password and none was given",
+                "Add the password to the connection string",
+            )
         })?;
         let password = password.expose_secret().as_bytes();
         let mut out = BytesMut::new();
@@ -120,12 +124,18 @@ impl Wire {
     async fn scram(&mut self, config: &Config, password: &[u8], mechanisms: &[u8]) -> Result<(), Failure> {
         let offered = |name: &str| mechanisms.split(|byte| *byte == 0).any(|offer| offer == name.as_bytes());
         let (binding, mechanism) = match self.socket.end_point() {
-            Some(hash) if offered(SCRAM_SHA_256_PLUS) => (ChannelBinding::tls_server_end_point(hash), SCRAM_SHA_256_PLUS),
+            Some(hash) if offered(SCRAM_SHA_256_PLUS) => {
+                (ChannelBinding::tls_server_end_point(hash), SCRAM_SHA_256_PLUS)
+            }
             Some(_) => (ChannelBinding::unrequested(), SCRAM_SHA_256),
             None => (ChannelBinding::unsupported(), SCRAM_SHA_256),
         };
         let wrong = |error: io::Error| {
-            Failure::misconfigured(format!("logging in as {config}"), error, "Check the password in the connection string")
+            Failure::misconfigured(
+                format!("logging in as {config}"),
+                error,
+                "Check the password in the connection string",
+            )
         };
         let mut scram = ScramSha256::new(password, binding);
         let mut out = BytesMut::new();
@@ -243,7 +253,8 @@ impl Wire {
     }
 
     pub(crate) fn unexpected(&self, tag: u8) -> Failure {
-        let problem = format!("the server sent a message `{}` that has no place here", char::from(tag).escape_default());
+        let problem =
+            format!("the server sent a message `{}` that has no place here", char::from(tag).escape_default());
         self.broken(io::Error::new(io::ErrorKind::InvalidData, problem))
     }
 }

@@ -356,11 +356,7 @@ impl<'a> Tuple<'a> {
     }
 
     fn check(self, rules: &[CellRule]) -> Result<(), DecodeError> {
-        if usize::from(self.count) == rules.len() {
-            Ok(())
-        } else {
-            Err(DecodeError::Columns(self.count, rules.len()))
-        }
+        if usize::from(self.count) == rules.len() { Ok(()) } else { Err(DecodeError::Columns(self.count, rules.len())) }
     }
 }
 

@@ -30,16 +30,14 @@ fn a_transaction_is_read_message_by_message() {
     assert_eq!((final_lsn, xid), (Lsn(0x0167_0128), 0x2de));
     let commit = b"C\0\0\0\0\0\x01\x67\x01\x28\0\0\0\0\x01\x67\x01\x58\0\x02\xa0\x6f\x3c\x7a\x5e\0";
     assert_eq!(decode(commit, false).unwrap().1, Message::Commit { end_lsn: Lsn(0x0167_0158) });
-    let relation = b"R\0\0\x40\x02public\0t\0d\0\x02\x01id\0\0\0\0\x17\xff\xff\xff\xff\0note\0\0\0\0\x19\xff\xff\xff\xff";
+    let relation =
+        b"R\0\0\x40\x02public\0t\0d\0\x02\x01id\0\0\0\0\x17\xff\xff\xff\xff\0note\0\0\0\0\x19\xff\xff\xff\xff";
     let Message::Relation(relation) = decode(relation, false).unwrap().1 else { panic!("a relation") };
     assert_eq!((relation.oid, relation.identity, relation.columns.len()), (0x4002, b'd', 2));
     assert!(relation.columns[0].is_key && !relation.columns[1].is_key);
     assert_eq!(relation.columns[1].type_oid, 25);
     let truncate = b"T\0\0\0\x02\x03\0\0\0\x07\0\0\0\x09";
-    assert_eq!(
-        decode(truncate, false).unwrap().1,
-        Message::Truncate { relations: vec![7, 9], restart_identity: true }
-    );
+    assert_eq!(decode(truncate, false).unwrap().1, Message::Truncate { relations: vec![7, 9], restart_identity: true });
     let logical = b"M\x01\0\0\0\0\0\0\0\x05crossfade\0\0\0\0\x02hi";
     assert_eq!(
         decode(logical, false).unwrap().1,

@@ -142,8 +142,7 @@ fn build(pairs: Vec<(String, String)>) -> Result<Config, Failure> {
             }
         }
     }
-    let user =
-        user.ok_or_else(|| refuse("it names no user".to_owned(), "Write postgres://USER@host:5432/database"))?;
+    let user = user.ok_or_else(|| refuse("it names no user".to_owned(), "Write postgres://USER@host:5432/database"))?;
     let dbname = dbname.unwrap_or_else(|| user.clone());
     for (what, text) in [("user", &user), ("database", &dbname)] {
         if text.contains('\0') {
@@ -189,8 +188,7 @@ fn addresses(hosts: &str, ports: &str) -> Result<Vec<(Host, u16)>, Failure> {
         .into_iter()
         .enumerate()
         .map(|(index, host)| {
-            let host =
-                if host.starts_with('/') { Host::Unix(PathBuf::from(host)) } else { Host::Tcp(host.to_owned()) };
+            let host = if host.starts_with('/') { Host::Unix(PathBuf::from(host)) } else { Host::Tcp(host.to_owned()) };
             (host, port(index))
         })
         .collect())
@@ -203,8 +201,12 @@ mod tests {
 
     #[test]
     fn a_url_and_its_key_value_form_say_the_same() {
-        let url = Config::parse("postgres://me:s%40cret@db.example:5433/shop?sslmode=require&options=-c%20a%3Db").unwrap();
-        let pairs = Config::parse(r"host=db.example port=5433 user=me password='s@cret' dbname=shop sslmode=require options='-c a=b'").unwrap();
+        let url =
+            Config::parse("postgres://me:s%40cret@db.example:5433/shop?sslmode=require&options=-c%20a%3Db").unwrap();
+        let pairs = Config::parse(
+            r"host=db.example port=5433 user=me password='s@cret' dbname=shop sslmode=require options='-c a=b'",
+        )
+        .unwrap();
         for config in [url, pairs] {
             assert_eq!(config.to_string(), "me@db.example:5433/shop");
             assert_eq!(config.password().unwrap().expose_secret(), "s@cret");
@@ -216,7 +218,9 @@ mod tests {
     #[test]
     fn full_verification_is_the_default_and_silent_fallback_is_refused() {
         assert_eq!(Config::parse("postgres://me@localhost/db").unwrap().ssl_mode(), SslMode::VerifyFull);
-        assert!(Config::parse("postgres://me@localhost/db?sslmode=prefer").unwrap_err().to_string().contains("silently"));
+        assert!(
+            Config::parse("postgres://me@localhost/db?sslmode=prefer").unwrap_err().to_string().contains("silently")
+        );
         assert!(Config::parse("host=/run/postgresql user=me").is_err());
         assert!(Config::parse("host=/run/postgresql user=me sslmode=disable").is_ok());
     }

@@ -9,7 +9,7 @@ use crate::client::{failure, quote_ident, quote_literal, quote_table};
 use crossfade_connector::{Failure, Target, TargetTable, WriteMode};
 use crossfade_event::{
     Identity, TableName,
-    catalog::{ColumnDef, IdentityColumn, RelationKind, SequenceDef, TypeDef, TypeDefinition},
+    catalog::{CheckDef, ColumnDef, IdentityColumn, RelationKind, SequenceDef, TypeDef, TypeDefinition},
 };
 use std::time::Duration;
 
@@ -342,6 +342,11 @@ fn quoted_path(name: &str) -> Result<String, Failure> {
     }
 }
 
+fn checks(table: &TargetTable) -> Result<Vec<String>, Failure> {
+    let sql = |check: &CheckDef| Ok(format!("CONSTRAINT {} CHECK ({})", quote_ident(&check.name)?, check.expression));
+    table.def.checks.iter().map(sql).collect()
+}
+
 async fn create_table(link: &mut Link, target: &Target, table: &TargetTable) -> Result<(), Failure> {
     let name = &table.schema.name;
     let quoted = quote_table(name)?;
@@ -350,13 +355,14 @@ async fn create_table(link: &mut Link, target: &Target, table: &TargetTable) -> 
             if target.tables.iter().any(|other| other.schema.name == *parent)
                 || exists(link, "SELECT to_regclass($1::text) IS NOT NULL", quote_table(parent)?.as_str()).await? =>
         {
-            format!("CREATE TABLE {quoted} PARTITION OF {} {bound}", quote_table(parent)?)
+            // Columns come from the parent; what is the leaf's own stands between the two.
+            let checks = checks(table)?;
+            let own = if checks.is_empty() { String::new() } else { format!("({}) ", checks.join(", ")) };
+            format!("CREATE TABLE {quoted} PARTITION OF {} {own}{bound}", quote_table(parent)?)
         }
         kind => {
             let mut parts = table.def.columns.iter().map(column_sql).collect::<Result<Vec<_>, Failure>>()?;
-            for check in &table.def.checks {
-                parts.push(format!("CONSTRAINT {} CHECK ({})", quote_ident(&check.name)?, check.expression));
-            }
+            parts.extend(checks(table)?);
             let tail = match kind {
                 RelationKind::Partitioned { strategy } => format!(" PARTITION BY {strategy}"),
                 _ => String::new(),

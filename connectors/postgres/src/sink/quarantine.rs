@@ -139,7 +139,7 @@ impl Quarantine for PostgresSink {
         let migration = self.config.migration.clone();
         let mut outcome = QuarantineOutcome::default();
         self.must_be_prepared()?;
-        let link = self.link().await?;
+        let link = self.alone().await?;
         let found = entries(link, &migration, filter, true).await?;
         // Key by key, in the order in which the first change of each came: parents before their children.
         let mut keys: BTreeMap<usize, Vec<&Entry>> = BTreeMap::new();
@@ -167,7 +167,7 @@ impl Quarantine for PostgresSink {
 
     async fn discard(&mut self, filter: &QuarantineFilter) -> Result<QuarantineOutcome, Failure> {
         let migration = self.config.migration.clone();
-        let link = self.link().await?;
+        let link = self.alone().await?;
         let found = entries(link, &migration, filter, true).await?;
         let ids: Vec<i64> = found.iter().map(|entry| entry.listed.id).collect();
         let sql = "DELETE FROM crossfade.quarantine WHERE migration = $1 AND id = ANY ($2)";
@@ -186,6 +186,21 @@ impl Quarantine for PostgresSink {
 }
 
 impl PostgresSink {
+    /// The session, for work that must not mix with a delivery's, here or in another process.
+    async fn alone(&mut self) -> Result<&mut Link, Failure> {
+        let migration = self.config.migration.clone();
+        let link = self.link().await?;
+        if link.open {
+            let told = "a large transaction is being applied";
+            return Err(Failure::retry("changing the quarantine", told));
+        }
+        if !link.locked {
+            super::store::lock(link, &migration).await?;
+            link.locked = true;
+        }
+        Ok(link)
+    }
+
     /// Applies one key's changes in order, in one transaction; stops at the first that fails again.
     async fn retry_key(&mut self, changes: &[&Entry]) -> Result<u64, Failure> {
         let keys: HashSet<(TableId, &Key)> =

@@ -11,9 +11,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use crossfade_connector::Failure;
-use crossfade_event::{
-    Batch, Change, Event, Mark, Op, Position, Row, Stamped, TableId, Transaction, Truncate,
-};
+use crossfade_event::{Batch, Change, Event, Mark, Op, Position, Row, Stamped, TableId, Transaction, Truncate};
 use std::collections::HashMap;
 
 /// A batch is closed at about this size.
@@ -40,8 +38,8 @@ pub(super) struct Assembler {
     /// Everything up to here was read; what lies between concerns none of our tables.
     seen: Lsn,
     near_xid: u64,
-    /// Indexes of events with unchanged cells, of tables in a backfill.
-    unresolved: Vec<usize>,
+    /// Indexes of events with unchanged cells, of tables in a backfill, with their transactions.
+    unresolved: Vec<(usize, u64)>,
     /// Tables in a backfill, and up to which commit their unchanged cells must be looked up.
     pub(super) resolving: HashMap<TableId, Lsn>,
     /// The beginning of a backfill is among the events.
@@ -101,6 +99,11 @@ impl Assembler {
 
     pub(super) fn is_open(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// The number of the transaction being read.
+    pub(super) fn xid(&self) -> Option<u64> {
+        self.open.as_ref().map(|open| open.transaction.xid)
     }
 
     /// True between two parts of one transaction: nothing else may be handed over now.
@@ -247,7 +250,8 @@ impl Assembler {
         let change = Change { table: schema.id, schema: schema.version, op, old, new };
         self.push(Event::Changed(change));
         if unchanged && self.resolving.contains_key(&schema.id) {
-            self.unresolved.push(self.events.len() - 1);
+            let xid = self.xid().unwrap_or_default();
+            self.unresolved.push((self.events.len() - 1, xid));
         }
         Ok(())
     }
@@ -344,16 +348,30 @@ impl Assembler {
         }
     }
 
-    /// Events with unchanged cells that must be looked up before they are handed over.
-    pub(super) fn take_unresolved(&mut self) -> Vec<usize> {
-        let mut wanted = std::mem::take(&mut self.unresolved);
-        wanted.retain(|index| {
-            let Some(Stamped { position, event: Event::Changed(change) }) = self.events.get(*index) else {
-                return false;
-            };
-            self.resolving.get(&change.table).is_some_and(|until| Lsn(position.commit) <= *until)
-        });
+    /// Events with unchanged cells that must be looked up before they are handed over. Those of later commits stay, for
+    /// what is found may move the bound.
+    pub(super) fn take_unresolved(&mut self) -> Vec<(usize, u64)> {
+        let (events, resolving) = (&self.events, &self.resolving);
+        let is_wanted = |(index, _): &(usize, u64)| {
+            let Some(Stamped { position, event: Event::Changed(change) }) = events.get(*index) else { return false };
+            resolving.get(&change.table).is_some_and(|until| Lsn(position.commit) <= *until)
+        };
+        let (wanted, later) = std::mem::take(&mut self.unresolved).into_iter().partition(is_wanted);
+        self.unresolved = later;
         wanted
+    }
+
+    /// Changes of these tables up to this place must be looked up.
+    pub(super) fn resolve_until(&mut self, tables: &[TableId], now: Lsn) {
+        for table in tables {
+            let until = self.resolving.entry(*table).or_insert(now);
+            *until = (*until).max(now);
+        }
+    }
+
+    /// What is left needs no look.
+    pub(super) fn leave_unresolved(&mut self) {
+        self.unresolved.clear();
     }
 
     pub(super) fn event_mut(&mut self, index: usize) -> Option<&mut Event> {

@@ -6,12 +6,10 @@ use crate::{
     codec::types::{self, TypeFacts},
 };
 use crossfade_connector::Failure;
-use crossfade_event::{
-    Column, ColumnType, Format, Identity, Logical, SchemaVersion, TableId, TableName, TableSchema,
-};
+use crossfade_event::{Column, ColumnType, Format, Identity, Logical, SchemaVersion, TableId, TableName, TableSchema};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::{Arc, RwLock, PoisonError},
+    sync::{Arc, PoisonError, RwLock},
 };
 use tokio_postgres::Client;
 

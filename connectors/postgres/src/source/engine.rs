@@ -96,7 +96,8 @@ impl Engine {
         out: mpsc::Sender<Result<Batch, Failure>>,
         commands: mpsc::Receiver<Command>,
     ) -> Result<(Self, Arc<AtomicU64>), Failure> {
-        let Prepared { session, replication, origin, snapshot, schemas, announce, text, captured, version, .. } = prepared;
+        let Prepared { session, replication, origin, snapshot, schemas, announce, text, captured, version, .. } =
+            prepared;
         let spools = Spools::new(&config.spool_dir).await?;
         let tree = Tree::read(&config.spool_dir).await;
         let name = config.object_name();
@@ -283,6 +284,10 @@ impl Engine {
 
     /// The stream says a table's shape: always before the first change under it.
     async fn relation(&mut self, relation: &Relation) -> Result<(), End> {
+        // The change of shape may be this transaction's own.
+        if let Some(xid) = self.assembler.xid() {
+            fetch::wait_visible(&self.session, &[xid]).await?;
+        }
         let Some(captured) = self.assembler.tables.get(&relation.oid) else {
             return self.unknown_relation(relation).await;
         };
@@ -312,12 +317,23 @@ impl Engine {
         schema
     }
 
+    /// A row that is gone went by a change that the stream has not brought yet. Whatever carries it on until then (a
+    /// change of its key with unchanged cells) must be looked up as well, for the target has nothing to take them from.
     async fn resolve_unchanged(&mut self) -> Result<(), Failure> {
-        let wanted = self.assembler.take_unresolved();
-        if wanted.is_empty() {
-            return Ok(());
+        loop {
+            let wanted = self.assembler.take_unresolved();
+            if wanted.is_empty() {
+                break;
+            }
+            let gone = fetch::resolve(&self.session, &mut self.assembler, wanted).await?;
+            if gone.is_empty() {
+                break;
+            }
+            let now = self.end_of_wal().await?;
+            self.assembler.resolve_until(&gone, now);
         }
-        fetch::resolve(&self.session, &mut self.assembler, wanted).await
+        self.assembler.leave_unresolved();
+        Ok(())
     }
 
     fn take_output(&mut self, output: Output) {

@@ -6,11 +6,20 @@ use crate::{client::failure, quote_ident};
 use bytes::{BufMut, BytesMut};
 use crossfade_connector::Failure;
 use crossfade_event::{Cell, Change, Event, Format, Key, Op, Row, RowBuilder, TableId, TableName, TableSchema};
-use std::{collections::HashMap, error::Error, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    error::Error,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
 use tokio_postgres::{
     Client,
     types::{FromSql, IsNull, ToSql, Type},
 };
+
+const VISIBLE_WITHIN: Duration = Duration::from_secs(60);
+const VISIBLE_POLL: Duration = Duration::from_millis(2);
 
 /// The columns of a schema as a select list, in their formats. `columns` are the names of now, by number: a column that
 /// was dropped meanwhile reads NULL, for the stream will drop it, too. `of` stands in front of each name.
@@ -39,11 +48,42 @@ pub(super) fn select_list(schema: &TableSchema, columns: &[(u32, String)], of: &
     Ok(list.join(", "))
 }
 
+/// Waits until transactions that the stream has brought are visible to queries. A commit is in the stream as soon as
+/// it is written; the server counts the transaction among the running ones a moment longer (with synchronous
+/// replication: much longer), and a query in between sees the rows, and the catalog, of before.
+///
+/// # Errors
+/// `Retry` when that takes too long.
+pub(super) async fn wait_visible(client: &Client, xids: &[u64]) -> Result<(), Failure> {
+    let doing = "waiting until a committed transaction is visible";
+    let sql = "SELECT COALESCE(pg_catalog.bool_and(pg_catalog.pg_visible_in_snapshot( \
+               x::pg_catalog.xid8, pg_catalog.pg_current_snapshot())), true) FROM pg_catalog.unnest($1::text[]) x";
+    let texts: Vec<String> = xids.iter().map(u64::to_string).collect();
+    let deadline = Instant::now() + VISIBLE_WITHIN;
+    loop {
+        let row = client.query_one(sql, &[&texts]).await.map_err(|error| failure(doing, error))?;
+        if row.get(0) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::retry(doing, "the server has not finished its commit (does it wait for a standby?)"));
+        }
+        tokio::time::sleep(VISIBLE_POLL).await;
+    }
+}
+
 /// Fills the unchanged cells of the events at `wanted`. A row that is gone becomes a delete of its key: a later
-/// delete or key change of it is on its way.
-pub(super) async fn resolve(client: &Client, assembler: &mut Assembler, wanted: Vec<usize>) -> Result<(), Failure> {
+/// delete or key change of it is on its way. Returns the tables of which rows were gone.
+pub(super) async fn resolve(
+    client: &Client,
+    assembler: &mut Assembler,
+    wanted: Vec<(usize, u64)>,
+) -> Result<Vec<TableId>, Failure> {
+    let xids: BTreeSet<u64> = wanted.iter().map(|(_, xid)| *xid).collect();
+    wait_visible(client, &xids.into_iter().collect::<Vec<_>>()).await?;
+    let mut gone = Vec::new();
     let mut by_table: HashMap<TableId, Vec<usize>> = HashMap::new();
-    for index in wanted {
+    for (index, _) in wanted {
         if let Some(Event::Changed(change)) = assembler.event(index) {
             by_table.entry(change.table).or_default().push(index);
         }
@@ -59,13 +99,16 @@ pub(super) async fn resolve(client: &Client, assembler: &mut Assembler, wanted: 
             })
             .collect();
         let mut found = look_up(client, &schema, &keys).await?;
+        if found.len() < keys.len() {
+            gone.push(table);
+        }
         for (place, (index, key)) in keys.iter().enumerate() {
             if let Some(Event::Changed(change)) = assembler.event_mut(*index) {
                 fill(change, found.remove(&place), key, &schema);
             }
         }
     }
-    Ok(())
+    Ok(gone)
 }
 
 fn fill(change: &mut Change, found: Option<Row>, key: &Key, schema: &TableSchema) {

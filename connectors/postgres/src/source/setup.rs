@@ -8,8 +8,7 @@ pub(super) mod publication;
 use super::{
     SourceConfig,
     catalog::{self, CapturedNames, LiveTable},
-    slot,
-    visibility,
+    slot, visibility,
 };
 use crate::{
     Patterns, Session,
@@ -21,9 +20,7 @@ use crate::{
     quote_literal,
 };
 use crossfade_connector::{Failure, Resume, SnapshotState};
-use crossfade_event::{
-    Backfill, Event, Position, SchemaVersion, SourceId, TableId, TableSchema, Visibility,
-};
+use crossfade_event::{Backfill, Event, Position, SchemaVersion, SourceId, TableId, TableSchema, Visibility};
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
@@ -61,11 +58,7 @@ struct Server {
     near_xid: u64,
 }
 
-pub(super) async fn prepare(
-    config: &SourceConfig,
-    patterns: &Patterns,
-    resume: Resume,
-) -> Result<Prepared, Failure> {
+pub(super) async fn prepare(config: &SourceConfig, patterns: &Patterns, resume: Resume) -> Result<Prepared, Failure> {
     let session = client::connect(&config.connection, &config.application_name()).await?;
     let server = examine(&session).await?;
     let mut replication = Replication::connect(&config.connection, &config.application_name()).await?;
@@ -183,12 +176,8 @@ async fn begin(
         visible: Some(visible),
         tables: tables.into_iter().map(|table| (table, Default::default())).collect(),
     };
-    let origin = Position {
-        source,
-        timeline: identified.timeline,
-        commit: created.consistent_point.0,
-        ordinal: u32::MAX,
-    };
+    let origin =
+        Position { source, timeline: identified.timeline, commit: created.consistent_point.0, ordinal: u32::MAX };
     let captured = Arc::new(CapturedNames::default());
     schemas.iter().for_each(|schema| captured.insert(schema.native_id));
     Ok(Prepared {
@@ -252,9 +241,7 @@ async fn go_on(
 /// stream.
 pub(super) fn needs_text(live: &BTreeMap<u32, LiveTable>, types: &HashMap<u32, TypeFacts>) -> bool {
     let columns = live.values().flat_map(|table| &table.columns);
-    columns
-        .filter_map(|column| types.get(&column.type_oid))
-        .any(|facts| facts.portability == Portability::TextOnly)
+    columns.filter_map(|column| types.get(&column.type_oid)).any(|facts| facts.portability == Portability::TextOnly)
 }
 
 /// A file that says "we are making this slot": a slot found beside it with an empty log is a leftover of ours.
@@ -263,17 +250,10 @@ fn marker(config: &SourceConfig) -> PathBuf {
 }
 
 /// A slot that exists although the log is empty is dropped if we made it, and refused otherwise.
-async fn clear_leftover(
-    config: &SourceConfig,
-    session: &Session,
-    slot: &str,
-    system: &str,
-) -> Result<(), Failure> {
+async fn clear_leftover(config: &SourceConfig, session: &Session, slot: &str, system: &str) -> Result<(), Failure> {
     let doing = || format!("making slot {slot}");
     let note = format!("{system} {slot}\n");
-    let cannot = |error: std::io::Error| {
-        Failure::retry(format!("writing into {}", config.spool_dir.display()), error)
-    };
+    let cannot = |error: std::io::Error| Failure::retry(format!("writing into {}", config.spool_dir.display()), error);
     tokio::fs::create_dir_all(&config.spool_dir).await.map_err(cannot)?;
     if let Some(found) = slot::find(session, slot).await? {
         if tokio::fs::read_to_string(marker(config)).await.ok().as_deref() != Some(&note) {

@@ -26,7 +26,8 @@ pub(super) struct Health {
 pub(super) async fn find(client: &Client, slot: &str) -> Result<Option<Slot>, Failure> {
     let sql = "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn::text, wal_status \
                FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
-    let row = client.query_opt(sql, &[&slot]).await.map_err(|error| failure(format!("looking for slot {slot}"), error))?;
+    let row =
+        client.query_opt(sql, &[&slot]).await.map_err(|error| failure(format!("looking for slot {slot}"), error))?;
     Ok(row.map(|row| Slot {
         plugin: row.get(0),
         database: row.get(1),
@@ -42,7 +43,8 @@ pub(super) async fn health(client: &Client, slot: &str) -> Result<Health, Failur
                FROM (SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
                      ELSE pg_catalog.pg_current_wal_lsn() END AS here) w \
                LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1";
-    let row = client.query_one(sql, &[&slot]).await.map_err(|error| failure(format!("asking how slot {slot} is"), error))?;
+    let row =
+        client.query_one(sql, &[&slot]).await.map_err(|error| failure(format!("asking how slot {slot} is"), error))?;
     Ok(Health {
         retained_bytes: row.get::<_, Option<f64>>(0).map(|bytes| bytes.max(0.0) as u64),
         wal_status: row.get(1),

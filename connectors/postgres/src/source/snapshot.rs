@@ -8,7 +8,10 @@ mod chunk;
 mod plan;
 
 use super::SourceConfig;
-use crate::client::{replication::Lsn, wire::{Kind, Wire}};
+use crate::client::{
+    replication::Lsn,
+    wire::{Kind, Wire},
+};
 use chunk::Read;
 use crossfade_connector::{Failure, SnapshotState};
 use crossfade_event::{ChunkPlan, Event, Identity, TableId, TableSchema, Visibility};
@@ -144,11 +147,7 @@ impl SnapshotRun {
 }
 
 /// Plans every table, then lets the workers loose.
-async fn coordinate(
-    shared: &Arc<Shared>,
-    state: SnapshotState,
-    schemas: Vec<Arc<TableSchema>>,
-) -> Result<(), Failure> {
+async fn coordinate(shared: &Arc<Shared>, state: SnapshotState, schemas: Vec<Arc<TableSchema>>) -> Result<(), Failure> {
     let mut wire = connect(shared).await?;
     for (table, done) in state.tables {
         let Some(schema) = schemas.iter().find(|schema| schema.id == table).cloned() else { continue };

@@ -146,3 +146,21 @@ async fn a_table_without_a_unique_key_is_refused_as_a_target() {
     let failure = rig.prepare().await.unwrap_err();
     assert!(matches!(failure.verdict, Verdict::Refused { .. }), "{failure}");
 }
+
+#[tokio::test]
+async fn a_column_that_was_there_gets_its_values_back() {
+    let users = "CREATE SCHEMA app; CREATE TABLE app.users (id int PRIMARY KEY, name text, uuid_id text); \
+                 INSERT INTO app.users VALUES (1, 'a', 'kept'), (2, 'b', NULL), (3, 'c', 'kept too')";
+    let Some(mut rig) = rig(users, vec![shadows()]).await else { return };
+    let rows: Vec<_> = (1..=3).map(|id| row(&[V::Int(id), V::Text("ours")])).collect();
+    rig.load(vec![block(1, 1, &rows)]).await.unwrap();
+    rig.stream(vec![update(1, &[V::Int(1), V::Text("ours again")])]).await.unwrap();
+    rig.database
+        .execute(
+            "UPDATE app.users SET name = 'renamed' WHERE id = 1; UPDATE app.users SET uuid_id = 'theirs' WHERE id = 3",
+        )
+        .await;
+    let report = rig.sink.undo(&rig.target.clone()).await.unwrap();
+    assert_eq!((report.restored, report.left_alone.len()), (1, 1), "{report:?}");
+    assert_eq!(rig.ask("SELECT * FROM app.users ORDER BY id").await, ["1|renamed|kept", "2|b|ours", "3|c|theirs"]);
+}

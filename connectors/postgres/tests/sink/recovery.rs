@@ -37,6 +37,8 @@ async fn a_server_that_crashes_loses_rows_and_their_position_together() {
     let Some(mut rig) = Rig::on(server.create_database("crash").await, vec![people()]).await else { return };
     rig.prepare().await.unwrap();
     rig.load(Vec::new()).await.unwrap();
+    // A commit that waits for the disk, and takes everything before it along.
+    rig.database.execute("CREATE TABLE flushed ()").await;
     let mut next = 0;
     for _ in 0..5 {
         for _ in 0..40 {

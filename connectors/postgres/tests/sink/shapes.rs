@@ -41,6 +41,7 @@ CREATE TABLE "Odd ""one"."select" ("from ""x""" int, "group" text COLLATE "C", P
 CREATE TABLE app.part (id int NOT NULL, at date NOT NULL, note text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
 CREATE TABLE app.part_1 PARTITION OF app.part FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
 CREATE TABLE app.part_d PARTITION OF app.part DEFAULT;
+ALTER TABLE app.part_1 ADD CONSTRAINT part_1_own CHECK (id < 1000000);
 CREATE INDEX part_note ON app.part (note);
 "#;
 

@@ -81,7 +81,10 @@ async fn health_names_the_slots_state_and_the_tables_that_are_not_captured() {
     let mut log = Log::default();
     let mut source = fixture.source();
     open(&mut source, &mut log).await;
-    fixture.database.execute("CREATE TABLE app.later (id int PRIMARY KEY); CREATE SCHEMA other; CREATE TABLE other.t ()").await;
+    fixture
+        .database
+        .execute("CREATE TABLE app.later (id int PRIMARY KEY); CREATE SCHEMA other; CREATE TABLE other.t ()")
+        .await;
     let health = source.health().await.unwrap();
     assert_eq!(health.status.as_deref(), Some("reserved"));
     assert_eq!(health.uncaptured_tables, ["app.later"]);

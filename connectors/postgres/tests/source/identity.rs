@@ -45,10 +45,7 @@ async fn a_slot_that_is_gone_is_lost_and_is_not_made_anew() {
 async fn a_slot_that_was_made_anew_is_lost() {
     let Some((fixture, mut log)) = ingested("slot_anew").await else { return };
     let slot = fixture.config(&["app.*"]).object_name();
-    fixture
-        .database
-        .execute(&format!("SELECT pg_drop_replication_slot('{slot}'); INSERT INTO app.t VALUES (2)"))
-        .await;
+    fixture.database.execute(&format!("SELECT pg_drop_replication_slot('{slot}'); INSERT INTO app.t VALUES (2)")).await;
     fixture.database.execute(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await;
     let failure = is_lost(try_open(&mut fixture.source(), &mut log).await);
     assert!(failure.to_string().contains("beyond ours"), "{failure}");
@@ -161,7 +158,12 @@ async fn own_writes_do_not_come_back_with_and_without_an_origin() {
         ))
         .await;
     let client = fixture.database.connect().await;
-    client.batch_execute(&format!("SELECT pg_replication_origin_session_setup('{origin}'); INSERT INTO app.t VALUES (101)")).await.unwrap();
+    client
+        .batch_execute(&format!(
+            "SELECT pg_replication_origin_session_setup('{origin}'); INSERT INTO app.t VALUES (101)"
+        ))
+        .await
+        .unwrap();
     drop(client);
     fixture
         .database

@@ -179,7 +179,10 @@ async fn a_retyped_table_is_copied_again_within_the_stream_or_stops_it() {
         .await;
     ingest_all(&fixture, &mut source, &mut log).await;
     assert_eq!(log.count(|event| matches!(event, Event::BackfillEnded { .. })), 2);
-    fixture.database.execute("ALTER TABLE app.t ADD v float8 DEFAULT random(); INSERT INTO app.t VALUES (10000, 'new', 1)").await;
+    fixture
+        .database
+        .execute("ALTER TABLE app.t ADD v float8 DEFAULT random(); INSERT INTO app.t VALUES (10000, 'new', 1)")
+        .await;
     ingest_all(&fixture, &mut source, &mut log).await;
     assert_eq!(log.count(|event| matches!(event, Event::BackfillEnded { .. })), 3);
     drop(source);

@@ -248,8 +248,12 @@ impl Replica {
                                 self.keyed.entry(block.table).or_default().insert(key.as_bytes().to_vec(), row);
                             }
                             _ if chunks.contains(&(block.table, block.chunk)) => {
-                                *self.counted.entry(block.table).or_default().entry(row.as_bytes().to_vec()).or_default() +=
-                                    1;
+                                *self
+                                    .counted
+                                    .entry(block.table)
+                                    .or_default()
+                                    .entry(row.as_bytes().to_vec())
+                                    .or_default() += 1;
                             }
                             // A chunk that broke off: it was read again under another number.
                             _ => {}
@@ -265,13 +269,20 @@ impl Replica {
         }
     }
 
-    fn schema_of(&self, table: TableId, version: crossfade_event::SchemaVersion, events: &[Stamped]) -> Arc<TableSchema> {
+    fn schema_of(
+        &self,
+        table: TableId,
+        version: crossfade_event::SchemaVersion,
+        events: &[Stamped],
+    ) -> Arc<TableSchema> {
         let known = self.schemas.get(&table).filter(|schema| schema.version == version).cloned();
         known.unwrap_or_else(|| {
             events
                 .iter()
                 .find_map(|stamped| match &stamped.event {
-                    Event::SchemaSeen(schema) if schema.id == table && schema.version == version => Some(schema.clone()),
+                    Event::SchemaSeen(schema) if schema.id == table && schema.version == version => {
+                        Some(schema.clone())
+                    }
                     _ => None,
                 })
                 .unwrap()
@@ -364,7 +375,12 @@ impl Replica {
             let here = self.rows(&name);
             let lost = there.iter().filter(|row| here.binary_search(row).is_err()).count();
             let ghosts = here.iter().filter(|row| there.binary_search(row).is_err()).count();
-            assert!(here == there, "{name}: {} rows here, {} there, {lost} lost or different, {ghosts} ghosts", here.len(), there.len());
+            assert!(
+                here == there,
+                "{name}: {} rows here, {} there, {lost} lost or different, {ghosts} ghosts",
+                here.len(),
+                there.len()
+            );
         }
     }
 }
@@ -417,7 +433,12 @@ async fn source_rows(database: &Database, schema: &TableSchema) -> Vec<Vec<u8>> 
 /// The rows of a query as `COPY (FORMAT binary)` writes them, sorted.
 async fn copy(database: &Database, query: &str) -> Vec<Vec<u8>> {
     let client = database.connect().await;
-    client.batch_execute("SET extra_float_digits = 1; SET bytea_output = hex; SET lc_monetary = 'C'; SET timezone = 'UTC'").await.unwrap();
+    client
+        .batch_execute(
+            "SET extra_float_digits = 1; SET bytea_output = hex; SET lc_monetary = 'C'; SET timezone = 'UTC'",
+        )
+        .await
+        .unwrap();
     let sql = format!("COPY ({query}) TO STDOUT (FORMAT binary)");
     let stream = client.copy_out(sql.as_str()).await.unwrap_or_else(|error| panic!("{error:?} in {sql}"));
     let bytes = stream.try_fold(Vec::new(), |mut all, piece| async move {

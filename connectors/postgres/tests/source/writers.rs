@@ -160,11 +160,18 @@ async fn a_table_that_is_rewritten_while_it_is_copied_is_copied_from_its_beginni
     let mut source = source(&fixture, 50);
     open(&mut source, &mut log).await;
     take(&mut source, &mut log, 4).await;
-    fixture
-        .database
-        .execute("DELETE FROM app.parent WHERE id % 2 = 0; UPDATE app.parent SET n = -id; CLUSTER app.parent USING parent_pkey")
-        .await;
-    fixture.database.execute("VACUUM FULL app.by_index").await;
+    let database = fixture.database.clone();
+    // It waits for the chunks that are being read, and they for whoever takes their rows.
+    let rewriting = tokio::spawn(async move {
+        database
+            .execute("DELETE FROM app.parent WHERE id % 2 = 0; UPDATE app.parent SET n = -id; CLUSTER app.parent USING parent_pkey")
+            .await;
+        database.execute("VACUUM FULL app.by_index").await;
+    });
+    while !rewriting.is_finished() {
+        take(&mut source, &mut log, 1).await;
+    }
+    rewriting.await.unwrap();
     ingest_all(&fixture, &mut source, &mut log).await;
 }
 
@@ -181,7 +188,8 @@ async fn an_idle_source_moves_its_slot_over_what_others_write() {
     ingest(&mut source, &mut log, target).await;
     assert!(log.count(|event| matches!(event, Event::Resolved)) > 0);
     let slot = fixture.config(&["app.*"]).object_name();
-    let confirmed = format!("SELECT confirmed_flush_lsn - '0/0' >= {target} FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    let confirmed =
+        format!("SELECT confirmed_flush_lsn - '0/0' >= {target} FROM pg_replication_slots WHERE slot_name = '{slot}'");
     while fixture.database.value(&confirmed).await.as_deref() != Some("t") {
         take(&mut source, &mut log, 1).await;
     }

@@ -100,7 +100,8 @@ fn write_spec(name: &Name, source: &Place, sink: Option<&Place>, tables: &[Strin
         }
         None => text.push_str(&missing_sink(source)),
     }
-    text.push_str(OPTIONS);
+    let namespace = uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string();
+    text.push_str(&OPTIONS.replace("NAMESPACE", &namespace).replace("TABLES", &tables.join("\", \"")));
     text
 }
 
@@ -109,9 +110,10 @@ const OPTIONS: &str = r#"# on_error = "quarantine"    # or "stop"
 
 # New keys for every integer key of these tables, and for every reference to one:
 # [keys.default]
-# make = "uuid-v8-sha256"    # or uuid-v4, uuid-v5 (with namespace), uuid-v7, canonical-sha256
+# make      = "uuid-v8-sha256"    # or uuid-v4, uuid-v5, uuid-v7 (with time = "a column"), canonical-sha256
+# namespace = "NAMESPACE"
 # [rekey]
-# tables = ["*.*"]
+# tables = ["TABLES"]
 # with   = "default"
 
 # What becomes of one table's columns:

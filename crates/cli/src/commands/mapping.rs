@@ -16,12 +16,12 @@ const PAGE: u32 = 10_000;
 pub(crate) async fn export(spec: &Spec, table: Option<&str>, as_json: bool) -> Result<(), CliError> {
     let mut sink = AnySink::for_looking(spec)?;
     let mut out = BufWriter::new(io::stdout());
-    if !as_json {
-        writeln!(out, "table_name,old_id,new_id,migrated_at")?;
-    }
     let mut after: Option<MappingEntry> = None;
     loop {
         let page = sink.mapping_page(table, after.as_ref(), PAGE).await?;
+        if after.is_none() && !as_json {
+            writeln!(out, "table_name,old_id,new_id,migrated_at")?;
+        }
         for entry in &page {
             if as_json {
                 output::json_line(&mut out, entry)?;

@@ -4,8 +4,8 @@ use crossfade_connector::{
     Applied, Delivery, Guard, Progress, Quarantine, Rollback, Sink, Stage, Target, TargetTable, Write, WriteMode,
 };
 use crossfade_event::{
-    Cell, Change, Column, ColumnType, Cut, Identity, Key, Logical, Offset, Op, Position, Row, RowBuilder, SchemaVersion,
-    SourceId, TableId, TableName, TableSchema, Value, Version,
+    Cell, Change, Column, ColumnType, Cut, Identity, Key, Logical, Offset, Op, Position, Row, RowBuilder,
+    SchemaVersion, SourceId, TableId, TableName, TableSchema, Value, Version,
     catalog::{Catalog, ColumnDef, ForeignKeyDef, KeyDef, RelationKind, TableDef},
     codec,
 };
@@ -279,8 +279,11 @@ pub(super) fn parent<F: SinkFixture>(fixture: &F) -> TargetTable {
 }
 
 pub(super) fn child<F: SinkFixture>(fixture: &F) -> TargetTable {
-    let columns =
-        [("id", Logical::Int64, Some(0), false), ("parent_id", Logical::Int64, None, true), ("note", Logical::Text, None, true)];
+    let columns = [
+        ("id", Logical::Int64, Some(0), false),
+        ("parent_id", Logical::Int64, None, true),
+        ("note", Logical::Text, None, true),
+    ];
     let mut table = table(fixture, CHILD, "child", &columns);
     table.def.foreign_keys.push(ForeignKeyDef {
         name: "child_parent_id_fkey".to_owned(),

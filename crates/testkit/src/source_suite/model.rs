@@ -61,7 +61,9 @@ impl Model {
             match &stamped.event {
                 Event::Began(began) => transaction = Some(*began),
                 Event::Committed => transaction = None,
-                Event::Changed(change) => found.push((transaction.expect("a change stands inside a transaction"), change.clone())),
+                Event::Changed(change) => {
+                    found.push((transaction.expect("a change stands inside a transaction"), change.clone()))
+                }
                 _ => {}
             }
         }
@@ -70,7 +72,8 @@ impl Model {
 
     /// The latest schema of a table.
     pub fn schema(&self, name: &str) -> Arc<TableSchema> {
-        let found = self.schemas.values().filter(|schema| &*schema.name.name == name).max_by_key(|schema| schema.version);
+        let found =
+            self.schemas.values().filter(|schema| &*schema.name.name == name).max_by_key(|schema| schema.version);
         found.cloned().unwrap_or_else(|| panic!("no schema of {name} was seen"))
     }
 
@@ -108,7 +111,8 @@ impl Model {
                     };
                 }
                 Event::SnapshotBegan { table, chunks } => {
-                    *tables.entry(*table).or_default() = TableSnapshot { chunks: chunks.clone(), ..TableSnapshot::default() };
+                    *tables.entry(*table).or_default() =
+                        TableSnapshot { chunks: chunks.clone(), ..TableSnapshot::default() };
                 }
                 Event::ChunkEnded { table, chunk, .. } => {
                     tables.entry(*table).or_default().done.insert(*chunk);
@@ -127,7 +131,8 @@ impl Model {
         let schema = self.schema(name);
         let mut table = Table::default();
         let mut visible: Option<Visibility> = None;
-        let begun = self.events.iter().rposition(|stamped| matches!(stamped.event, Event::BackfillBegan(_))).unwrap_or(0);
+        let begun =
+            self.events.iter().rposition(|stamped| matches!(stamped.event, Event::BackfillBegan(_))).unwrap_or(0);
         for stamped in &self.events[begun..] {
             match &stamped.event {
                 // Without a key a second copy cannot be told from the first.
@@ -225,7 +230,9 @@ pub fn text_row(schema: &TableSchema, row: &Row, latest: &TableSchema) -> TextRo
         .iter()
         .map(|column| {
             let place = schema.columns.iter().position(|known| known.native_id == column.native_id);
-            let Some(place) = place else { return column.default.as_ref().map(|text| text.trim_matches('\'').to_owned()) };
+            let Some(place) = place else {
+                return column.default.as_ref().map(|text| text.trim_matches('\'').to_owned());
+            };
             match cells[place] {
                 Cell::Null => None,
                 Cell::Bytes(bytes) => {

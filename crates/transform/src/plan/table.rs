@@ -7,7 +7,7 @@ use crate::{
     cast,
     program::{From, KeyFrom, Op},
     rules::WriteKind,
-    step::{self, Literal, Step},
+    step::Literal,
     types::{self, Affinity, Modifier, TypeSpec, affinity},
 };
 use crossfade_event::{Column, ColumnType, Identity, Logical, SchemaVersion, TableSchema, Value, catalog::TableDef};

@@ -463,6 +463,9 @@ fn a_v7_key_has_the_time_of_its_own_row_also_in_references() {
         Some(&["42", "2024-01-01 00:00:00+00"]),
     );
     assert!(moved[0].starts_with("rejected public.users: the column that its key takes the time from"), "{moved:?}");
+    let unknown =
+        run(&catalog, &plan, "users", RowOp::Update, Some(&["42", "-"]), Some(&["43", "2023-11-14 22:13:20.123+00"]));
+    assert!(unknown[0].starts_with("rejected public.users: the old image lacks"), "{unknown:?}");
 }
 
 #[test]

@@ -21,9 +21,7 @@ use crate::{
     },
 };
 use crossfade_connector::{Failure, SnapshotState, TableSnapshot};
-use crossfade_event::{
-    Backfill, Event, SchemaVersion, TableId, TableName, TableSchema, Truncate, Visibility,
-};
+use crossfade_event::{Backfill, Event, SchemaVersion, TableId, TableName, TableSchema, Truncate, Visibility};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::{Path, PathBuf},
@@ -167,12 +165,8 @@ impl Engine {
         let schemas = self.assembler.tables.values().map(|captured| captured.schema.clone()).collect();
         let tables = tables.into_iter().map(|table| (table, TableSnapshot::default())).collect();
         let state = SnapshotState { generation, ended: false, visible: Some(visible), tables };
-        self.snapshot = Some(SnapshotRun::start(Plan {
-            config: self.config.clone(),
-            version: self.version,
-            state,
-            schemas,
-        }));
+        self.snapshot =
+            Some(SnapshotRun::start(Plan { config: self.config.clone(), version: self.version, state, schemas }));
         Ok(())
     }
 
@@ -241,6 +235,7 @@ impl Engine {
         }
         let doing = format!("taking in {}.{}", relation.schema, relation.name);
         let tables = self.capture(&[relation.oid]).await?;
+        self.tree.note(BTreeSet::from([relation.oid])).await?;
         for table in tables {
             self.again_after_commit(table, doing.clone()).await?;
         }
@@ -342,6 +337,7 @@ impl Engine {
             .collect();
         if !joined.is_empty() {
             let tables = self.capture(&joined).await?;
+            self.tree.note(joined.into_iter().collect()).await?;
             self.begin_backfill(tables).await?;
         }
         Ok(())
@@ -367,7 +363,7 @@ impl Engine {
         }
     }
 
-    async fn end_of_wal(&self) -> Result<Lsn, Failure> {
+    pub(super) async fn end_of_wal(&self) -> Result<Lsn, Failure> {
         let doing = "asking for the end of WAL";
         let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
                    ELSE pg_catalog.pg_current_wal_insert_lsn() END)::text";

@@ -38,8 +38,7 @@ async fn find(session: &Session, name: &str, version: u32) -> Result<Option<Publ
     };
     let sql = "SELECT schemaname::text, tablename::text FROM pg_catalog.pg_publication_tables WHERE pubname = $1";
     let rows = session.query(sql, &[&name]).await.map_err(|error| failure(doing(), error))?;
-    let tables =
-        rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
+    let tables = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
     Ok(Some(Publication { all_operations: row.get(0), via_root: row.get(1), narrowed, tables }))
 }
 
@@ -85,10 +84,7 @@ fn refuse_unlogged(wanted: &[Candidate]) -> Result<(), Failure> {
 
 /// The tables as a publication lists them: a tree by its root, so that new leaves are in at once; each table by
 /// itself otherwise (`ONLY`, for children by inheritance are tables of their own).
-fn listed<'a>(
-    candidates: &[Candidate],
-    wanted: impl Iterator<Item = &'a Candidate>,
-) -> Result<String, Failure> {
+fn listed<'a>(candidates: &[Candidate], wanted: impl Iterator<Item = &'a Candidate>) -> Result<String, Failure> {
     let roots: HashSet<&TableName> =
         candidates.iter().filter(|candidate| candidate.is_root).map(|candidate| &candidate.name).collect();
     let mut list = BTreeSet::new();

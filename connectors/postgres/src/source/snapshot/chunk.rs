@@ -156,12 +156,7 @@ async fn open(wire: &mut Wire, schema: &TableSchema) -> Result<Option<Opened>, F
 }
 
 /// Reads a `COPY`'s answer; `None` when nobody listens any more.
-async fn copy(
-    shared: &Shared,
-    wire: &mut Wire,
-    schema: &TableSchema,
-    job: &Job,
-) -> Result<Option<u64>, Failure> {
+async fn copy(shared: &Shared, wire: &mut Wire, schema: &TableSchema, job: &Job) -> Result<Option<u64>, Failure> {
     let mut blocks = Blocks::new(schema.columns.len());
     let mut total = 0u64;
     let mut failed = None;

@@ -137,7 +137,9 @@ mod tests {
 
     #[test]
     fn a_range_reads_what_it_writes() {
-        for range in [Range::Whole, Range::Pages { file: 1, from: 2, to: Some(3) }, Range::Pages { file: 1, from: 2, to: None }] {
+        for range in
+            [Range::Whole, Range::Pages { file: 1, from: 2, to: Some(3) }, Range::Pages { file: 1, from: 2, to: None }]
+        {
             assert_eq!(Range::parse(&range.to_string()), Some(range));
         }
         assert_eq!(Range::parse("pages 1"), None);
