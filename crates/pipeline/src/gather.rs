@@ -198,11 +198,17 @@ impl<L: EventLog> Gather<L> {
             self.tally.filtered += 1;
             return Ok(());
         }
-        if !self.views.is_empty() {
+        // A row that goes is still looked up by its own end (its new key's time, for one); a row that comes, by its own
+        // beginning.
+        let goes = change.old.is_some();
+        if !goes {
             self.views.observe(&schema, change);
         }
         let route = self.routes.route(&schema)?;
         if let Some(target) = route.passthrough() {
+            if goes {
+                self.views.observe(&schema, change);
+            }
             self.tally.read += 1;
             self.bytes += change.size_bytes();
             let change = Change { table: target, ..change.clone() };
@@ -214,6 +220,9 @@ impl<L: EventLog> Gather<L> {
         route.bound.apply(laid_out.as_ref().unwrap_or(change), &self.views, &mut self.outputs);
         let mut outputs = std::mem::take(&mut self.outputs);
         self.tally.filtered += u64::from(nothing_goes(&outputs));
+        if goes {
+            self.views.observe(&schema, change);
+        }
         for (ordinal, output) in outputs.drain(..).enumerate() {
             self.output(Version { offset: entry.offset, ordinal: ordinal as u32 }, output, false);
         }

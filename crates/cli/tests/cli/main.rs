@@ -2,6 +2,7 @@
 //! nothing half done. None of this needs a server.
 
 mod asking;
+mod beginning;
 mod broken;
 mod folders;
 mod looking;
