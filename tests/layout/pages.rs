@@ -104,32 +104,6 @@ fn every_piece_of_toml_in_the_pages_is_toml() {
     assert!(pieces > 2, "only {pieces} pieces of TOML were found");
 }
 
-/// Every function's name in our sources.
-fn functions() -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for file in files().into_iter().filter(|file| file.extension().is_some_and(|kind| kind == "rs")) {
-        let text = fs::read_to_string(&file).expect("source is UTF-8");
-        let names = text.split("fn ").skip(1).filter_map(|rest| rest.split(['(', '<']).next());
-        found.extend(names.map(str::to_owned));
-    }
-    found
-}
-
-#[test]
-fn every_test_that_the_page_on_reliability_names_exists() {
-    let page = fs::read_to_string(root().join("docs/reliability.md")).expect("docs/reliability.md can be read");
-    let functions = functions();
-    let mut named = 0;
-    for row in page.lines().filter(|line| line.starts_with("| ")).skip(1) {
-        let tests = row.rsplit(" | ").next().unwrap_or_default();
-        for test in tests.split('`').skip(1).step_by(2) {
-            assert!(functions.contains(test), "docs/reliability.md names the test `{test}`, which does not exist");
-            named += 1;
-        }
-    }
-    assert!(named > 40, "only {named} tests are named");
-}
-
 #[test]
 fn the_readme_opens_with_what_it_is_for_and_exactly_two_commands() {
     let readme = fs::read_to_string(root().join("README.md")).expect("README.md can be read");

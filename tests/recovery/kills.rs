@@ -7,6 +7,9 @@ use crate::{
     tally::{Phase, Tally},
 };
 use crossfade_testkit::seeded;
+use std::time::Duration;
+
+const REACH: Duration = Duration::from_millis(150);
 
 /// Plays rounds until every phase had its share, and prints what was killed.
 async fn killed(direction: Direction, rounds: usize, kills: Kills, least: usize) {
@@ -24,7 +27,7 @@ async fn killed(direction: Direction, rounds: usize, kills: Kills, least: usize)
 
 /// Between two systems of one kind: at least four kills a phase, in the long round at least 125 in all.
 async fn killed_often(direction: Direction) {
-    let kills = Kills { per_phase: 4, ballast: 40_000, backlog: 1_500 };
+    let kills = Kills { per_phase: 4, ballast: 40_000, backlog: 1_500, reach: REACH };
     if is_soak() {
         killed(direction, 6, Kills { ballast: 120_000, backlog: 4_000, ..kills }, 20).await;
     } else {
@@ -34,7 +37,7 @@ async fn killed_often(direction: Direction) {
 
 /// From one system into the other: a few kills a phase.
 async fn killed_lightly(direction: Direction) {
-    let kills = Kills { per_phase: 1, ballast: 15_000, backlog: 500 };
+    let kills = Kills { per_phase: 1, ballast: 15_000, backlog: 500, reach: REACH };
     let rounds = if is_soak() { 3 } else { 1 };
     killed(direction, rounds, kills, rounds).await;
 }

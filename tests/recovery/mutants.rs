@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
+    time::Duration,
 };
 
 /// Kills until one is found, so many rounds at most. A sound build passes each of them.
@@ -51,7 +52,8 @@ fn build(defect: &str) -> PathBuf {
 
 fn is_found(direction: Direction, binary: &Path) -> bool {
     let seed = seeded::seed("a build with a defect");
-    let kills = Kills { per_phase: 6, ballast: 5_000, backlog: 3_000 };
+    // A source hears once a second of what it may forget: kills come up to that long after a sign of work.
+    let kills = Kills { per_phase: 6, ballast: 3_000, backlog: 3_000, reach: Duration::from_millis(1_200) };
     for round in 0..ROUNDS {
         let (seed, binary) = (seed.wrapping_add(round), binary.to_owned());
         let played = thread::spawn(move || {

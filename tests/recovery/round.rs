@@ -24,6 +24,8 @@ pub(crate) struct Kills {
     pub(crate) ballast: i64,
     /// Transactions to catch up with.
     pub(crate) backlog: i64,
+    /// How long after a sign of work a kill may come.
+    pub(crate) reach: Duration,
 }
 
 /// A kill that comes too late counts where it hit, and another is tried, so many times at most.
@@ -125,7 +127,7 @@ impl Round {
 
     /// Kills while it copies; a copy that was through too soon is wiped, and begun again.
     async fn snapshot(&mut self) {
-        self.reach = Duration::from_millis(150);
+        self.reach = self.kills.reach;
         for _ in 0..TRIES {
             self.kill_while_copying().await;
             // What is left of the copy.
@@ -155,7 +157,7 @@ impl Round {
     }
 
     async fn catch_up(&mut self) {
-        self.reach = Duration::from_millis(150);
+        self.reach = self.kills.reach;
         for _ in 0..TRIES * self.kills.per_phase {
             if self.tally.kills(Phase::CatchUp) >= self.kills.per_phase {
                 break;
@@ -184,7 +186,7 @@ impl Round {
     }
 
     async fn streaming(&mut self) {
-        self.reach = Duration::from_millis(300);
+        self.reach = self.kills.reach * 2;
         while self.tally.kills(Phase::Streaming) < self.kills.per_phase {
             let mark = self.next_mark();
             let mut run = self.stand.start();

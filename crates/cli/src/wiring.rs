@@ -17,7 +17,7 @@ use crossfade_log::embedded::{Options, Retention};
 use crossfade_pipeline::Routes;
 use crossfade_state::WorkFolder;
 use crossfade_transform::{Fidelity, Plan, PlanOptions, WriteKind, Writing, plan};
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 /// The source, not connected yet.
 pub(crate) fn source(spec: &Spec, folder: &Path) -> Result<AnySource, CliError> {
@@ -173,15 +173,21 @@ async fn tables_with_rows(spec: &Spec, plan: &Plan) -> Result<Vec<Finding>, CliE
         return Ok(Vec::new());
     }
     let mut inspect = sink_inspect(spec)?;
-    let mut findings = Vec::new();
-    for table in plan.tables().iter().filter(|table| table.write == Writing::Table) {
-        let name: &TableName = &table.schema.name;
-        let rows = match inspect.count(name).await {
-            Ok(rows) => rows,
-            // It is not there yet.
-            Err(failure) if matches!(failure.verdict, Verdict::Misconfigured { .. }) => 0,
+    let ours: Vec<&TableName> =
+        plan.tables().iter().filter(|table| table.write == Writing::Table).map(|table| &table.schema.name).collect();
+    let schemas: BTreeSet<&str> = ours.iter().map(|name| &*name.schema).collect();
+    let mut there: BTreeSet<TableName> = BTreeSet::new();
+    for schema in schemas {
+        match inspect.catalog(&[format!("{schema}.*")]).await {
+            Ok(catalog) => there.extend(catalog.tables.into_iter().map(|table| table.name)),
+            // The schema has no tables yet.
+            Err(failure) if matches!(failure.verdict, Verdict::Misconfigured { .. }) => {}
             Err(failure) => return Err(failure.into()),
-        };
+        }
+    }
+    let mut findings = Vec::new();
+    for name in ours.into_iter().filter(|name| there.contains(*name)) {
+        let rows = inspect.count(name).await?;
         if rows > 0 {
             findings.push(Finding {
                 end: "sink",

@@ -120,9 +120,9 @@ async fn session<S: Source, L: EventLog>(
                             let ticket = hasty.begin(batch.upto);
                             if let Some(durable) = hasty.finish(ticket) {
                                 source.confirm(durable).await.map_err(Broken::Source)?;
+                                // A slow disk: the source has heard of it long before the log has it.
+                                tokio::time::sleep(Duration::from_millis(1_500)).await;
                             }
-                            // A slow disk: the source has heard of it long before the log has it.
-                            tokio::time::sleep(Duration::from_millis(1_500)).await;
                         }
                         let ticket = frontier.begin(batch.upto);
                         let appending = log.append(batch);

@@ -151,12 +151,7 @@ async fn own_writes_do_not_come_back_with_and_without_an_origin() {
              INSERT INTO app.t VALUES (100); COMMIT"
         ))
         .await;
-    fixture
-        .database
-        .execute(&format!(
-            "SELECT pg_replication_origin_create('{origin}'); SELECT pg_replication_origin_session_setup('{origin}')"
-        ))
-        .await;
+    fixture.database.execute(&format!("SELECT pg_replication_origin_create('{origin}')")).await;
     let client = fixture.database.connect().await;
     client
         .batch_execute(&format!(

@@ -195,9 +195,16 @@ impl Writer {
         if delivery.commits {
             self.settle_deferred(&mut applied)?;
             #[cfg(defect = "position-outside-transaction")]
-            self.connection()?
-                .execute_batch("COMMIT; BEGIN IMMEDIATE")
-                .map_err(|error| failure("committing too early", error))?;
+            {
+                self.connection()?
+                    .execute_batch("COMMIT")
+                    .map_err(|error| failure("committing too early", error))?;
+                // A slow disk: the rows are in long before the position is.
+                std::thread::sleep(Duration::from_millis(20));
+                self.connection()?
+                    .execute_batch("BEGIN IMMEDIATE")
+                    .map_err(|error| failure("committing too early", error))?;
+            }
             if guard == Guard::Forward {
                 let recorded = own::set_progress(self.connection()?, &self.migration, self.epoch, &delivery.upto)
                     .map_err(|error| failure("recording the position", error))?;

@@ -60,7 +60,9 @@ fn a_target_that_is_not_empty_is_refused_unless_the_spec_says_otherwise() {
     let desk = desk_with_a_shop();
     let target = Connection::open(desk.path().join("shop-v2.db")).unwrap();
     target
-        .execute_batch("CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER); INSERT INTO orders VALUES (1, 1);")
+        .execute_batch(
+            "CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER); INSERT INTO orders VALUES (1, 1);",
+        )
         .unwrap();
     drop(target);
     let ended = desk.refuse(&["check", "spec.toml"], 3, "one thing is in the way");

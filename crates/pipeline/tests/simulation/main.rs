@@ -3,6 +3,8 @@
 //!
 //! Each case prints its seed; `CROSSFADE_SEED=n cargo test -p crossfade-pipeline --test simulation` runs that one.
 
+#![cfg(test)]
+
 mod sink;
 mod source;
 
