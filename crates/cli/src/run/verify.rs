@@ -68,10 +68,11 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
     } else {
         output::print(&render(&report))?;
     }
-    match report.differences {
+    // A row that the transforms refuse is missing in the target, whatever the reason.
+    match report.differences + report.refused_rows {
         0 => Ok(()),
-        1 => Err(CliError::new(Exit::Differences, "1 row differs")),
-        many => Err(CliError::new(Exit::Differences, format!("{many} rows differ"))),
+        1 => Err(CliError::new(Exit::Differences, "1 row differs or is refused")),
+        many => Err(CliError::new(Exit::Differences, format!("{many} rows differ or are refused"))),
     }
 }
 
