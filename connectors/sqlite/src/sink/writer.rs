@@ -196,9 +196,7 @@ impl Writer {
             self.settle_deferred(&mut applied)?;
             #[cfg(defect = "position-outside-transaction")]
             {
-                self.connection()?
-                    .execute_batch("COMMIT")
-                    .map_err(|error| failure("committing too early", error))?;
+                self.connection()?.execute_batch("COMMIT").map_err(|error| failure("committing too early", error))?;
                 // A slow disk: the rows are in long before the position is.
                 std::thread::sleep(Duration::from_millis(20));
                 self.connection()?
