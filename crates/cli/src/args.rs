@@ -86,8 +86,8 @@ pub(crate) enum Command {
     /// Make a running migration stop applying, until `resume`
     #[command(after_help = "Example:\n  crossfade pause shop.toml --reason 'nightly backup'")]
     Pause(PauseArgs),
-    /// Let a paused migration go on; with --add, take in tables that are new in the source
-    #[command(after_help = "Example:\n  crossfade resume shop.toml --add")]
+    /// Let a paused migration go on
+    #[command(after_help = "Example:\n  crossfade resume shop.toml")]
     Resume(ResumeArgs),
     /// Look into, retry or drop changes that could not be applied
     #[command(subcommand)]
@@ -191,7 +191,7 @@ pub(crate) struct RunArgs {
     /// Read, transform and count, without writing to the sink
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Serve Prometheus metrics and the status page on this address, for example 127.0.0.1:9187
+    /// Serve Prometheus metrics and the status page on this address (not built yet: ask the control socket)
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<std::net::SocketAddr>,
     /// Do not show progress
@@ -308,7 +308,7 @@ pub(crate) struct ReplayArgs {
     /// Into the sink of another spec, by that spec's rules
     #[arg(long, value_name = "SPEC")]
     pub(crate) into: Option<PathBuf>,
-    /// The other sink holds a copy that was right at this place: go on from there
+    /// The other sink holds a copy that was right at this place: go on from there (not built yet)
     #[arg(long, requires = "into")]
     pub(crate) base: bool,
     /// Go on with the live stream afterwards, until stopped
@@ -356,7 +356,7 @@ pub(crate) struct ResumeArgs {
     /// The spec
     #[arg(value_name = "SPEC")]
     pub(crate) spec: PathBuf,
-    /// Also take in tables that match the spec and are new in the source
+    /// Also take in tables that match the spec and are new in the source (not built yet)
     #[arg(long)]
     pub(crate) add: bool,
 }

@@ -310,8 +310,12 @@ type Sent = Result<(), Gone>;
 
 impl<L: EventLog> Producer<L> {
     async fn run(mut self) -> Result<(), PipelineError> {
-        if self.progress.stage == Stage::Streaming && !self.gather.views.is_empty() {
-            self.rebuild_views().await?;
+        if self.progress.generation > 0 {
+            let upto = match self.progress.stage {
+                Stage::Loading => &self.progress.stream_from,
+                Stage::Streaming => &self.progress.cut,
+            };
+            self.gather.views.rebuild(&self.log, self.progress.generation, upto).await?;
         }
         loop {
             let ended = match self.progress.stage {
@@ -322,13 +326,6 @@ impl<L: EventLog> Producer<L> {
                 return Ok(());
             }
         }
-    }
-
-    async fn rebuild_views(&mut self) -> Result<(), PipelineError> {
-        let (from, generation) = (self.progress.stream_from.clone(), self.progress.generation);
-        self.gather.views.fill_from_backfill(&self.log, &from, generation).await?;
-        let upto = self.progress.cut.clone();
-        self.gather.views.follow_stream(&self.log, &from, &upto)
     }
 
     /// Applies a backfill's rows, up to its end in the log.

@@ -62,7 +62,7 @@ pub async fn heal<K: Sink, L: EventLog>(
     let passes = replay.measure()?.div_ceil(budget_bytes.max(1) as u64).max(1);
     for pass in 0..passes {
         replay.report.read = 0;
-        let finals = replay.fold(pass, passes)?;
+        let finals = replay.fold(pass, passes).await?;
         let writes = replay.writes(finals);
         let delivery = Delivery { writes, upto: replay.progress.clone(), commits: pass + 1 == passes };
         sink.apply(delivery, Guard::Heal).await.map_err(PipelineError::Sink)?;
@@ -117,9 +117,13 @@ impl<L: EventLog> Replay<L> {
         Ok(())
     }
 
-    fn fold(&mut self, pass: u64, passes: u64) -> Result<HashMap<(TableId, Key), Final>, PipelineError> {
+    async fn fold(&mut self, pass: u64, passes: u64) -> Result<HashMap<(TableId, Key), Final>, PipelineError> {
         let visible = fold_snapshots(&self.log)?.visible;
         let mut gather = Gather::new(self.log.clone(), self.routes.clone(), visible);
+        // Lookups see what they saw the first time: the views as they were where the stretch begins.
+        let views_at =
+            if self.progress.stream_from.covers(&self.from) { &self.progress.stream_from } else { &self.from };
+        gather.views.rebuild(&self.log, self.progress.generation, views_at).await?;
         let mut fold = Fold {
             schemas: self.routes.target().tables.iter().map(|table| (table.schema.id, table.schema.clone())).collect(),
             finals: HashMap::new(),

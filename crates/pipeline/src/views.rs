@@ -1,8 +1,8 @@
 //! The rows that lookups read, at the place in the log where deliver stands: kept up to date by the same events, in
 //! the same order, and rebuilt from the log at every start, so that a replay sees what the first run saw.
 
-use crate::PipelineError;
-use crossfade_event::{Cell, Change, Cut, Event, Key, Op, Row, TableId, TableSchema};
+use crate::{PipelineError, gather::past};
+use crossfade_event::{Backfill, Cell, Change, Cut, Event, Key, Op, Row, TableId, TableSchema};
 use crossfade_log::{EventLog, Lane, LogReader};
 use crossfade_transform::{Plan, Views};
 use std::{collections::HashMap, sync::Arc};
@@ -120,8 +120,36 @@ impl LookupViews {
         }
     }
 
-    /// Follows the stream from `from` up to `upto`: where the sink stands.
-    pub(crate) fn follow_stream<L: EventLog>(&mut self, log: &L, from: &Cut, upto: &Cut) -> Result<(), PipelineError> {
+    /// Builds the views as they were at `upto`, after `generation`: every backfill up to it, each followed by the stream
+    /// until the next one began, as deliver itself went.
+    pub(crate) async fn rebuild<L: EventLog>(
+        &mut self,
+        log: &L,
+        generation: u32,
+        upto: &Cut,
+    ) -> Result<(), PipelineError> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let began = backfills(log, generation)?;
+        if began.first().is_none_or(|(first, _)| first.generation != 1) {
+            return Err(PipelineError::Refused(
+                "the log no longer holds the rows that the lookups read: they were trimmed away. Begin again with an empty folder, or keep more of the log (`[log] retention`)".to_owned(),
+            ));
+        }
+        for (index, (backfill, from)) in began.iter().enumerate() {
+            for table in backfill.tables.iter().filter_map(|table| latest(log, *table)) {
+                self.truncate(&table);
+            }
+            self.fill_from_backfill(log, from, backfill.generation).await?;
+            let end = began.get(index + 1).map_or(upto, |(_, next)| next);
+            self.follow_stream(log, from, end)?;
+        }
+        Ok(())
+    }
+
+    /// Follows the stream from `from` up to `upto`.
+    fn follow_stream<L: EventLog>(&mut self, log: &L, from: &Cut, upto: &Cut) -> Result<(), PipelineError> {
         let mut reader = log.read(from, Lane::Stream)?;
         while let Some(entries) = reader.try_next()? {
             for entry in entries.entries {
@@ -143,6 +171,24 @@ impl Views for LookupViews {
 
 pub(crate) fn inserted(table: TableId, schema: &TableSchema, row: Row) -> Change {
     Change { table, schema: schema.version, op: Op::Insert, old: None, new: Some(row) }
+}
+
+/// The backfills of the log up to a generation, each with the place after its beginning.
+fn backfills<L: EventLog>(log: &L, upto: u32) -> Result<Vec<(Backfill, Cut)>, PipelineError> {
+    let mut found = Vec::new();
+    let mut reader = log.read(&log.start(), Lane::Snapshot)?;
+    let mut at = log.start();
+    while let Some(entries) = reader.try_next()? {
+        for entry in &entries.entries {
+            past(&mut at, entry);
+            match &entry.event {
+                Event::BackfillBegan(backfill) if backfill.generation > upto => return Ok(found),
+                Event::BackfillBegan(backfill) => found.push((backfill.clone(), at.clone())),
+                _ => {}
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn latest<L: EventLog>(log: &L, table: TableId) -> Option<Arc<TableSchema>> {
