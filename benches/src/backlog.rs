@@ -55,10 +55,9 @@ async fn fill(databases: &Databases, changes: u64) {
 }
 
 /// Writes the backlog, then the row that says that it is over.
-async fn write(databases: &Databases, changes: u64, per_transaction: u64) {
+async fn write(databases: &Databases, changes: u64, per_transaction: u64) -> Result<()> {
     let sql = format!(
-        "SET synchronous_commit = off; \
-         CREATE PROCEDURE backlog() LANGUAGE plpgsql AS $$ \
+        "CREATE PROCEDURE backlog() LANGUAGE plpgsql AS $$ \
          DECLARE n bigint := {existing}; moved bigint := 0; gone bigint := {existing}; \
          BEGIN \
            FOR i IN 0..{last} LOOP \
@@ -78,8 +77,12 @@ async fn write(databases: &Databases, changes: u64, per_transaction: u64) {
         last = changes - 1,
     );
     databases.source.execute(&sql).await;
-    databases.source.execute("SET synchronous_commit = off; CALL backlog()").await;
-    databases.source.execute("INSERT INTO done VALUES (1)").await;
+    // One statement each: together they would be one transaction, in which no procedure may commit.
+    let writer = databases.source.connect().await;
+    writer.batch_execute("SET synchronous_commit = off").await?;
+    writer.batch_execute("CALL backlog()").await?;
+    writer.batch_execute("INSERT INTO done VALUES (1)").await?;
+    Ok(())
 }
 
 async fn subscription(pair: &Pair, databases: &Databases, changes: u64, per: u64) -> Result<Round> {
@@ -99,7 +102,7 @@ async fn subscription(pair: &Pair, databases: &Databases, changes: u64, per: u64
         .await;
     // The rows that are there already: what the initial copy would have brought.
     databases.copy_items().await?;
-    write(databases, changes, per).await;
+    write(databases, changes, per).await?;
     pair.settle().await?;
     let watcher = databases.target.connect().await;
     let before = cpu_seconds_of(pair);
@@ -116,7 +119,7 @@ async fn crossfade(pair: &Pair, databases: &Databases, changes: u64, per: u64) -
     let folder = tempfile::tempdir()?;
     let spec = databases.spec("backlog");
     until_caught_up(folder.path(), &spec)?;
-    write(databases, changes, per).await;
+    write(databases, changes, per).await?;
     pair.settle().await?;
     let watcher = databases.target.connect().await;
     let before = cpu_seconds_of(pair) + waited_children_seconds();

@@ -152,7 +152,8 @@ pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
             fatal: false,
         });
     }
-    let begun = WorkFolder::journal_path(&spec.folder()).is_dir();
+    // Not the journal: a run opens it before it plans, and would then find nothing in the way.
+    let begun = PlanFile::read(&spec.folder())?.is_some();
     if !begun && !into_existing(spec) {
         findings.extend(tables_with_rows(spec, &planned.plan).await?);
     }
