@@ -2,14 +2,20 @@
 //! compared by the tests' own means, beside what `crossfade verify` says.
 #![cfg(test)]
 
+mod adding;
 mod bad_input;
 mod bench;
 mod changes;
 mod demo;
 mod desk;
+mod lookups;
+mod planned;
 mod shapes;
 mod six_tables;
 mod small;
+mod standing;
+mod superseded;
+mod trees;
 mod zoo;
 
 /// Whether this is the long round.

@@ -5,6 +5,7 @@
 
 mod error;
 mod names;
+mod pace;
 mod patterns;
 pub(crate) mod replication;
 mod socket;

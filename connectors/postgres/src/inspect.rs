@@ -12,6 +12,7 @@ mod scan;
 use crate::{
     Config, Patterns,
     client::{Session, connect, failure},
+    source::PostgresSource,
 };
 use crossfade_connector::{Failure, Inspect, Refusal, RowPage, Target};
 use crossfade_event::{Key, Position, Row, SourceId, TableName, TableSchema, catalog::Catalog};
@@ -24,6 +25,7 @@ pub struct PostgresInspect {
     /// A scan holds its own session: its transaction stays open until its end.
     scan: Option<Scan>,
     identity: Option<(SourceId, u32)>,
+    by_root: bool,
 }
 
 impl std::fmt::Debug for PostgresInspect {
@@ -35,16 +37,24 @@ impl std::fmt::Debug for PostgresInspect {
 impl PostgresInspect {
     /// Asks the database that `config` names.
     pub fn new(config: Config) -> Self {
-        Self { config, session: None, scan: None, identity: None }
+        Self { config, session: None, scan: None, identity: None, by_root: false }
     }
 
-    /// What stands against the database as the source of a migration of these tables. Nothing is changed.
+    /// Whether a partition tree is told as one table, under its root's name, instead of leaf by leaf.
+    #[must_use]
+    pub fn by_root(self, by_root: bool) -> Self {
+        Self { by_root, ..self }
+    }
+
+    /// What stands against the database as what `source` takes it for. Nothing is changed.
     ///
     /// # Errors
     /// When it cannot be asked, or a pattern matches nothing.
-    pub async fn preflight_source(&mut self, patterns: &[String]) -> Result<Vec<Refusal>, Failure> {
-        let catalog = self.catalog(patterns).await?;
-        Box::pin(preflight::source(self.session().await?, &catalog)).await
+    pub(crate) async fn preflight_source(&mut self, source: &PostgresSource) -> Result<Vec<Refusal>, Failure> {
+        let catalog = self.catalog(source.tables()).await?;
+        let session = self.session().await?;
+        let missing = Box::pin(source.missing(session)).await?;
+        Box::pin(preflight::source(session, &catalog, &missing)).await
     }
 
     /// What stands against the database as a target at all. Nothing is changed.
@@ -100,7 +110,7 @@ impl PostgresInspect {
 
 impl Inspect for PostgresInspect {
     async fn catalog(&mut self, patterns: &[String]) -> Result<Catalog, Failure> {
-        let patterns = Patterns::parse(patterns)?;
+        let patterns = Patterns::parse(patterns)?.by_root(self.by_root);
         Box::pin(catalog::read(self.session().await?, &patterns)).await
     }
 

@@ -18,4 +18,4 @@ pub use client::{Patterns, QuotedName, Session, connect, failure, quote_ident, q
 pub use config::{Config, Host, SslMode, TlsOptions};
 pub use inspect::PostgresInspect;
 pub use sink::{Apply, OnError, PostgresSink, SinkConfig};
-pub use source::{OnRewrite, PostgresSource, SnapshotConfig, SourceConfig, TableAdder};
+pub use source::{OnRewrite, Partitions, PostgresSource, SnapshotConfig, SourceConfig, TableAdder};

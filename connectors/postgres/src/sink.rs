@@ -15,6 +15,7 @@
 mod alter;
 mod apply;
 mod attempt;
+mod ddl;
 mod finish;
 mod fold;
 mod held;
@@ -41,7 +42,7 @@ pub use apply::OnError;
 use crate::{Config, client::connect};
 use apply::{Parts, Writer};
 use crossfade_connector::{
-    Applied, Delivery, Failure, Guard, Progress, Sink, Stage, Target, TargetTable, Verdict, WriteMode,
+    Applied, Ddl, Delivery, Failure, Guard, Progress, Sink, Stage, Target, TargetSql, TargetTable, Verdict, WriteMode,
 };
 use crossfade_event::{Cut, Key, Row, TableId, TableName, TableSchema};
 use held::Held;
@@ -425,6 +426,12 @@ async fn made_by_us(link: &mut Link, migration: &str, table: &TargetTable) -> Re
     let rows = link.query("looking for what we made", sql, &[&migration, &&*name.schema, &&*name.name]).await?;
     let made: HashSet<String> = rows.iter().map(|row| row.get(0)).collect();
     Ok(columns.iter().filter_map(|index| table.schema.columns.get(*index)).all(|column| made.contains(&*column.name)))
+}
+
+impl Ddl for PostgresSink {
+    fn ddl(&self, target: &Target) -> Result<TargetSql, Failure> {
+        ddl::whole(target)
+    }
 }
 
 impl Sink for PostgresSink {

@@ -11,6 +11,7 @@
 //! not handed over is read again from the log's own position after the next `open`.
 
 mod assemble;
+pub(crate) mod capture;
 mod catalog;
 mod engine;
 mod fetch;
@@ -19,13 +20,14 @@ mod setup;
 mod slot;
 mod snapshot;
 mod spool;
+pub(crate) mod tree;
 mod visibility;
 
 use crate::{
-    Config, Patterns, Session,
+    Config, Patterns, PostgresInspect, Session,
     client::{self, replication::Lsn},
 };
-use crossfade_connector::{Failure, Resume, Source, SourceHealth};
+use crossfade_connector::{Failure, Refusal, Resume, Source, SourceHealth};
 use crossfade_event::{Batch, Durable, Position, SourceId, TableName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -70,6 +72,17 @@ pub enum OnRewrite {
     Stop,
 }
 
+/// How a partition tree is captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Partitions {
+    /// Leaf by leaf: each is a table of its own.
+    #[default]
+    Leaf,
+    /// As one table, under its root's name.
+    Root,
+}
+
 /// Everything that a source needs to know.
 #[derive(Debug, Clone)]
 pub struct SourceConfig {
@@ -87,6 +100,8 @@ pub struct SourceConfig {
     pub text: bool,
     /// What to do when a table is rewritten.
     pub on_rewrite: OnRewrite,
+    /// How partition trees are captured.
+    pub partitions: Partitions,
     /// How often an idle source writes a mark into its own stream; zero for never.
     pub heartbeat: Duration,
     /// Make the slot one that standbys synchronise (PostgreSQL 17 and later).
@@ -104,6 +119,7 @@ impl SourceConfig {
             spool_dir,
             text: false,
             on_rewrite: OnRewrite::default(),
+            partitions: Partitions::default(),
             heartbeat: Duration::from_secs(30),
             failover: false,
         }
@@ -111,12 +127,17 @@ impl SourceConfig {
 
     /// The name of the slot and of the publication.
     pub fn object_name(&self) -> String {
-        format!("crossfade_{}", self.migration.replace('-', "_"))
+        object_name(&self.migration)
     }
 
     pub(crate) fn application_name(&self) -> String {
         format!("crossfade {}", self.migration)
     }
+}
+
+/// The name of a migration's slot and publication.
+fn object_name(migration: &str) -> String {
+    format!("crossfade_{}", migration.replace('-', "_"))
 }
 
 /// A PostgreSQL database as a source. See the module's drawing.
@@ -133,17 +154,18 @@ pub struct PostgresSource {
 pub struct TableAdder(Arc<Mutex<Option<mpsc::Sender<engine::Command>>>>);
 
 impl TableAdder {
-    /// Takes in every table that matches the patterns and is not captured: it joins the publication, and is copied
-    /// within the stream. Waits for a running backfill to end first. Returns their names.
+    /// Takes in tables that match the patterns and are not captured, of these names (`None` for all): they join the
+    /// publication, and are copied within the stream. Waits for a running backfill to end first. Returns the names of
+    /// those whose copy begins; its beginning is on its way to the log then.
     ///
     /// # Errors
     /// `Refused` with the exact SQL where the role may not change the publication; `Reconnect` while the source is not
     /// open.
-    pub async fn add_tables(&self) -> Result<Vec<TableName>, Failure> {
+    pub async fn add_tables(&self, only: Option<Vec<TableName>>) -> Result<Vec<TableName>, Failure> {
         let closed = || Failure::reconnect("taking in new tables", "the source is not open");
         let commands = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (reply, answer) = oneshot::channel();
-        commands.ok_or_else(closed)?.send(engine::Command::AddTables { reply }).await.map_err(|_| closed())?;
+        commands.ok_or_else(closed)?.send(engine::Command::AddTables { only, reply }).await.map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
 }
@@ -191,13 +213,68 @@ impl PostgresSource {
                 "Give at least one of each",
             ));
         }
-        let patterns = Patterns::parse(&config.tables)?;
+        let patterns = Patterns::parse(&config.tables)?.by_root(config.partitions == Partitions::Root);
         Ok(Self { config: Arc::new(config), patterns, adder: TableAdder::default(), running: None })
     }
 
     /// The handle that takes in new tables.
     pub fn adder(&self) -> TableAdder {
         self.adder.clone()
+    }
+
+    /// A position of this kind of source in the server's own words: an LSN.
+    pub fn place_words(position: &Position) -> String {
+        Lsn(position.commit).to_string()
+    }
+
+    /// The statements that make what the source needs of its own in the database, as far as it is not there yet, and
+    /// the mark that an idle source writes. Nothing is changed.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn ddl(&self) -> Result<Vec<String>, Failure> {
+        let config = &self.config;
+        let session = client::connect(&config.connection, &config.application_name()).await?;
+        let missing = self.missing(&session).await?;
+        let mark = (!config.heartbeat.is_zero()).then(|| capture::heartbeat(&config.migration));
+        Ok(missing.publication.into_iter().chain(missing.slot).chain(mark).collect())
+    }
+
+    /// What stands against the database as this source. Nothing is changed.
+    ///
+    /// # Errors
+    /// When it cannot be asked, or a pattern matches nothing.
+    pub async fn preflight(&self) -> Result<Vec<Refusal>, Failure> {
+        PostgresInspect::new(self.config.connection.clone()).preflight_source(self).await
+    }
+
+    /// What of its own the source has still to make.
+    pub(crate) async fn missing(&self, session: &Session) -> Result<capture::Capture, Failure> {
+        capture::missing(session, &self.config.migration, &self.patterns, self.config.failover).await
+    }
+
+    /// The patterns, as the spec writes them.
+    pub(crate) fn tables(&self) -> &[String] {
+        &self.config.tables
+    }
+
+    /// Removes everything that the migration made in the source: slot and publication. Afterwards a resume is
+    /// impossible, and refused as lost.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or the role may not.
+    pub async fn uninstall(&mut self) -> Result<(), Failure> {
+        self.stop().await;
+        let session = client::connect(&self.config.connection, &self.config.application_name()).await?;
+        capture::uninstall(&session, &self.config.migration).await
+    }
+
+    /// Ends the engine, so that its slot is free again.
+    async fn stop(&mut self) {
+        if let Some(mut old) = self.running.take() {
+            old.task.abort();
+            let _ = (&mut old.task).await;
+        }
     }
 
     fn running(&mut self) -> Result<&mut Running, Failure> {
@@ -207,11 +284,7 @@ impl PostgresSource {
 
 impl Source for PostgresSource {
     async fn open(&mut self, resume: Resume) -> Result<(), Failure> {
-        // The old engine ends first, so that its slot is free again.
-        if let Some(mut old) = self.running.take() {
-            old.task.abort();
-            let _ = (&mut old.task).await;
-        }
+        self.stop().await;
         let prepared = Box::pin(setup::prepare(&self.config, &self.patterns, resume)).await?;
         let identity = (prepared.origin.source, prepared.origin.timeline);
         let captured = prepared.captured.clone();

@@ -22,4 +22,4 @@ mod source;
 pub use config::{Config, OldRows, SourceOptions};
 pub use inspect::SqliteInspect;
 pub use sink::SqliteSink;
-pub use source::SqliteSource;
+pub use source::{SqliteSource, TableAdder};

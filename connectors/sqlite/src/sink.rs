@@ -10,6 +10,7 @@
 
 mod apply;
 mod change;
+mod ddl;
 mod finish;
 mod mapping;
 mod own;
@@ -21,8 +22,8 @@ mod writer;
 
 use crate::Config;
 use crossfade_connector::{
-    Applied, Delivery, Failure, Guard, MappingEntry, Progress, Quarantine, QuarantineFilter, QuarantineOutcome,
-    QuarantinedChange, Rollback, Sink, StoredMapping, Target, TargetTable, UndoReport,
+    Applied, Ddl, Delivery, Failure, Guard, MappingEntry, Progress, Quarantine, QuarantineFilter, QuarantineOutcome,
+    QuarantinedChange, Rollback, Sink, StoredMapping, Target, TargetSql, TargetTable, UndoReport,
 };
 use crossfade_event::{Change, Key, Row, TableId};
 use std::sync::mpsc;
@@ -95,6 +96,12 @@ impl SqliteSink {
             .map_err(|error| Failure::retry("starting the thread that writes to the file", error))?;
         self.jobs = Some(sender.clone());
         Ok(sender)
+    }
+}
+
+impl Ddl for SqliteSink {
+    fn ddl(&self, target: &Target) -> Result<TargetSql, Failure> {
+        Ok(ddl::whole(target))
     }
 }
 

@@ -4,19 +4,25 @@
 //! a backfill is under way. They hand batches over through bounded channels; [`SqliteSource::next`] takes from both,
 //! but never puts a backfill's rows between the parts of one transaction.
 
+mod adding;
 mod chunks;
 pub(crate) mod install;
 mod snapshot;
 mod stream;
 pub(crate) mod triggers;
 
+pub use adding::TableAdder;
+
 use crate::{
-    Config, SourceOptions,
+    Config, SourceOptions, SqliteInspect,
     client::{Access, failure, open, shown},
     inspect::shape::{self, TableShape},
 };
-use crossfade_connector::{Failure, Resume, Source, SourceHealth, TableSnapshot};
-use crossfade_event::{Backfill, Batch, Durable, Event, Position, SourceId, Stamped, TableSchema, Visibility};
+use adding::Wish;
+use crossfade_connector::{Failure, Refusal, Resume, Source, SourceHealth, TableSnapshot};
+use crossfade_event::{
+    Backfill, Batch, Durable, Event, Position, SourceId, Stamped, TableName, TableSchema, Visibility,
+};
 use install::{Captured, Install};
 use snapshot::Copy;
 use std::{
@@ -39,6 +45,7 @@ pub struct SqliteSource {
     options: SourceOptions,
     patterns: Vec<String>,
     install: Install,
+    adder: TableAdder,
     running: Option<Running>,
 }
 
@@ -61,6 +68,10 @@ struct Running {
     within: bool,
     confirmed: Arc<AtomicI64>,
     threads: Vec<JoinHandle<()>>,
+    /// The backfill's end was not handed over yet.
+    copying: bool,
+    /// Whoever wanted the tables whose copy the first batch begins.
+    told: Option<(Wish, Vec<TableName>)>,
 }
 
 /// What `open` found or made.
@@ -72,13 +83,43 @@ struct Opened {
     generation: u32,
     copying: Vec<(Captured, TableSnapshot)>,
     bounds: Vec<i64>,
+    /// Tables that were taken in just now.
+    added: Vec<TableName>,
 }
 
 impl SqliteSource {
     /// A source for the tables that `patterns` take, for the migration of that name.
     pub fn new(config: Config, migration: &str, patterns: Vec<String>, options: SourceOptions) -> Self {
         let install = Install::new(migration, options.old_rows);
-        Self { config: config.for_reading(), options, patterns, install, running: None }
+        Self { config: config.for_reading(), options, patterns, install, adder: TableAdder::default(), running: None }
+    }
+
+    /// A position of this kind of source in its own words: the number of a recorded change.
+    pub fn place_words(position: &Position) -> String {
+        format!("change {}", position.commit)
+    }
+
+    /// What stands against the file as this source. Nothing is changed.
+    ///
+    /// # Errors
+    /// When it cannot be read, or a pattern matches nothing.
+    pub async fn preflight(&self) -> Result<Vec<Refusal>, Failure> {
+        SqliteInspect::new(self.config.clone(), "").preflight_source(&self.patterns).await
+    }
+
+    /// The statements that make what the source needs of its own in the file, as if nothing of it were there. Nothing
+    /// is changed.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a table cannot be recorded.
+    pub async fn ddl(&self) -> Result<Vec<String>, Failure> {
+        let (config, install, patterns) = (self.config.clone(), self.install.clone(), self.patterns.clone());
+        blocking(move || install.ddl(&open(&config, Access::Existing)?, &patterns)).await
+    }
+
+    /// The handle that takes in new tables.
+    pub fn adder(&self) -> TableAdder {
+        self.adder.clone()
     }
 
     /// Removes everything that the migration made in the source: triggers, recorded changes, its name. Afterwards a
@@ -105,12 +146,13 @@ impl SqliteSource {
     }
 
     fn start(&self, opened: Opened) -> Result<Running, Failure> {
-        let Opened { source, schemas, since, first, generation, copying, bounds } = opened;
+        let Opened { source, schemas, since, first, generation, copying, bounds, added: _ } = opened;
         let confirmed = Arc::new(AtomicI64::new(0));
         let bounds = Arc::new(Bounds::new(bounds));
         let mut threads = Vec::new();
         let mut copy_receiver = None;
         let mut backfill = None;
+        let is_copying = !copying.is_empty();
         let copied = Arc::new(AtomicI64::new(-1));
         if !copying.is_empty() {
             backfill = Some((generation, copied.clone()));
@@ -153,6 +195,8 @@ impl SqliteSource {
             within: false,
             confirmed,
             threads,
+            copying: is_copying,
+            told: None,
         })
     }
 }
@@ -175,11 +219,17 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Begins anew, or goes on where the log ends.
-fn begin(config: &Config, install: &Install, patterns: &[String], resume: Resume) -> Result<Opened, Failure> {
+fn begin(
+    config: &Config,
+    install: &Install,
+    patterns: &[String],
+    resume: Resume,
+    add: &[TableName],
+) -> Result<Opened, Failure> {
     let mut connection = open(config, Access::Existing)?;
     match resume.position {
         None => begin_anew(&mut connection, install, patterns, &resume),
-        Some(at) => go_on(&connection, config, install, at, resume),
+        Some(at) => go_on(&mut connection, config, install, patterns, at, resume, add),
     }
 }
 
@@ -196,7 +246,21 @@ fn begin_anew(
         .ok_or_else(|| Failure::retry("reading the file's identity", "it vanished just after it was made"))?;
     let at = position(source, since, u32::MAX);
     let generation = resume.snapshot.generation + 1;
-    let next = since as u64 + 1;
+    Ok(Opened {
+        source,
+        schemas: stream::by_number(&tables.iter().map(|table| table.schema.clone()).collect::<Vec<_>>()),
+        since,
+        first: Some(first_batch(&tables, at, generation)),
+        generation,
+        copying: tables.iter().map(|table| (table.clone(), TableSnapshot::default())).collect(),
+        bounds: Vec::new(),
+        added: Vec::new(),
+    })
+}
+
+/// The first batch of a backfill of these tables, which stands where the log ends.
+fn first_batch(tables: &[Captured], at: Position, generation: u32) -> Batch {
+    let next = at.commit + 1;
     let mut events: Vec<Event> = tables.iter().map(|table| Event::SchemaSeen(table.schema.clone())).collect();
     events.push(Event::BackfillBegan(Backfill {
         generation,
@@ -204,25 +268,19 @@ fn begin_anew(
         visible: Some(Visibility { xmin: next, xmax: next, in_progress: Vec::new() }),
     }));
     let events = events.into_iter().map(|event| Stamped { position: at, event }).collect();
-    Ok(Opened {
-        source,
-        schemas: stream::by_number(&tables.iter().map(|table| table.schema.clone()).collect::<Vec<_>>()),
-        since,
-        first: Some(Batch { events, upto: Some(at), whole: true }),
-        generation,
-        copying: tables.iter().map(|table| (table.clone(), TableSnapshot::default())).collect(),
-        bounds: Vec::new(),
-    })
+    Batch { events, upto: Some(at), whole: true }
 }
 
 const AGAIN: &str = "put the former file back; or begin again with an empty folder, so that everything is copied anew";
 
 fn go_on(
-    connection: &rusqlite::Connection,
+    connection: &mut rusqlite::Connection,
     config: &Config,
     install: &Install,
+    patterns: &[String],
     at: Position,
     resume: Resume,
+    add: &[TableName],
 ) -> Result<Opened, Failure> {
     let doing = || format!("going on in {}", shown(&config.path));
     match identity(connection)? {
@@ -245,7 +303,25 @@ fn go_on(
         }
         Some(_) => {}
     }
-    let schemas = stream::by_number(&resume.schemas);
+    let mut schemas = stream::by_number(&resume.schemas);
+    install.forget_all_but(connection, &schemas.keys().copied().collect::<Vec<_>>())?;
+    if resume.snapshot.ended && !add.is_empty() {
+        let tables = adding::extend(connection, install, patterns, add, &resume.schemas)?;
+        if !tables.is_empty() {
+            let generation = resume.snapshot.generation + 1;
+            schemas.extend(tables.iter().map(|table| (table.schema.id.0, table.schema.clone())));
+            return Ok(Opened {
+                source: at.source,
+                schemas,
+                since,
+                first: Some(first_batch(&tables, at, generation)),
+                generation,
+                added: tables.iter().map(|table| table.schema.name.clone()).collect(),
+                copying: tables.into_iter().map(|table| (table, TableSnapshot::default())).collect(),
+                bounds: install.bounds_on_record(connection).map_err(|error| failure(doing(), error))?,
+            });
+        }
+    }
     let mut copying = Vec::new();
     for (id, state) in resume.snapshot.tables {
         if state.ended && resume.snapshot.ended {
@@ -265,6 +341,7 @@ fn go_on(
         generation: resume.snapshot.generation,
         copying: if resume.snapshot.ended { Vec::new() } else { copying },
         bounds,
+        added: Vec::new(),
     })
 }
 
@@ -275,16 +352,39 @@ fn identity(connection: &rusqlite::Connection) -> Result<Option<SourceId>, Failu
 impl Source for SqliteSource {
     async fn open(&mut self, resume: Resume) -> Result<(), Failure> {
         self.stop().await;
+        // New tables wait until a backfill that is under way has ended.
+        let wish = if resume.snapshot.ended { self.adder.take() } else { None };
+        let only = wish.as_ref().map(|wish| wish.only.clone()).unwrap_or_default();
         let (config, install, patterns) = (self.config.clone(), self.install.clone(), self.patterns.clone());
-        let opened = blocking(move || begin(&config, &install, &patterns, resume)).await?;
-        self.running = Some(self.start(opened)?);
-        Ok(())
+        let opened = blocking(move || begin(&config, &install, &patterns, resume, &only)).await;
+        match (opened, wish) {
+            (Ok(opened), wish) => {
+                let added = opened.added.clone();
+                let running = self.running.insert(self.start(opened)?);
+                running.told = wish.map(|wish| (wish, added));
+                Ok(())
+            }
+            (Err(failure), Some(wish)) if failure.is_transient() => {
+                self.adder.put(wish);
+                Err(failure)
+            }
+            (Err(failure), Some(wish)) => {
+                // Whoever asked may have gone away. The source itself goes on, opened without the new tables.
+                let _ = wish.reply.send(Err(failure));
+                Err(adding::again())
+            }
+            (Err(failure), None) => Err(failure),
+        }
     }
 
     async fn next(&mut self) -> Result<Option<Batch>, Failure> {
         let Some(running) = &mut self.running else {
             return Err(Failure::reconnect("reading from SQLite", "the source is not open"));
         };
+        if let Some((wish, names)) = running.told.take() {
+            // Whoever asked may have gone away; the tables are in all the same.
+            let _ = wish.reply.send(Ok(names));
+        }
         if let Some(first) = running.first.take() {
             return Ok(Some(first));
         }
@@ -292,12 +392,14 @@ impl Source for SqliteSource {
             if running.copy.is_none()
                 && let Some(held) = running.held.take()
             {
+                running.copying = false;
                 return Ok(Some(held));
             }
             let within = running.within;
             let draining = running.held.is_some();
             let (stream, copy) = (&mut running.stream, &mut running.copy);
             let copying = copy.is_some() && !within;
+            let may_grow = !running.copying && !within;
             // `recv` is cancel-safe: what is not taken stays in its channel.
             tokio::select! {
                 batch = stream.recv(), if !draining => {
@@ -308,8 +410,10 @@ impl Source for SqliteSource {
                         continue;
                     }
                     running.within = !batch.whole;
+                    running.copying &= !ends_backfill(&batch);
                     return Ok(Some(batch));
                 }
+                () = self.adder.wanted(), if may_grow => return Err(adding::again()),
                 batch = receive(copy), if copying => match batch {
                     Some(batch) => return batch.map(Some),
                     None if running.copied.load(Ordering::Acquire) < 0 => return Err(ended("tables")),

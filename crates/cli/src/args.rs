@@ -87,7 +87,7 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  crossfade pause shop.toml --reason 'nightly backup'")]
     Pause(PauseArgs),
     /// Let a paused migration go on
-    #[command(after_help = "Example:\n  crossfade resume shop.toml")]
+    #[command(after_help = "Example:\n  crossfade resume shop.toml\n  crossfade resume shop.toml --add")]
     Resume(ResumeArgs),
     /// Look into, retry or drop changes that could not be applied
     #[command(subcommand)]
@@ -308,7 +308,7 @@ pub(crate) struct ReplayArgs {
     /// Into the sink of another spec, by that spec's rules
     #[arg(long, value_name = "SPEC")]
     pub(crate) into: Option<PathBuf>,
-    /// The other sink holds a copy that was right at this place: go on from there (not built yet)
+    /// The other sink holds a copy already, in the shape of its spec, that was right at this place: go on from there
     #[arg(long, requires = "into")]
     pub(crate) base: bool,
     /// Go on with the live stream afterwards, until stopped
@@ -356,7 +356,7 @@ pub(crate) struct ResumeArgs {
     /// The spec
     #[arg(value_name = "SPEC")]
     pub(crate) spec: PathBuf,
-    /// Also take in tables that match the spec and are new in the source (not built yet)
+    /// Also take in tables that match the spec and are new in the source
     #[arg(long)]
     pub(crate) add: bool,
 }

@@ -202,6 +202,7 @@ impl From<PipelineError> for CliError {
             PipelineError::Sink(failure) => on("sink", failure),
             PipelineError::Log(error) => error.into(),
             PipelineError::Plan(error) => error.into(),
+            PipelineError::Scratch(_) => Self::of(Exit::Failed, &error),
             PipelineError::Refused(_) => Self::of(Exit::Refused, &error),
         }
     }

@@ -8,15 +8,14 @@ use crate::{
     },
 };
 use crossfade_connector::{
-    Applied, Delivery, Failure, Guard, Inspect, MappingEntry, Progress, Quarantine, QuarantineFilter,
+    Applied, Ddl, Delivery, Failure, Guard, Inspect, MappingEntry, Progress, Quarantine, QuarantineFilter,
     QuarantineOutcome, QuarantinedChange, Refusal, Resume, Rollback, RowPage, Sink, Source, SourceHealth,
-    StoredMapping, Target, TargetTable, UndoReport,
+    StoredMapping, Target, TargetSql, TargetTable, UndoReport,
 };
 use crossfade_event::{Batch, Change, Durable, Key, Position, Row, TableId, TableName, TableSchema, catalog::Catalog};
 use crossfade_postgres::{
     Apply as PostgresApply, Config as PostgresConfig, OnError as PostgresOnError, OnRewrite as PostgresOnRewrite,
-    PostgresInspect, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig, TlsOptions, connect,
-    failure, quote_ident,
+    Partitions, PostgresInspect, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig, TlsOptions,
 };
 use crossfade_sqlite::{Config as SqliteConfig, SourceOptions, SqliteInspect, SqliteSink, SqliteSource};
 use std::path::{Path, PathBuf};
@@ -190,6 +189,10 @@ impl AnySource {
                         OnRewrite::Snapshot => PostgresOnRewrite::Snapshot,
                         OnRewrite::Stop => PostgresOnRewrite::Stop,
                     },
+                    partitions: match spec.source.by_root() {
+                        true => Partitions::Root,
+                        false => Partitions::Leaf,
+                    },
                     heartbeat: keys.heartbeat.0,
                     failover: keys.failover,
                 };
@@ -206,6 +209,26 @@ impl AnySource {
                 Ok(Self::Sqlite(Box::new(source)))
             }
         }
+    }
+}
+
+impl AnySource {
+    async fn uninstall(&mut self) -> Result<(), Failure> {
+        each!(self, one => one.uninstall().await)
+    }
+
+    async fn preflight(&self) -> Result<Vec<Refusal>, Failure> {
+        each!(self, one => one.preflight().await)
+    }
+
+    async fn ddl(&self) -> Result<Vec<String>, Failure> {
+        each!(self, one => one.ddl().await)
+    }
+}
+
+impl Ddl for AnySink {
+    fn ddl(&self, target: &Target) -> Result<TargetSql, Failure> {
+        each!(self, one => one.ddl(target))
     }
 }
 
@@ -242,7 +265,10 @@ impl AnyInspect {
     /// Asks a spec's source.
     pub(crate) fn of_source(spec: &Spec) -> Result<Self, CliError> {
         match &spec.source {
-            SourceSpec::Postgres(keys) => Ok(Self::postgres(source_connection(keys)?)),
+            SourceSpec::Postgres(keys) => {
+                let inspect = PostgresInspect::new(source_connection(keys)?).by_root(spec.source.by_root());
+                Ok(Self::Postgres(Box::new(inspect)))
+            }
             SourceSpec::Sqlite(keys) => Ok(Self::sqlite(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str())),
         }
     }
@@ -274,41 +300,30 @@ impl AnyInspect {
 
 /// Takes away what a migration made in its source. Afterwards it cannot be resumed.
 pub(crate) async fn release(spec: &Spec) -> Result<(), CliError> {
-    match &spec.source {
-        SourceSpec::Postgres(keys) => {
-            let made = SourceConfig::new(source_connection(keys)?, spec.name.as_str(), Vec::new(), PathBuf::new());
-            Ok(release_postgres(&made).await?)
-        }
-        SourceSpec::Sqlite(keys) => {
-            let config = sqlite(&keys.path, keys.busy_timeout);
-            let options = SourceOptions { old_rows: keys.old_rows, ..SourceOptions::default() };
-            let mut source = SqliteSource::new(config, spec.name.as_str(), keys.tables.clone(), options);
-            Ok(source.uninstall().await?)
-        }
-    }
+    Ok(AnySource::new(spec, Path::new(""), false)?.uninstall().await?)
 }
 
-/// The slot goes first: as long as it is there, the server keeps WAL for it.
-async fn release_postgres(made: &SourceConfig) -> Result<(), Failure> {
-    let name = made.object_name();
-    let session = connect(&made.connection, "crossfade rollback").await?;
-    let doing = || format!("dropping the slot {name}");
-    let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
-                WHERE slot_name = $1 AND database = current_database()";
-    session.execute(drop, &[&name]).await.map_err(|error| failure(doing(), error))?;
-    let drop = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(&name)?);
-    session.batch_execute(&drop).await.map_err(|error| failure(format!("dropping the publication {name}"), error))
+/// The statements by which a spec's source prepares to be captured, as far as they have not been run yet.
+pub(crate) async fn source_ddl(spec: &Spec) -> Result<Vec<String>, CliError> {
+    Ok(AnySource::new(spec, Path::new(""), false)?.ddl().await?)
+}
+
+/// The statements by which a spec's sink makes its target. Connects to nothing.
+pub(crate) fn sink_ddl(spec: &Spec, target: &Target) -> Result<TargetSql, CliError> {
+    Ok(AnySink::new(spec)?.ddl(target)?)
+}
+
+/// A place in a spec's source, in the source's own words.
+pub(crate) fn place_words(spec: &Spec, position: &Position) -> String {
+    match &spec.source {
+        SourceSpec::Postgres(_) => PostgresSource::place_words(position),
+        SourceSpec::Sqlite(_) => SqliteSource::place_words(position),
+    }
 }
 
 /// What stands in the way of capturing the spec's tables, and what is worth knowing.
 pub(crate) async fn preflight_source(spec: &Spec) -> Result<Vec<Refusal>, CliError> {
-    let (patterns, migration) = (spec.source.tables(), spec.name.as_str());
-    Ok(match &spec.source {
-        SourceSpec::Postgres(keys) => PostgresInspect::new(source_connection(keys)?).preflight_source(patterns).await?,
-        SourceSpec::Sqlite(keys) => {
-            SqliteInspect::new(sqlite(&keys.path, keys.busy_timeout), migration).preflight_source(patterns).await?
-        }
-    })
+    Ok(AnySource::new(spec, Path::new(""), false)?.preflight().await?)
 }
 
 /// What stands in the way of writing to the target, and what is worth knowing.

@@ -15,7 +15,6 @@ use crossfade_event::{
 };
 use crossfade_log::embedded::{Options, Retention};
 use crossfade_pipeline::Routes;
-use crossfade_state::WorkFolder;
 use crossfade_transform::{Fidelity, Plan, PlanOptions, WriteKind, Writing, plan};
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
@@ -161,6 +160,36 @@ pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
     Ok(Preflight { tables, findings })
 }
 
+/// Checks what tables that come while a migration runs need at both ends, and refuses what is in the way.
+pub(crate) async fn preflight_new(
+    spec: &Spec,
+    new: &[TableName],
+    before: &Target,
+    after: &Target,
+) -> Result<(), CliError> {
+    let mut findings: Vec<Finding> = registry::preflight_source(spec)
+        .await?
+        .into_iter()
+        .filter(|refusal| new.iter().any(|name| name.to_string() == refusal.object))
+        .map(|refusal| finding("source", refusal))
+        .collect();
+    let mut target = after.clone();
+    target.tables.retain(|table| !before.tables.iter().any(|old| old.schema.id == table.schema.id));
+    findings.extend(registry::preflight_sink(spec, &target).await?.into_iter().map(|refusal| finding("sink", refusal)));
+    if !into_existing(spec) {
+        let ours = target.tables.iter().filter(|table| table.mode == crossfade_connector::WriteMode::Table);
+        let names: Vec<&TableName> = ours.map(|table| &table.schema.name).collect();
+        findings.extend(those_with_rows(spec, &names).await?);
+    }
+    match findings.into_iter().find(|finding| finding.fatal) {
+        None => Ok(()),
+        Some(first) => {
+            let said = format!("{} {}: {}", first.end, first.object, first.problem);
+            Err(CliError::refused(said).hint(first.remedy))
+        }
+    }
+}
+
 fn finding(end: &'static str, refusal: Refusal) -> Finding {
     let Refusal { object, problem, remedy, fatal } = refusal;
     Finding { end, object, problem, remedy, fatal }
@@ -173,9 +202,13 @@ async fn tables_with_rows(spec: &Spec, plan: &Plan) -> Result<Vec<Finding>, CliE
     {
         return Ok(Vec::new());
     }
-    let mut inspect = sink_inspect(spec)?;
     let ours: Vec<&TableName> =
         plan.tables().iter().filter(|table| table.write == Writing::Table).map(|table| &table.schema.name).collect();
+    those_with_rows(spec, &ours).await
+}
+
+async fn those_with_rows(spec: &Spec, ours: &[&TableName]) -> Result<Vec<Finding>, CliError> {
+    let mut inspect = sink_inspect(spec)?;
     let schemas: BTreeSet<&str> = ours.iter().map(|name| &*name.schema).collect();
     let mut there: BTreeSet<TableName> = BTreeSet::new();
     for schema in schemas {
@@ -187,7 +220,7 @@ async fn tables_with_rows(spec: &Spec, plan: &Plan) -> Result<Vec<Finding>, CliE
         }
     }
     let mut findings = Vec::new();
-    for name in ours.into_iter().filter(|name| there.contains(*name)) {
+    for name in ours.iter().copied().filter(|name| there.contains(*name)) {
         let rows = inspect.count(name).await?;
         if rows > 0 {
             findings.push(Finding {

@@ -12,8 +12,8 @@ mod source;
 pub use failure::{Failure, Verdict};
 pub use inspect::{Inspect, Refusal, RowPage, ScanRange};
 pub use sink::{
-    Applied, Delivery, Guard, MappingEntry, Progress, Quarantine, QuarantineFilter, QuarantineOutcome,
-    QuarantinedChange, Rejection, Rollback, Sink, Stage, StoredMapping, Target, TargetTable, UndoReport, Write,
-    WriteMode,
+    Applied, Ddl, Delivery, Guard, MappingEntry, Progress, Quarantine, QuarantineFilter, QuarantineOutcome,
+    QuarantinedChange, Rejection, Rollback, Sink, Stage, StoredMapping, Target, TargetSql, TargetTable, UndoReport,
+    Write, WriteMode,
 };
 pub use source::{Resume, SnapshotState, Source, SourceHealth, TableSnapshot};

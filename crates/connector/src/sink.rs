@@ -51,6 +51,25 @@ pub struct Target {
     pub into_existing: bool,
 }
 
+/// The statements by which a sink makes a target from nothing, in the order in which it runs them. What is there already
+/// it leaves as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct TargetSql {
+    /// The sink's own tables, then types, sequences, tables and columns: [`Sink::prepare`].
+    pub before_load: Vec<String>,
+    /// Keys, indexes, references, and what sequences go on from: [`Sink::finish_load`].
+    pub after_load: Vec<String>,
+}
+
+/// Says what [`Sink::prepare`] and [`Sink::finish_load`] will run, without running it and without a connection.
+pub trait Ddl {
+    /// The statements for a target of which nothing is there yet; they are the very ones that the sink runs.
+    ///
+    /// # Errors
+    /// `Misconfigured` for a name that cannot stand in SQL.
+    fn ddl(&self, target: &Target) -> Result<TargetSql, Failure>;
+}
+
 /// Where a delivery stands: before, in, or after a backfill's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -160,7 +179,8 @@ pub enum Guard {
     Heal,
 }
 
-/// Writes to a foreign system. One writer at a time (`Target::epoch` fences the others).
+/// Writes to a foreign system. One writer at a time: `Target::epoch` fences the others, to whom `prepare` and `apply`
+/// answer `Refused`.
 ///
 /// **Durability**: `apply` with `commits` returns once the rows and the progress are in, in one transaction (the
 /// commit may be asynchronous on the server: then both are lost together, and the log has them still).

@@ -41,6 +41,15 @@ pub enum Command {
     },
     /// Go on after a pause or a failure.
     Resume,
+    /// Take in new tables that match the spec, now or with the next run.
+    AddTables,
+    /// What became of that wish.
+    TablesAdded {
+        /// Those whose copy has begun, by the log's word.
+        tables: Vec<String>,
+        /// Why none could be taken in, with what to do; the wish is over then.
+        refused: Option<String>,
+    },
     /// Something did not get better by itself.
     Fail {
         /// What, with what to do; never a row's value or a secret.
@@ -113,6 +122,8 @@ impl Command {
             Self::CaughtUp => "caught up",
             Self::Pause { .. } => "pause",
             Self::Resume => "resume",
+            Self::AddTables => "resume --add",
+            Self::TablesAdded { .. } => "tables added",
             Self::Fail { .. } => "fail",
             Self::Lose { .. } => "lose",
             Self::Found => "found",
@@ -181,6 +192,15 @@ pub enum Decision {
     },
     /// It goes on.
     Resumed,
+    /// New tables are wanted.
+    TablesWanted,
+    /// They are taken in, or will not be.
+    TablesAdded {
+        /// Those whose copy has begun.
+        tables: Vec<String>,
+        /// Why none could be.
+        refused: Option<String>,
+    },
     /// A rollback has begun.
     RollbackBegan {
         /// Which kind.

@@ -29,6 +29,11 @@ pub fn decide(migration: &Migration, command: Command) -> Decided {
         Command::CaughtUp => caught_up(migration, &command),
         Command::Pause { by, reason } => pause(migration, &command, by, reason),
         Command::Resume => resume(migration, &command),
+        Command::AddTables => add_tables(migration, &command),
+        Command::TablesAdded { tables, refused } => Ok(match migration.adding {
+            true => vec![Decision::TablesAdded { tables: tables.clone(), refused: refused.clone() }],
+            false => Vec::new(),
+        }),
         Command::Fail { reason } => Ok(fail(migration, reason)),
         Command::Lose { reason, remedy } => Ok(lose(migration, reason, remedy)),
         Command::Found => Ok(match migration.overlay {
@@ -142,6 +147,15 @@ fn resume(migration: &Migration, command: &Command) -> Decided {
         Some(Overlay::Paused { .. } | Overlay::Failed { .. }) => Ok(vec![Decision::Resumed]),
         Some(lost @ Overlay::Lost { .. }) => Err(stopped(command, lost)),
     }
+}
+
+/// A wish that outlives a restart: it is there until the log says that the tables are being copied.
+fn add_tables(migration: &Migration, command: &Command) -> Decided {
+    if !migration.phase.is_active() {
+        return Err(wrong_phase(migration, command, "`crossfade run` takes in all tables that match when it begins"));
+    }
+    not_lost(migration, command)?;
+    Ok(if migration.adding { Vec::new() } else { vec![Decision::TablesWanted] })
 }
 
 /// A failure replaces a pause and an older failure, but never hides that something is lost.

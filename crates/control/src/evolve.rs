@@ -23,7 +23,10 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
         Decision::Failed { reason } => migration.overlay = Some(Overlay::Failed { reason }),
         Decision::Lost { reason, remedy } => migration.overlay = Some(Overlay::Lost { reason, remedy }),
         Decision::Resumed => migration.overlay = None,
+        Decision::TablesWanted => migration.adding = true,
+        Decision::TablesAdded { .. } => migration.adding = false,
         Decision::RollbackBegan { kind } => {
+            migration.adding = false;
             migration.phase = Phase::RollingBack(kind);
             migration.overlay = None;
         }

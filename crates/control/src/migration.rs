@@ -171,6 +171,9 @@ pub struct Migration {
     pub pins: BTreeMap<End, String>,
     /// Named places.
     pub checkpoints: BTreeMap<String, Checkpoint>,
+    /// New tables of the source are wanted, and not yet being copied.
+    #[serde(default)]
+    pub adding: bool,
 }
 
 impl Migration {

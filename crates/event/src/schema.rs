@@ -170,19 +170,39 @@ impl TableSchema {
     /// The key of `row`: the key's cells (all cells where the whole row identifies), each with its length, so that no
     /// two keys are written alike. `None` when a needed cell is absent or unchanged, or the table is insert-only.
     pub fn key_of(&self, row: &Row) -> Option<Key> {
-        let wanted = match self.identity {
-            Identity::Key => self.key_columns(),
-            Identity::FullRow => (0..self.columns.len()).collect(),
-            Identity::InsertOnly => return None,
-        };
-        let cells: Vec<Cell<'_>> = row.cells().collect();
-        let mut key = RowBuilder::with_capacity(wanted.len(), 32);
-        for index in wanted {
-            match cells.get(index)? {
-                Cell::Absent | Cell::Unchanged => return None,
-                cell => key.push(*cell),
+        match self.identity {
+            Identity::Key => self.key_in_order(row),
+            Identity::FullRow => {
+                key_from(row.as_bytes().len(), self.columns.len(), row.cells().take(self.columns.len()).map(Some))
             }
+            Identity::InsertOnly => None,
         }
-        Some(Key::from(key.finish()))
     }
+
+    /// One walk where the key's columns stand in the key's order, which is nearly always.
+    fn key_in_order(&self, row: &Row) -> Option<Key> {
+        let places = self.columns.iter().filter_map(|column| column.key);
+        let count = places.clone().count();
+        if places.is_sorted() {
+            let cells =
+                self.columns.iter().zip(row.cells()).filter_map(|(column, cell)| column.key.map(|_| Some(cell)));
+            return key_from(32, count, cells);
+        }
+        let cells: Vec<Cell<'_>> = row.cells().collect();
+        key_from(32, count, self.key_columns().into_iter().map(|index| cells.get(index).copied()))
+    }
+}
+
+/// `None` when one of the `count` cells is missing.
+fn key_from<'a>(bytes: usize, count: usize, cells: impl Iterator<Item = Option<Cell<'a>>>) -> Option<Key> {
+    let mut key = RowBuilder::with_capacity(count, bytes);
+    let mut pushed = 0;
+    for cell in cells {
+        match cell? {
+            Cell::Absent | Cell::Unchanged => return None,
+            cell => key.push(cell),
+        }
+        pushed += 1;
+    }
+    (pushed == count).then(|| Key::from(key.finish()))
 }

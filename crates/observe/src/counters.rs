@@ -23,6 +23,7 @@ struct Inner {
     pending: AtomicI64,
     bytes: AtomicU64,
     commits: AtomicU64,
+    lookup_misses: AtomicU64,
     tables: RwLock<BTreeMap<TableName, Arc<Table>>>,
 }
 
@@ -51,6 +52,8 @@ pub struct Committed {
     pub filtered: u64,
     /// In quarantine: rejected or held.
     pub quarantined: u64,
+    /// Lookups that found no row.
+    pub lookup_misses: u64,
     /// How many of each table.
     pub tables: Vec<(TableName, u64)>,
 }
@@ -84,6 +87,7 @@ impl Counters {
         self.0.filtered.fetch_add(what.filtered, Relaxed);
         self.0.quarantined.fetch_add(what.quarantined, Relaxed);
         self.0.commits.fetch_add(1, Relaxed);
+        self.0.lookup_misses.fetch_add(what.lookup_misses, Relaxed);
         for (table, count) in &what.tables {
             let table = self.table(table);
             let counter = if what.loading { &table.rows_loaded } else { &table.changes };
@@ -96,7 +100,7 @@ impl Counters {
         self.table(table).rows_estimate.store(rows, Relaxed);
     }
 
-    /// A table's copy: its chunks, those that are in the log, and whether all are.
+    /// A table's copy as earlier runs left it: its chunks, those that are in the log, and whether all are.
     pub fn chunks(&self, table: &TableName, total: u64, done: u64, ended: bool) {
         let table = self.table(table);
         table.chunks.store(total, Relaxed);
@@ -104,11 +108,25 @@ impl Counters {
         table.copied.store(ended, Relaxed);
     }
 
-    /// Rows of a table that earlier runs copied into the log and loaded into the sink.
-    pub fn carried_over(&self, table: &TableName, copied: u64, loaded: u64) {
+    /// A table's copy begins, or begins again: its counts begin anew.
+    pub fn copy_began(&self, table: &TableName, chunks: u64) {
         let table = self.table(table);
-        table.rows_copied.store(copied, Relaxed);
-        table.rows_loaded.store(loaded, Relaxed);
+        for counter in [&table.rows_copied, &table.rows_loaded, &table.chunks_done] {
+            counter.store(0, Relaxed);
+        }
+        table.chunks.store(chunks, Relaxed);
+        table.copied.store(false, Relaxed);
+        table.loaded.store(false, Relaxed);
+    }
+
+    /// One more chunk of a table is wholly in the log.
+    pub fn chunk_ended(&self, table: &TableName) {
+        self.table(table).chunks_done.fetch_add(1, Relaxed);
+    }
+
+    /// A table's copy is wholly in the log.
+    pub fn copied(&self, table: &TableName) {
+        self.table(table).copied.store(true, Relaxed);
     }
 
     /// A backfill is wholly in the sink: all tables, or only these.
@@ -118,11 +136,6 @@ impl Counters {
             table.copied.store(true, Relaxed);
             table.loaded.store(true, Relaxed);
         }
-    }
-
-    /// A table is copied again: its counts begin anew.
-    pub fn copied_again(&self, table: &TableName) {
-        self.write_tables().insert(table.clone(), Arc::default());
     }
 
     /// Everything as it stands.
@@ -149,6 +162,7 @@ impl Counters {
             },
             bytes: self.0.bytes.load(Relaxed),
             commits: self.0.commits.load(Relaxed),
+            lookup_misses: self.0.lookup_misses.load(Relaxed),
             tables: tables.iter().map(table).collect(),
         }
     }
@@ -205,6 +219,8 @@ pub struct Totals {
     pub bytes: u64,
     /// The sink's commits in this run.
     pub commits: u64,
+    /// Lookups that found no row, in this run.
+    pub lookup_misses: u64,
     /// Table by table, sorted by name.
     pub tables: Vec<TableTotals>,
 }
@@ -289,7 +305,30 @@ mod tests {
         assert_eq!((totals.conservation.read, totals.bytes, totals.commits), (8_000, 40_000, 4_000));
         let per_table: Vec<_> = totals.tables.iter().map(|table| (table.rows_copied, table.rows_loaded)).collect();
         assert_eq!(per_table, [(4_000, 4_000), (4_000, 4_000)]);
-        counters.copied_again(&names[0]);
-        assert_eq!(counters.totals().tables[0].rows_copied, 0);
+    }
+
+    #[test]
+    fn a_copy_counts_its_chunks_and_begins_anew_when_it_must() {
+        let (counters, table) = (Counters::new(), TableName::new("public", "a"));
+        let chunks = |counters: &Counters| {
+            let totals = counters.totals();
+            let table = &totals.tables[0];
+            (table.chunks, table.chunks_done, table.rows_copied, table.copied, table.loaded)
+        };
+        counters.copy_began(&table, 2);
+        counters.ingested(5, 50, [(&table, 5)]);
+        counters.chunk_ended(&table);
+        assert_eq!(chunks(&counters), (2, 1, 5, false, false));
+        counters.chunk_ended(&table);
+        counters.copied(&table);
+        counters.loaded([&table]);
+        assert_eq!(chunks(&counters), (2, 2, 5, true, true));
+        counters.copy_began(&table, 3);
+        assert_eq!(chunks(&counters), (3, 0, 0, false, false));
+        // Another run, which finds one chunk of three in the log.
+        let later = Counters::new();
+        later.chunks(&table, 3, 1, false);
+        later.chunk_ended(&table);
+        assert_eq!(chunks(&later), (3, 2, 0, false, false));
     }
 }

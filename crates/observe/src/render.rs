@@ -87,6 +87,9 @@ pub fn render(status: &Status) -> String {
             if status.conserved { "" } else { "  DOES NOT ADD UP: stop, and report this" },
         ),
     );
+    if status.lookup_misses > 0 {
+        line("lookups", format!("{} found no row in this run", grouped(status.lookup_misses)));
+    }
     line(
         "speed",
         format!(

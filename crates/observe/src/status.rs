@@ -36,6 +36,9 @@ pub struct Status {
     pub lag: LagStatus,
     /// Where every change is.
     pub conservation: Conservation,
+    /// Lookups of this run that found no row; what they would have filled was left as it was.
+    #[serde(default)]
+    pub lookup_misses: u64,
     /// False when a change is missing from the line above (or counted twice).
     pub conserved: bool,
     /// Rates over the last ten seconds.
@@ -190,6 +193,7 @@ impl Status {
             tables: totals.tables.iter().map(table_status).collect(),
             lag: LagStatus { events: u64::try_from(totals.conservation.pending).unwrap_or(0), ..LagStatus::default() },
             conservation: totals.conservation,
+            lookup_misses: totals.lookup_misses,
             conserved: totals.conservation.holds(),
             rates,
             source: Value::Null,
@@ -300,7 +304,15 @@ mod tests {
         counters.estimate(&table, 100);
         counters.ingested(40, 4_000, [(&table, 40)]);
         let tables = vec![(table.clone(), 10)];
-        counters.committed(&Committed { loading: true, read: 10, applied: 9, quarantined: 1, tables, filtered: 0 });
+        counters.committed(&Committed {
+            loading: true,
+            read: 10,
+            applied: 9,
+            quarantined: 1,
+            tables,
+            filtered: 0,
+            lookup_misses: 0,
+        });
         let rates = Rates { copied_rows_per_s: 20.0, loaded_rows_per_s: 10.0, ..Rates::default() };
         let status = Status::new("shop", 1_700_000_000_123_456, &Migration::default(), &counters.totals(), rates);
         let found = serde_json::to_string_pretty(&status.clone().run_by(7)).unwrap();

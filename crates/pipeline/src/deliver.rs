@@ -13,7 +13,9 @@
 //! Whatever fails, the sink's own progress says where to go on; nothing here survives a failure.
 
 use crate::{
-    Patience, PipelineError, Stop, Valve, Watch, fold_snapshots,
+    Folds, Patience, PipelineError, Stop, Valve, Watch,
+    bulk::Bulk,
+    fold::Begun,
     gather::{Gather, Meaning, Tally, past},
     retry::Retry,
     route::{Follow, Routes},
@@ -38,6 +40,8 @@ pub struct DeliverOptions {
     pub until: Option<Cut>,
     /// How long transient failures are borne.
     pub patience: Patience,
+    /// What the log says of its backfills; shared with whoever else reads the same log.
+    pub folds: Folds,
 }
 
 impl DeliverOptions {
@@ -45,13 +49,17 @@ impl DeliverOptions {
     pub fn new(consumer: Option<&str>) -> Self {
         Self {
             consumer: consumer.map(str::to_owned),
-            batch_bytes_max: 4 << 20,
+            batch_bytes_max: 2 << 20,
             load_bytes_max: 8 << 20,
             until: None,
             patience: Patience::default(),
+            folds: Folds::default(),
         }
     }
 }
+
+/// The name under which the log keeps what lookups are rebuilt from.
+const LOOKUPS: &str = "lookups";
 
 /// How a deliver ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,17 +154,24 @@ async fn session<K: Sink, L: EventLog>(
     // Before the first commit already: what is needed is not to be trimmed away meanwhile.
     if let Some(consumer) = &options.consumer {
         log.hold(consumer, lowest(&start))?;
+        if !routes.plan().lookups().is_empty() {
+            log.hold(LOOKUPS, &log.start())?;
+        }
     }
     let (sender, receiver) = mpsc::channel(1);
-    let fold = fold_snapshots(log)?;
+    let fold = options.folds.refreshed(log)?;
+    let own = fold.backfills.iter().find(|begun| begun.backfill.generation == start.generation);
+    let began_at = own.map(|begun| begun.position);
     let producer = Producer {
         gather: Gather::new(log.clone(), routes, fold.visible),
-        began_at: fold.began_at,
+        began_at,
+        backfills: fold.backfills,
         log: log.clone(),
         progress: start,
         open: false,
         sender,
         options: options.clone(),
+        bulk: Bulk::default(),
     };
     let mut task = AbortOnDrop(tokio::spawn(producer.run()));
     let consumed = consume(log, sink, options, receiver, watch, valve, stop).await?;
@@ -268,6 +283,7 @@ impl Uncommitted {
     fn add(&mut self, tally: Tally, quarantined: u64) {
         self.tally.read += tally.read;
         self.tally.filtered += tally.filtered;
+        self.tally.misses += tally.misses;
         for (table, count) in tally.tables {
             *self.tally.tables.entry(table).or_default() += count;
         }
@@ -283,6 +299,7 @@ impl Uncommitted {
             applied: self.tally.read - self.tally.filtered - quarantined,
             filtered: self.tally.filtered,
             quarantined,
+            misses: self.tally.misses,
             tables: self.tally.tables,
             commit_time_us: self.tally.commit_time_us,
         }
@@ -295,12 +312,15 @@ struct Producer<L: EventLog> {
     gather: Gather<L>,
     /// Where in the source's history the backfill that is loaded began.
     began_at: Option<Position>,
+    /// The backfills that the log had when this began.
+    backfills: Vec<Begun>,
     /// Where the sink stands once everything handed over so far is in.
     progress: Progress,
     /// Whether the last entry read stands inside a source transaction.
     open: bool,
     sender: mpsc::Sender<Work>,
     options: DeliverOptions,
+    bulk: Bulk,
 }
 
 /// The consumer has gone: nothing is left to do.
@@ -315,7 +335,8 @@ impl<L: EventLog> Producer<L> {
                 Stage::Loading => &self.progress.stream_from,
                 Stage::Streaming => &self.progress.cut,
             };
-            self.gather.views.rebuild(&self.log, self.progress.generation, upto).await?;
+            let loaded = self.backfills.partition_point(|begun| begun.backfill.generation <= self.progress.generation);
+            self.gather.views.rebuild(&self.log, self.backfills.get(..loaded).unwrap_or_default(), upto).await?;
         }
         loop {
             let ended = match self.progress.stage {
@@ -333,10 +354,8 @@ impl<L: EventLog> Producer<L> {
         if self.send(Work::Stage(Stage::Loading)).await.is_err() {
             return Ok(Err(Gone));
         }
-        if !self.gather.views.is_empty() {
-            let from = self.progress.stream_from.clone();
-            self.gather.views.fill_from_backfill(&self.log, &from, self.progress.generation.max(1)).await?;
-        }
+        let from = self.progress.stream_from.clone();
+        self.gather.views.fill_from_backfill(&self.log, &from, self.progress.generation.max(1)).await?;
         let mut reader = self.log.read(&self.progress.cut, Lane::Snapshot)?;
         loop {
             let Ok(entries) = self.fill(&mut reader, true).await? else { return Ok(Err(Gone)) };
@@ -344,6 +363,9 @@ impl<L: EventLog> Producer<L> {
                 let meaning = self.gather.snapshot(entry)?;
                 if matches!(meaning, Meaning::BackfillEnded { generation } if generation == self.progress.generation) {
                     // The place stays before this entry until the load is finished: a restart in between finds it again.
+                    // The sink is told of it even if no rows are left: it is where rows are states that the source had.
+                    self.progress.cut.set_next(entry.partition, entry.offset);
+                    self.gather.touch();
                     return Ok(self.finish_load().await);
                 }
                 past(&mut self.progress.cut, entry);
@@ -463,9 +485,16 @@ impl<L: EventLog> Producer<L> {
                     () = self.sender.closed() => return Ok(Err(Gone)),
                 }
             }
+            if let Some(until) = self.bulk.lingers(self.gather.bytes()) {
+                tokio::select! {
+                    entries = reader.next() => return Ok(Ok(entries?)),
+                    () = tokio::time::sleep_until(until) => {}
+                    () = self.sender.closed() => return Ok(Err(Gone)),
+                }
+            }
             let work = tokio::select! {
                 biased;
-                permit = self.sender.reserve() => permit.map(|permit| permit.send(work_of(&mut self.gather, &self.progress, true))),
+                permit = self.sender.reserve() => permit.map(|permit| permit.send(work_of(&mut self.gather, &self.progress, true, &mut self.bulk))),
                 entries = reader.next() => return Ok(Ok(entries?)),
             };
             if work.is_err() {
@@ -478,7 +507,7 @@ impl<L: EventLog> Producer<L> {
         if self.gather.is_empty() && !(commits && self.open) {
             return Ok(());
         }
-        let work = work_of(&mut self.gather, &self.progress, commits);
+        let work = work_of(&mut self.gather, &self.progress, commits, &mut self.bulk);
         self.send(work).await
     }
 
@@ -494,8 +523,9 @@ impl<L: EventLog> Producer<L> {
     }
 }
 
-fn work_of<L: EventLog>(gather: &mut Gather<L>, progress: &Progress, commits: bool) -> Work {
+fn work_of<L: EventLog>(gather: &mut Gather<L>, progress: &Progress, commits: bool, bulk: &mut Bulk) -> Work {
     let (writes, tally) = gather.take();
+    bulk.handed_over(tally.read);
     let upto = Progress { schemas: gather.routes.followed(), ..progress.clone() };
     Work::Deliver { delivery: Delivery { writes, upto, commits }, tally }
 }

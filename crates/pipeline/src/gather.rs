@@ -25,6 +25,8 @@ pub(crate) struct Tally {
     pub(crate) read: u64,
     /// Those of them of which nothing goes to the sink.
     pub(crate) filtered: u64,
+    /// Lookups that found no row.
+    pub(crate) misses: u64,
     pub(crate) tables: BTreeMap<TableId, u64>,
     pub(crate) commit_time_us: Option<i64>,
 }
@@ -40,6 +42,8 @@ pub(crate) struct Gather<L> {
     rows: HashMap<TableId, (Version, u32, BytesMut)>,
     bytes: usize,
     tally: Tally,
+    /// What the plan's own counters of lookups without a row said last.
+    misses_seen: u64,
     transaction: Option<Transaction>,
     schemas: HashMap<TableId, Arc<TableSchema>>,
     outputs: Vec<Output>,
@@ -63,7 +67,8 @@ pub(crate) enum Meaning {
 
 impl<L: EventLog> Gather<L> {
     pub(crate) fn new(log: L, routes: Routes, visible: BTreeMap<TableId, Visibility>) -> Self {
-        let views = LookupViews::of(routes.plan());
+        let views = LookupViews::of(routes.plan(), routes.scratch());
+        let misses_seen = misses(&routes);
         Self {
             log,
             routes,
@@ -73,6 +78,7 @@ impl<L: EventLog> Gather<L> {
             rows: HashMap::new(),
             bytes: 0,
             tally: Tally::default(),
+            misses_seen,
             transaction: None,
             schemas: HashMap::new(),
             outputs: Vec::new(),
@@ -96,6 +102,7 @@ impl<L: EventLog> Gather<L> {
 
     /// Hands over what was gathered.
     pub(crate) fn take(&mut self) -> (Vec<Write>, Tally) {
+        self.count_misses();
         let mut blocks: Vec<_> = std::mem::take(&mut self.rows).into_iter().collect();
         blocks.sort_by_key(|(_, (at, _, _))| *at);
         for (table, (at, count, rows)) in blocks {
@@ -103,7 +110,15 @@ impl<L: EventLog> Gather<L> {
         }
         self.bytes = 0;
         self.touched = false;
-        (std::mem::take(&mut self.writes), std::mem::take(&mut self.tally))
+        // The next hand-over will be about as large.
+        let room = Vec::with_capacity(self.writes.len());
+        (std::mem::replace(&mut self.writes, room), std::mem::take(&mut self.tally))
+    }
+
+    fn count_misses(&mut self) {
+        let now = misses(&self.routes);
+        self.tally.misses += now.saturating_sub(self.misses_seen);
+        self.misses_seen = now;
     }
 
     /// Takes one entry of the stream in.
@@ -153,8 +168,14 @@ impl<L: EventLog> Gather<L> {
         Ok(match &entry.event {
             Event::SchemaSeen(schema) => {
                 self.schemas.insert(schema.id, schema.clone());
-                match self.routes.follow(schema)? {
-                    Some(follow) => Meaning::Follow(Box::new(follow)),
+                self.count_misses();
+                let follow = self.routes.follow(schema)?;
+                self.misses_seen = misses(&self.routes);
+                match follow {
+                    Some(follow) => {
+                        self.views.check_plan(self.routes.plan())?;
+                        Meaning::Follow(Box::new(follow))
+                    }
                     None => Meaning::More,
                 }
             }
@@ -172,10 +193,7 @@ impl<L: EventLog> Gather<L> {
         for table in tables {
             let schema = self.latest(*table)?;
             targets.extend(self.routes.route(&schema)?.bound.truncate());
-            self.views.absorb(
-                &self.log,
-                &Event::Truncated(crossfade_event::Truncate { tables: vec![*table], restart_identity: false }),
-            )?;
+            self.views.truncate(&schema)?;
         }
         if !targets.is_empty() {
             // Rows gathered before it must stay before it.
@@ -194,6 +212,7 @@ impl<L: EventLog> Gather<L> {
             self.visible.get(&change.table).is_some_and(|visible| visible.sees(transaction.xid))
         });
         if seen {
+            self.views.observe(&schema, change)?;
             self.tally.read += 1;
             self.tally.filtered += 1;
             return Ok(());
@@ -202,12 +221,12 @@ impl<L: EventLog> Gather<L> {
         // beginning.
         let goes = change.old.is_some();
         if !goes {
-            self.views.observe(&schema, change);
+            self.views.observe(&schema, change)?;
         }
         let route = self.routes.route(&schema)?;
         if let Some(target) = route.passthrough() {
             if goes {
-                self.views.observe(&schema, change);
+                self.views.observe(&schema, change)?;
             }
             self.tally.read += 1;
             self.bytes += change.size_bytes();
@@ -218,10 +237,11 @@ impl<L: EventLog> Gather<L> {
         self.tally.read += 1;
         let laid_out = route.laid_out(change);
         route.bound.apply(laid_out.as_ref().unwrap_or(change), &self.views, &mut self.outputs);
+        self.views.check()?;
         let mut outputs = std::mem::take(&mut self.outputs);
         self.tally.filtered += u64::from(nothing_goes(&outputs));
         if goes {
-            self.views.observe(&schema, change);
+            self.views.observe(&schema, change)?;
         }
         for (ordinal, output) in outputs.drain(..).enumerate() {
             self.output(Version { offset: entry.offset, ordinal: ordinal as u32 }, output, false);
@@ -259,7 +279,7 @@ impl<L: EventLog> Gather<L> {
             }
         }
         self.outputs = outputs;
-        Ok(())
+        self.views.check()
     }
 
     fn output(&mut self, at: Version, output: Output, loading: bool) {
@@ -306,6 +326,10 @@ impl<L: EventLog> Gather<L> {
 
 fn nothing_goes(outputs: &[Output]) -> bool {
     outputs.iter().all(|output| matches!(output, Output::Filtered))
+}
+
+fn misses(routes: &Routes) -> u64 {
+    routes.plan().lookups().iter().map(crossfade_transform::LookupView::misses).sum()
 }
 
 fn unknown(table: TableId) -> PipelineError {

@@ -3,17 +3,22 @@
 //! No older value is ever visible, for each key is written once, with what it has at the sink's position; rows outside
 //! the stretch are left alone. Live apply must wait meanwhile: the caller owns the sink.
 //!
+//! The stretch is gone through as deliver went: the stream up to where a backfill began, that backfill's rows, the stream
+//! from there on; and what lookups read is what it was there.
+//!
 //! Memory is bounded: the keys are shared out over as many passes as the stretch needs, each pass reads the stretch
 //! again and folds its share. All passes are one sink transaction.
 
 use crate::{
-    PipelineError, fold_snapshots,
+    PipelineError,
+    fold::{Begun, SnapshotFold, fold_snapshots},
     gather::{Gather, Meaning},
     route::Routes,
+    views::trimmed,
 };
 use crossfade_connector::{Delivery, Guard, Progress, Sink, Stage, Write};
 use crossfade_event::{Cell, Change, Cut, Event, Identity, Key, Op, Row, Rows, TableId, TableSchema, Version};
-use crossfade_log::{EventLog, Lane, LogReader};
+use crossfade_log::{Entry, EventLog, Lane, LogReader};
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -58,7 +63,7 @@ pub async fn heal<K: Sink, L: EventLog>(
     let mut routes = routes.clone();
     routes.restore(log, &progress.schemas)?;
     sink.prepare(routes.target()).await.map_err(PipelineError::Sink)?;
-    let mut replay = Replay { log: log.clone(), routes, from: from.clone(), progress, report: HealReport::default() };
+    let mut replay = Replay::new(log.clone(), routes, from.clone(), progress, fold_snapshots(log)?);
     let passes = replay.measure()?.div_ceil(budget_bytes.max(1) as u64).max(1);
     for pass in 0..passes {
         replay.report.read = 0;
@@ -75,55 +80,75 @@ struct Replay<L> {
     routes: Routes,
     from: Cut,
     progress: Progress,
+    fold: SnapshotFold,
+    /// The backfills that began before the stretch, and are in what lookups read at its beginning.
+    before: Vec<Begun>,
+    /// The stretch, in the order in which deliver went through it.
+    legs: Vec<Leg>,
     report: HealReport,
 }
 
+/// A part of the stretch that is read in one lane.
+enum Leg {
+    /// The stream from one place to another.
+    Stream(Cut, Cut),
+    /// A backfill's rows.
+    Rows(Begun),
+}
+
 impl<L: EventLog> Replay<L> {
+    fn new(log: L, routes: Routes, from: Cut, progress: Progress, fold: SnapshotFold) -> Self {
+        let loaded = fold.backfills.iter().filter(|begun| begun.backfill.generation <= progress.generation);
+        let (within, before): (Vec<Begun>, Vec<Begun>) = loaded.cloned().partition(|begun| begun.from.covers(&from));
+        let mut legs = Vec::new();
+        let mut at = from.clone();
+        for begun in within {
+            let next = begun.from.clone();
+            legs.push(Leg::Stream(std::mem::replace(&mut at, next.clone()), next));
+            legs.push(Leg::Rows(begun));
+        }
+        legs.push(Leg::Stream(at, progress.cut.clone()));
+        Self { log, routes, from, progress, fold, before, legs, report: HealReport::default() }
+    }
+
     /// About how many bytes the stretch holds.
     fn measure(&self) -> Result<u64, PipelineError> {
         let mut bytes = 0;
-        let with_backfill = self.progress.stream_from.covers(&self.from);
-        for lane in [Lane::Snapshot, Lane::Stream].into_iter().filter(|lane| with_backfill || *lane == Lane::Stream) {
-            self.each(lane, &mut |_, event| {
-                bytes += event.size_bytes() as u64;
+        for leg in &self.legs {
+            self.each(leg, &mut |entry| {
+                bytes += entry.event.size_bytes() as u64;
                 Ok(())
             })?;
         }
         Ok(bytes)
     }
 
-    /// Every entry of the stretch in one lane.
-    fn each(
-        &self,
-        lane: Lane,
-        take: &mut dyn FnMut(&crossfade_log::Entry, &Event) -> Result<(), PipelineError>,
-    ) -> Result<(), PipelineError> {
-        let mut reader = self.log.read(&self.from, lane)?;
-        // A backfill's rows count as long as they belong to what the sink has loaded, wherever they stand.
-        let upto = (lane == Lane::Stream).then_some(&self.progress.cut);
+    /// Every entry of one leg.
+    fn each(&self, leg: &Leg, take: &mut dyn FnMut(&Entry) -> Result<(), PipelineError>) -> Result<(), PipelineError> {
+        let mut reader = match leg {
+            Leg::Stream(from, _) => self.log.read(from, Lane::Stream)?,
+            Leg::Rows(begun) => self.log.read(&begun.from, Lane::Snapshot)?,
+        };
         while let Some(entries) = reader.try_next()? {
             for entry in &entries.entries {
-                if upto.is_some_and(|upto| entry.offset >= upto.next(entry.partition)) {
+                let is_past = match leg {
+                    Leg::Stream(_, upto) => entry.offset >= upto.next(entry.partition),
+                    Leg::Rows(begun) => {
+                        matches!(&entry.event, Event::BackfillEnded { generation } if *generation >= begun.backfill.generation)
+                    }
+                };
+                if is_past {
                     return Ok(());
                 }
-                take(entry, &entry.event)?;
-                if lane == Lane::Snapshot
-                    && matches!(&entry.event, Event::BackfillEnded { generation } if *generation >= self.progress.generation)
-                {
-                    return Ok(());
-                }
+                take(entry)?;
             }
         }
         Ok(())
     }
 
     async fn fold(&mut self, pass: u64, passes: u64) -> Result<HashMap<(TableId, Key), Final>, PipelineError> {
-        let visible = fold_snapshots(&self.log)?.visible;
-        let mut gather = Gather::new(self.log.clone(), self.routes.clone(), visible);
-        // Lookups see what they saw the first time: the views as they were where the stretch begins.
-        let views_at =
-            if self.progress.stream_from.covers(&self.from) { &self.progress.stream_from } else { &self.from };
-        gather.views.rebuild(&self.log, self.progress.generation, views_at).await?;
+        let mut gather = Gather::new(self.log.clone(), self.routes.clone(), self.fold.visible.clone());
+        self.views_at_the_beginning(&mut gather).await?;
         let mut fold = Fold {
             schemas: self.routes.target().tables.iter().map(|table| (table.schema.id, table.schema.clone())).collect(),
             finals: HashMap::new(),
@@ -132,22 +157,38 @@ impl<L: EventLog> Replay<L> {
             passes,
         };
         let mut read = 0;
-        // The stretch holds the backfill's rows when it begins at or before the backfill does.
-        if self.progress.stream_from.covers(&self.from) {
-            self.each(Lane::Snapshot, &mut |entry, _| {
-                let meaning = gather.snapshot(entry)?;
+        for leg in &self.legs {
+            if let Leg::Rows(begun) = leg {
+                let generation = begun.backfill.generation;
+                gather.views.fill_from_backfill(&self.log, &begun.from, generation).await?;
+            }
+            self.each(leg, &mut |entry| {
+                let meaning = match leg {
+                    Leg::Stream(..) => gather.stream(entry)?,
+                    Leg::Rows(_) => gather.snapshot(entry)?,
+                };
+                // A later backfill begins with empty tables.
+                if let Meaning::BackfillBegan { generation: 2.., tables } = &meaning {
+                    gather.truncated(entry, tables)?;
+                }
                 read += fold.take(&mut gather, meaning)?;
                 Ok(())
             })?;
         }
-        self.each(Lane::Stream, &mut |entry, _| {
-            let meaning = gather.stream(entry)?;
-            read += fold.take(&mut gather, meaning)?;
-            Ok(())
-        })?;
         self.report.read = read;
         self.report.left_alone = fold.left_alone.into_iter().collect();
         Ok(fold.finals)
+    }
+
+    /// Lookups see what they saw the first time: the views as they were where the stretch begins.
+    async fn views_at_the_beginning(&self, gather: &mut Gather<L>) -> Result<(), PipelineError> {
+        let begins_with_the_first =
+            matches!(self.legs.get(1), Some(Leg::Rows(begun)) if begun.backfill.generation == 1);
+        match (gather.views.is_empty(), self.before.is_empty(), begins_with_the_first) {
+            (true, ..) | (false, true, true) => Ok(()),
+            (false, true, false) => Err(trimmed()),
+            (false, false, _) => gather.views.rebuild(&self.log, &self.before, &self.from).await,
+        }
     }
 
     fn writes(&mut self, finals: HashMap<(TableId, Key), Final>) -> Vec<Write> {
@@ -200,11 +241,22 @@ impl Fold {
                         self.image(at, table, row, None);
                     }
                 }
-                Write::Truncate { tables, .. } => self.finals.retain(|(table, _), _| !tables.contains(table)),
+                Write::Truncate { at, tables } => self.truncate(at, &tables),
                 Write::Reject(_) | Write::Boundary => {}
             }
         }
         Ok(tally.read)
+    }
+
+    /// Rows that were written before their table was emptied end deleted, unless they come again.
+    fn truncate(&mut self, at: Version, tables: &[TableId]) {
+        for ((table, _), last) in &mut self.finals {
+            if let Final::Image { row, .. } = last
+                && tables.contains(table)
+            {
+                *last = Final::Deleted { at, old: row.clone() };
+            }
+        }
     }
 
     fn change(&mut self, at: Version, change: &Change) {

@@ -1,6 +1,10 @@
 //! Read, append, make durable, tell the source that it may forget.
 
-use crate::{Patience, PipelineError, Stop, Watch, fold_snapshots, retry::Retry, watch::Ingested};
+use crate::{
+    Folds, Patience, PipelineError, Stop, Watch,
+    retry::Retry,
+    watch::{Copying, Ingested},
+};
 use crossfade_connector::{Failure, Resume, Source};
 use crossfade_event::{Batch, Cut, Event, Frontier, TableId, Ticket};
 use crossfade_log::{EventLog, LogError};
@@ -8,7 +12,7 @@ use futures::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use std::{collections::BTreeMap, time::Duration};
 
 /// Bounds of one ingest.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct IngestOptions {
     /// Bytes handed to the log that are not durable yet; the source waits above it.
     pub in_flight_bytes_max: usize,
@@ -16,11 +20,18 @@ pub struct IngestOptions {
     pub patience: Patience,
     /// How often the source is asked for its health.
     pub health_every: Duration,
+    /// What the log says of its backfills; shared with whoever else reads the same log.
+    pub folds: Folds,
 }
 
 impl Default for IngestOptions {
     fn default() -> Self {
-        Self { in_flight_bytes_max: 16 << 20, patience: Patience::default(), health_every: Duration::from_secs(5) }
+        Self {
+            in_flight_bytes_max: 16 << 20,
+            patience: Patience::default(),
+            health_every: Duration::from_secs(5),
+            folds: Folds::default(),
+        }
     }
 }
 
@@ -49,7 +60,7 @@ pub async fn ingest<S: Source, L: EventLog>(
 ) -> Result<(), PipelineError> {
     let mut retry = Retry::new(options.patience);
     while !stop.is_requested() {
-        match session(source, log, options, &mut retry, watch, &mut stop).await {
+        match session(source, log, &options, &mut retry, watch, &mut stop).await {
             Ok(()) => return Ok(()),
             Err(Broken::Log(error)) => return Err(error),
             Err(Broken::Source(failure)) => {
@@ -70,13 +81,13 @@ struct Appended {
 async fn session<S: Source, L: EventLog>(
     source: &mut S,
     log: &L,
-    options: IngestOptions,
+    options: &IngestOptions,
     retry: &mut Retry,
     watch: &dyn Watch,
     stop: &mut Stop,
 ) -> Result<(), Broken> {
     log.abandon().await?;
-    let resume = resume(log).map_err(Broken::Log)?;
+    let resume = resume(log, &options.folds).map_err(Broken::Log)?;
     let mut frontier = Frontier::at(resume.position);
     #[cfg(defect = "ack-before-append")]
     let mut hasty = Frontier::at(resume.position);
@@ -135,12 +146,14 @@ async fn session<S: Source, L: EventLog>(
     Ok(())
 }
 
-fn resume<L: EventLog>(log: &L) -> Result<Resume, PipelineError> {
-    Ok(Resume { position: log.tail().position, schemas: log.latest_schemas(), snapshot: fold_snapshots(log)?.state })
+fn resume<L: EventLog>(log: &L, folds: &Folds) -> Result<Resume, PipelineError> {
+    let snapshot = folds.refreshed(log)?.state;
+    Ok(Resume { position: log.tail().position, schemas: log.latest_schemas(), snapshot })
 }
 
 fn describe(batch: &Batch) -> Ingested {
     let mut rows: BTreeMap<TableId, u64> = BTreeMap::new();
+    let mut copying = Vec::new();
     let (mut events, mut bytes) = (0u64, 0u64);
     for stamped in &batch.events {
         bytes += stamped.event.size_bytes() as u64 + 24;
@@ -150,8 +163,11 @@ fn describe(batch: &Batch) -> Ingested {
                 *rows.entry(block.table).or_default() += u64::from(block.count);
             }
             Event::Changed(_) => events += 1,
+            Event::SnapshotBegan { table, chunks } => copying.push((*table, Copying::Began(chunks.len() as u64))),
+            Event::ChunkEnded { table, .. } => copying.push((*table, Copying::ChunkEnded)),
+            Event::SnapshotEnded { table, .. } => copying.push((*table, Copying::Ended)),
             _ => {}
         }
     }
-    Ingested { cut: Cut::default(), durable: None, events, rows, bytes }
+    Ingested { cut: Cut::default(), durable: None, events, rows, copying, bytes }
 }

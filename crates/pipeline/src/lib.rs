@@ -7,6 +7,7 @@
 //! What this crate deliberately does not do: it knows no particular database, prints nothing, and decides nothing
 //! about phases; it tells a [`Watch`] what happens and obeys a [`Stop`] and a [`Valve`].
 
+mod bulk;
 mod deliver;
 mod fold;
 mod gather;
@@ -19,13 +20,14 @@ mod views;
 mod watch;
 
 pub use deliver::{DeliverOptions, Ending, deliver};
-pub use fold::{SnapshotFold, fold_snapshots};
+pub use fold::{Begun, Folds, SnapshotFold, fold_snapshots};
 pub use heal::{HealReport, heal};
 pub use ingest::{IngestOptions, ingest};
 pub use retry::{Patience, backoff_ms};
 pub use route::{Routes, evolve_catalog};
 pub use shutdown::{Stop, Stopper, Valve, ValveHandle, stop_channel, valve};
-pub use watch::{Delivered, Ingested, Silent, Watch};
+pub use views::{Scratch, ScratchError};
+pub use watch::{Copying, Delivered, Ingested, Silent, Watch};
 
 use crossfade_connector::Failure;
 use crossfade_log::LogError;
@@ -45,6 +47,9 @@ pub enum PipelineError {
     /// The transforms do not fit what the log holds.
     #[error(transparent)]
     Plan(#[from] crossfade_transform::PlanError),
+    /// The rows that lookups read cannot be kept.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
     /// The log does not hold what the sink needs to go on.
     #[error("{0}")]
     Refused(String),

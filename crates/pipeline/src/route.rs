@@ -5,7 +5,7 @@
 //! the stream changes the catalog, and with it the plan and the target. The target always has the newest shape that
 //! was followed; rows written under an older schema are laid out in the newer one before they are transformed.
 
-use crate::PipelineError;
+use crate::{PipelineError, views::Scratch};
 use crossfade_connector::{Target, TargetTable, WriteMode};
 use crossfade_event::{
     Cell, Change, Identity, Op, Row, SchemaVersion, TableId, TableName, TableSchema,
@@ -28,6 +28,7 @@ pub struct Routes {
     target: Target,
     followed: BTreeMap<TableId, Arc<TableSchema>>,
     bound: HashMap<(TableId, SchemaVersion), Arc<Route>>,
+    scratch: Scratch,
 }
 
 /// The way of one source table's rows under one schema.
@@ -85,7 +86,34 @@ impl Routes {
     ) -> Result<Self, PipelineError> {
         let plan = Arc::new(plan(&catalog, &rules, &options)?);
         let target = target_of(&plan, migration, epoch, into_existing);
-        Ok(Self { rules, options, catalog, plan, target, followed: BTreeMap::new(), bound: HashMap::new() })
+        Ok(Self {
+            rules,
+            options,
+            catalog,
+            plan,
+            target,
+            followed: BTreeMap::new(),
+            bound: HashMap::new(),
+            scratch: Scratch::default(),
+        })
+    }
+
+    /// Says where rows that are looked up may go when they are too many for memory; the system's folder for passing
+    /// files unless said.
+    #[must_use]
+    pub fn with_scratch(self, scratch: Scratch) -> Self {
+        Self { scratch, ..self }
+    }
+
+    /// Lets the sink write tables that hold somebody else's rows.
+    #[must_use]
+    pub fn into_existing(mut self) -> Self {
+        self.target.into_existing = true;
+        self
+    }
+
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
     }
 
     /// What the sink must make and know.

@@ -4,6 +4,17 @@ use crossfade_connector::{Failure, Progress, SourceHealth, Stage};
 use crossfade_event::{Cut, Durable, TableId};
 use std::{collections::BTreeMap, time::Duration};
 
+/// What the log has heard of one table's copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copying {
+    /// It begins, or begins again, in so many chunks.
+    Began(u64),
+    /// One of its chunks is wholly in the log.
+    ChunkEnded,
+    /// All of it is.
+    Ended,
+}
+
 /// An append became durable.
 #[derive(Debug, Clone)]
 pub struct Ingested {
@@ -15,6 +26,8 @@ pub struct Ingested {
     pub events: u64,
     /// Rows of a backfill in the batch, by source table.
     pub rows: BTreeMap<TableId, u64>,
+    /// What the batch says of copies, in order.
+    pub copying: Vec<(TableId, Copying)>,
     /// Bytes of the batch.
     pub bytes: u64,
 }
@@ -32,6 +45,8 @@ pub struct Delivered {
     pub filtered: u64,
     /// Put into quarantine: rejected or held.
     pub quarantined: u64,
+    /// Lookups that found no row; what they would have filled was left as it was.
+    pub misses: u64,
     /// Rows and changes by source table.
     pub tables: BTreeMap<TableId, u64>,
     /// The commit time of the last source transaction in it, microseconds since 1970.

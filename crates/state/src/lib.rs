@@ -28,9 +28,9 @@ pub use key::{KEY_BYTES_MAX, Key, KeyReader, KeyWriter, Prefix};
 pub use listing::{Listed, listing};
 pub use memory::MemoryStore;
 pub use records::{
-    Checkpoint, CheckpointKey, ChunkDone, ChunkKey, Cursor, CursorKey, Digest, DigestKey, Epoch, EpochKey, IdentityKey,
-    IdentityPin, IngestFold, IngestFoldKey, JournalFold, JournalFoldKey, QuarantineKey, QuarantineRecord, Setting,
-    SettingKey, TableFold, TableFoldKey,
+    Checkpoint, CheckpointKey, ChunkDone, ChunkKey, Cursor, CursorKey, Digest, DigestKey, Epoch, EpochKey, FoldMarks,
+    FoldMarksKey, IdentityKey, IdentityPin, IngestFold, IngestFoldKey, JournalFold, JournalFoldKey, MarkedBackfill,
+    QuarantineKey, QuarantineRecord, Setting, SettingKey, TableFold, TableFoldKey,
 };
 pub use sled_store::SledStore;
 

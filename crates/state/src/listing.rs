@@ -1,8 +1,8 @@
 //! What is in a store, for `crossfade state ls`. No row values are in the state, so all of it may be shown.
 
 use crate::{
-    CheckpointKey, ChunkKey, CursorKey, DigestKey, EpochKey, IdentityKey, IngestFoldKey, JournalFoldKey, Key, Prefix,
-    QuarantineKey, SettingKey, StateError, StateStore, TableFoldKey,
+    CheckpointKey, ChunkKey, CursorKey, DigestKey, EpochKey, FoldMarksKey, IdentityKey, IngestFoldKey, JournalFoldKey,
+    Key, Prefix, QuarantineKey, SettingKey, StateError, StateStore, TableFoldKey,
 };
 use serde::Serialize;
 use std::fmt::Debug;
@@ -28,6 +28,7 @@ pub fn listing<S: StateStore>(store: &S) -> Result<Vec<Listed>, StateError> {
     let mut all = Vec::new();
     list::<S, CursorKey>(store, &mut all)?;
     list::<S, IngestFoldKey>(store, &mut all)?;
+    list::<S, FoldMarksKey>(store, &mut all)?;
     list::<S, TableFoldKey>(store, &mut all)?;
     list::<S, ChunkKey>(store, &mut all)?;
     list::<S, CheckpointKey>(store, &mut all)?;

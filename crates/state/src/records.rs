@@ -1,7 +1,7 @@
 //! What is kept, and under which keys. Kinds and types are numbers on disk: never change one, never use one again.
 
 use crate::{Key, KeyReader, KeyWriter, Prefix, Record};
-use crossfade_event::{ChunkId, ChunkPlan, Cut, Position, TableId, TableName, Visibility};
+use crossfade_event::{Backfill, ChunkId, ChunkPlan, Cut, Position, TableId, TableName, Visibility};
 use serde::{Deserialize, Serialize};
 
 macro_rules! kinds {
@@ -37,6 +37,7 @@ kinds! {
     10 "setting" SettingKey => Setting;
     11 "epoch" EpochKey => Epoch;
     12 "commits" CommitsKey => Commits;
+    13 "fold-marks" FoldMarksKey => FoldMarks;
 }
 
 macro_rules! named_keys {
@@ -87,6 +88,8 @@ macro_rules! single_keys {
 single_keys! {
     /// The one fold of the log that ingest resumes from.
     pub IngestFoldKey;
+    /// What belongs to the one fold of the log beside its last backfill.
+    pub FoldMarksKey;
     /// The one fold of the journal.
     pub JournalFoldKey;
     /// The one epoch of this folder.
@@ -117,6 +120,28 @@ pub struct IngestFold {
     pub visible: Option<Visibility>,
     /// Its tables; each has a [`TableFold`] once its chunks are planned.
     pub tables: Vec<TableId>,
+}
+
+/// What belongs to [`IngestFold`] beside its last backfill; written with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoldMarks {
+    /// The log's own number: the fold is of no other one.
+    pub log: u64,
+    /// All backfills, in order.
+    pub backfills: Vec<MarkedBackfill>,
+    /// What the copies of tables without a key could see.
+    pub visible: Vec<(TableId, Visibility)>,
+}
+
+/// A backfill, and where it began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkedBackfill {
+    /// What it copies.
+    pub backfill: Backfill,
+    /// Where in the source's history.
+    pub position: Position,
+    /// The place in the log after the entry with which it began.
+    pub from: Cut,
 }
 
 /// One table of one backfill.

@@ -2,7 +2,7 @@
 
 use crate::{
     Options, VerifyError,
-    side::{Digests, Expected},
+    side::{Digests, Expected, scan_all},
 };
 use crossfade_connector::Inspect;
 use crossfade_event::{Key, Position, Row, TableId, TableSchema};
@@ -56,39 +56,28 @@ pub(crate) async fn suspects<A: Inspect, B: Inspect>(
     let mut rows: HashMap<(TableId, Key), Suspect> = HashMap::new();
     let empty = || Suspect { origin: None, expected: Vec::new(), found: Vec::new() };
     for (schema, bound) in &expected.sources {
-        found.position = found.position.max(source.scan(schema).await.map_err(VerifyError::Source)?);
-        loop {
-            let page = source.scan_next().await.map_err(VerifyError::Source)?;
-            if page.is_empty() {
-                break;
-            }
-            for row in page {
-                let own = schema.key_of(&row);
-                expected.rows(bound, schema, row, &mut |table, key, row| {
-                    if is_wanted(table, &key) {
-                        let suspect = rows.entry((table, key)).or_insert_with(empty);
-                        suspect.origin = own.clone().map(|own| (schema.clone(), own));
-                        suspect.expected.push(row);
-                    }
-                });
-            }
-        }
+        let scanned = scan_all(source, schema, |row| {
+            let own = schema.key_of(&row);
+            expected.rows(bound, schema, row, &mut |table, key, row| {
+                if is_wanted(table, &key) {
+                    let suspect = rows.entry((table, key)).or_insert_with(empty);
+                    suspect.origin = own.clone().map(|own| (schema.clone(), own));
+                    suspect.expected.push(row);
+                }
+            });
+        });
+        let position = scanned.await.map_err(VerifyError::Source)?;
+        found.position = found.position.max(position);
     }
     for (table, side) in expected.targets.iter().filter(|(table, _)| wanted.contains_key(table)) {
-        target.scan(&side.schema).await.map_err(VerifyError::Target)?;
-        loop {
-            let page = target.scan_next().await.map_err(VerifyError::Target)?;
-            if page.is_empty() {
-                break;
+        let scanned = scan_all(target, &side.schema, |row| {
+            if let Some(key) = expected.key(*table, &row)
+                && is_wanted(*table, &key)
+            {
+                rows.entry((*table, key)).or_insert_with(empty).found.push(row);
             }
-            for row in page {
-                if let Some(key) = expected.key(*table, &row)
-                    && is_wanted(*table, &key)
-                {
-                    rows.entry((*table, key)).or_insert_with(empty).found.push(row);
-                }
-            }
-        }
+        });
+        scanned.await.map_err(VerifyError::Target)?;
     }
     found.by_key = rows
         .into_iter()

@@ -8,7 +8,7 @@
 use crate::{
     Options, SinkPosition, VerifyError,
     drill::{Suspect, Suspects},
-    side::Expected,
+    side::{Expected, scan_all},
 };
 use crossfade_connector::Inspect;
 use crossfade_event::{Key, Position, Row, TableId, TableSchema};
@@ -92,7 +92,7 @@ async fn expect_now<A: Inspect>(
     let mut position = None;
     // A suspect without a source row can come from any row of its tables, and so can one of a table without a key:
     // then the whole table is read again.
-    let scan_all = open.values().any(|suspect| suspect.origin.is_none());
+    let all = open.values().any(|suspect| suspect.origin.is_none());
     let mut keys: HashMap<TableId, Vec<Key>> = HashMap::new();
     for suspect in open.values() {
         if let Some((schema, key)) = &suspect.origin {
@@ -107,15 +107,8 @@ async fn expect_now<A: Inspect>(
                 }
             });
         };
-        if scan_all || schema.identity != crossfade_event::Identity::Key {
-            position = position.max(source.scan(schema).await.map_err(VerifyError::Source)?);
-            loop {
-                let page = source.scan_next().await.map_err(VerifyError::Source)?;
-                if page.is_empty() {
-                    break;
-                }
-                page.into_iter().for_each(&mut take);
-            }
+        if all || schema.identity != crossfade_event::Identity::Key {
+            position = position.max(scan_all(source, schema, &mut take).await.map_err(VerifyError::Source)?);
         } else if let Some(keys) = keys.get(&schema.id) {
             for some in keys.chunks(FETCH_KEYS_MAX) {
                 let (page, at) = source.fetch(schema, some).await.map_err(VerifyError::Source)?;
@@ -143,7 +136,9 @@ async fn find_now<B: Inspect>(
         let found = if schema.identity == crossfade_event::Identity::Key {
             fetch_all(target, &schema, &keys).await?
         } else {
-            scan_all(target, &schema).await?
+            let mut rows = Vec::new();
+            scan_all(target, &schema, |row| rows.push(row)).await.map_err(VerifyError::Target)?;
+            rows
         };
         for row in found {
             if let Some(key) = expected.key(table, &row)
@@ -166,16 +161,4 @@ async fn fetch_all<B: Inspect>(
         rows.extend(target.fetch(schema, some).await.map_err(VerifyError::Target)?.0);
     }
     Ok(rows)
-}
-
-async fn scan_all<B: Inspect>(target: &mut B, schema: &Arc<TableSchema>) -> Result<Vec<Row>, VerifyError> {
-    target.scan(schema).await.map_err(VerifyError::Target)?;
-    let mut rows = Vec::new();
-    loop {
-        let page = target.scan_next().await.map_err(VerifyError::Target)?;
-        if page.is_empty() {
-            return Ok(rows);
-        }
-        rows.extend(page);
-    }
 }

@@ -14,7 +14,7 @@ mod side;
 
 pub use digest::{Buckets, Digest};
 pub use report::{Difference, DifferenceKind, Report, TableReport};
-pub use side::{Expected, LiveViews};
+pub use side::{Expected, LiveViews, scan_rows};
 
 use crossfade_connector::{Failure, Inspect};
 use crossfade_event::{Position, TableSchema};

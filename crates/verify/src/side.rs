@@ -1,13 +1,46 @@
 //! Reading both sides: the source through the transforms, the target as it is.
 
 use crate::{Buckets, Digest, Options, Subject, VerifyError};
-use crossfade_connector::Inspect;
+use crossfade_connector::{Failure, Inspect};
 use crossfade_event::{Cell, Change, Key, Op, Position, Row, TableId, TableSchema};
 use crossfade_transform::{Bound, Output, Plan, Views, Writing};
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::ControlFlow,
     sync::Arc,
 };
+
+/// Goes through a table as it is now, row by row, until `take` has seen enough. Returns the position at which it was read,
+/// where the system has one.
+///
+/// # Errors
+/// When the table cannot be read.
+pub async fn scan_rows<A: Inspect>(
+    inspect: &mut A,
+    schema: &TableSchema,
+    mut take: impl FnMut(Row) -> ControlFlow<()> + Send,
+) -> Result<Option<Position>, Failure> {
+    let position = inspect.scan(schema).await?;
+    loop {
+        let page = inspect.scan_next().await?;
+        if page.is_empty() || page.into_iter().try_for_each(&mut take).is_break() {
+            return Ok(position);
+        }
+    }
+}
+
+/// The same, to the last row.
+pub(crate) async fn scan_all<A: Inspect>(
+    inspect: &mut A,
+    schema: &TableSchema,
+    mut take: impl FnMut(Row) + Send,
+) -> Result<Option<Position>, Failure> {
+    scan_rows(inspect, schema, |row| {
+        take(row);
+        ControlFlow::Continue(())
+    })
+    .await
+}
 
 /// The rows that lookups read, as the source has them now.
 #[derive(Debug, Default)]
@@ -27,19 +60,12 @@ impl LiveViews {
                 continue;
             };
             let kept = views.rows.entry(lookup.view).or_default();
-            source.scan(schema).await.map_err(VerifyError::Source)?;
-            loop {
-                let page = source.scan_next().await.map_err(VerifyError::Source)?;
-                if page.is_empty() {
-                    break;
+            let scanned = scan_all(source, schema, |row| {
+                if let (Some(key), Some(row)) = (pick(schema, &row, &lookup.key), pick(schema, &row, &lookup.keep)) {
+                    kept.insert(Key::from(key), row);
                 }
-                for row in page {
-                    if let (Some(key), Some(row)) = (pick(schema, &row, &lookup.key), pick(schema, &row, &lookup.keep))
-                    {
-                        kept.insert(Key::from(key), row);
-                    }
-                }
-            }
+            });
+            scanned.await.map_err(VerifyError::Source)?;
         }
         Ok(views)
     }
@@ -161,22 +187,16 @@ pub(crate) async fn digest_source<A: Inspect>(
     let empty = || expected.targets.keys().map(|table| (*table, Buckets::new(options.buckets))).collect();
     let mut digests = Digests { source: empty(), target: empty(), position: None, refused: 0 };
     for (schema, bound) in &expected.sources {
-        let position = source.scan(schema).await.map_err(VerifyError::Source)?;
+        let Digests { source: buckets, refused, .. } = &mut digests;
+        let scanned = scan_all(source, schema, |row| {
+            *refused += expected.rows(bound, schema, row, &mut |table, key, row| {
+                if let Some(buckets) = buckets.get_mut(&table) {
+                    buckets.add(&key, Digest::hash(options.seed, &row));
+                }
+            });
+        });
+        let position = scanned.await.map_err(VerifyError::Source)?;
         digests.position = digests.position.max(position);
-        loop {
-            let page = source.scan_next().await.map_err(VerifyError::Source)?;
-            if page.is_empty() {
-                break;
-            }
-            for row in page {
-                let buckets = &mut digests.source;
-                digests.refused += expected.rows(bound, schema, row, &mut |table, key, row| {
-                    if let Some(buckets) = buckets.get_mut(&table) {
-                        buckets.add(&key, Digest::hash(options.seed, &row));
-                    }
-                });
-            }
-        }
     }
     Ok(digests)
 }
@@ -188,18 +208,12 @@ pub(crate) async fn digest_target<B: Inspect>(
     digests: &mut Digests,
 ) -> Result<(), VerifyError> {
     for (table, side) in &expected.targets {
-        target.scan(&side.schema).await.map_err(VerifyError::Target)?;
-        loop {
-            let page = target.scan_next().await.map_err(VerifyError::Target)?;
-            if page.is_empty() {
-                break;
+        let scanned = scan_all(target, &side.schema, |row| {
+            if let (Some(key), Some(buckets)) = (expected.key(*table, &row), digests.target.get_mut(table)) {
+                buckets.add(&key, Digest::hash(options.seed, &row));
             }
-            for row in page {
-                if let (Some(key), Some(buckets)) = (expected.key(*table, &row), digests.target.get_mut(table)) {
-                    buckets.add(&key, Digest::hash(options.seed, &row));
-                }
-            }
-        }
+        });
+        scanned.await.map_err(VerifyError::Target)?;
     }
     Ok(())
 }

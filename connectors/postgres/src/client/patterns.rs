@@ -23,7 +23,10 @@ struct Pattern {
 
 /// A spec's table patterns.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Patterns(Vec<Pattern>);
+pub struct Patterns {
+    patterns: Vec<Pattern>,
+    by_root: bool,
+}
 
 impl Patterns {
     /// Reads the patterns.
@@ -31,7 +34,18 @@ impl Patterns {
     /// # Errors
     /// `Misconfigured` for one that is not `schema.table`.
     pub fn parse(patterns: &[String]) -> Result<Self, Failure> {
-        patterns.iter().map(|text| Pattern::parse(text)).collect::<Result<_, _>>().map(Self)
+        let patterns = patterns.iter().map(|text| Pattern::parse(text)).collect::<Result<_, _>>()?;
+        Ok(Self { patterns, by_root: false })
+    }
+
+    /// Whether a partition tree is meant as one table, under its root's name, instead of leaf by leaf.
+    #[must_use]
+    pub fn by_root(self, by_root: bool) -> Self {
+        Self { by_root, ..self }
+    }
+
+    pub(crate) fn is_by_root(&self) -> bool {
+        self.by_root
     }
 
     /// Whether a table is meant.
@@ -44,7 +58,7 @@ impl Patterns {
         if is_system(&name.schema) {
             return Some(false);
         }
-        self.0.iter().rev().find(|pattern| pattern.matches(name)).map(|pattern| !pattern.excludes)
+        self.patterns.iter().rev().find(|pattern| pattern.matches(name)).map(|pattern| !pattern.excludes)
     }
 
     /// The tables that are meant, of those that exist.
@@ -53,7 +67,7 @@ impl Patterns {
     /// `Misconfigured` when a pattern (one that excludes, too) matches nothing: a typing error would otherwise move
     /// less, or more, than was meant.
     pub fn select(&self, existing: &[TableName]) -> Result<Vec<TableName>, Failure> {
-        for pattern in &self.0 {
+        for pattern in &self.patterns {
             if !existing.iter().any(|name| !is_system(&name.schema) && pattern.matches(name)) {
                 return Err(pattern.matches_nothing(existing));
             }

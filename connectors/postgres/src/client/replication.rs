@@ -8,10 +8,14 @@
 //! Two positions are told to the server and never mixed up: *received* (written) is how far this task has read;
 //! *durable* (flushed, applied) is what the log has on disk. The server may forget only what lies before the latter.
 
-use super::wire::{Frame, Kind, Wire};
+use super::{
+    pace::{PAUSE, Pace},
+    wire::{Frame, Kind, Wire},
+};
 use crate::Config;
 use bytes::{BufMut, Bytes, BytesMut};
 use crossfade_connector::Failure;
+use futures::FutureExt;
 use std::{
     fmt,
     sync::{
@@ -109,12 +113,7 @@ impl Replication {
         version: u32,
         failover: bool,
     ) -> Result<CreatedSlot, Failure> {
-        let options = match (version >= 150_000, failover) {
-            (true, true) => "(SNAPSHOT 'export', FAILOVER true)",
-            (true, false) => "(SNAPSHOT 'export')",
-            (false, _) => "EXPORT_SNAPSHOT",
-        };
-        let rows = self.wire.query(&format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pgoutput {options}")).await?;
+        let rows = self.wire.query(&create_slot_sql(slot, version, failover)).await?;
         let row = rows.into_iter().next().unwrap_or_default();
         let cell = |index: usize| row.get(index).cloned().flatten();
         match (cell(1).as_deref().and_then(Lsn::parse), cell(2)) {
@@ -138,6 +137,16 @@ impl Replication {
             }
         }
     }
+}
+
+/// The command that makes a slot and exports what is visible at its beginning.
+pub(crate) fn create_slot_sql(slot: &str, version: u32, failover: bool) -> String {
+    let options = match (version >= 150_000, failover) {
+        (true, true) => "(SNAPSHOT 'export', FAILOVER true)",
+        (true, false) => "(SNAPSHOT 'export')",
+        (false, _) => "EXPORT_SNAPSHOT",
+    };
+    format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pgoutput {options}")
 }
 
 /// Several `CopyData` messages in one piece; gives its bytes back to the queue when dropped.
@@ -171,6 +180,7 @@ impl WalStream {
             acknowledged: Lsn(0),
             room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
             heard: Instant::now(),
+            pace: Pace::default(),
         };
         let task = tokio::spawn(async move {
             if let Err(failure) = reader.run(&sender).await {
@@ -203,6 +213,7 @@ struct Reader {
     acknowledged: Lsn,
     room: Arc<Semaphore>,
     heard: Instant,
+    pace: Pace,
 }
 
 impl Reader {
@@ -227,11 +238,34 @@ impl Reader {
                 self.other(&frame)?;
                 continue;
             }
-            tokio::select! {
-                filled = self.wire.fill() => filled?,
-                _ = tick.tick() => self.on_tick().await?,
-            }
+            self.fill(&mut tick).await?;
         }
+    }
+
+    /// Reads more, at the stream's pace.
+    async fn fill(&mut self, tick: &mut tokio::time::Interval) -> Result<(), Failure> {
+        let pauses = self.pace.is_fast();
+        if pauses {
+            // Much that is there already is no reason to wait.
+            if let Some(filled) = self.wire.fill().now_or_never()
+                && self.pace.is_much(filled?)
+            {
+                return Ok(());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        let began = Instant::now();
+        tokio::select! {
+            filled = self.wire.fill() => {
+                let bytes = filled?;
+                self.pace.waited(began.elapsed());
+                if pauses {
+                    self.pace.gathered(bytes);
+                }
+            }
+            _ = tick.tick() => self.on_tick().await?,
+        }
+        Ok(())
     }
 
     /// Waits for room in the queue; feedback goes on meanwhile.

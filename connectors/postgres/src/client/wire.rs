@@ -232,14 +232,14 @@ impl Wire {
         Ok(self.inbox.split_to(end).freeze())
     }
 
-    /// Reads more from the socket. Safe to cancel.
-    pub(crate) async fn fill(&mut self) -> Result<(), Failure> {
+    /// Reads more from the socket; returns how many bytes. Safe to cancel.
+    pub(crate) async fn fill(&mut self) -> Result<usize, Failure> {
         if self.inbox.capacity() - self.inbox.len() < READ_BYTES / 8 {
             self.inbox.reserve(READ_BYTES);
         }
         match self.socket.read_buf(&mut self.inbox).await {
             Ok(0) => Err(self.broken(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"))),
-            Ok(_) => Ok(()),
+            Ok(bytes) => Ok(bytes),
             Err(error) => Err(self.broken(error)),
         }
     }

@@ -5,6 +5,7 @@ use crate::{
     Patterns,
     client::failure,
     codec::types::{self, Portability, TypeFacts},
+    source::tree,
 };
 use crossfade_connector::Failure;
 use crossfade_event::{
@@ -46,6 +47,10 @@ struct Relation {
     strategy: Option<String>,
     estimate: u64,
     root: Option<TableName>,
+    /// A partition tree that is taken as one table.
+    as_one: bool,
+    in_the_way: Option<(String, String)>,
+    leaves: u64,
 }
 
 /// Everything that the patterns mean.
@@ -54,10 +59,20 @@ pub(super) async fn read(client: &Client, patterns: &Patterns) -> Result<Catalog
     let names: Vec<TableName> = relations.iter().map(|relation| relation.name.clone()).collect();
     patterns.select(&names)?;
     let by_root = |relation: &Relation| relation.root.as_ref().is_some_and(|root| patterns.verdict(root) == Some(true));
-    let wanted: Vec<Relation> = relations
-        .into_iter()
-        .filter(|relation| patterns.verdict(&relation.name).unwrap_or_else(|| by_root(relation)))
-        .collect();
+    let is_wanted = |relation: &Relation| match patterns.is_by_root() && by_root(relation) {
+        // It comes through its root.
+        true => false,
+        false => patterns.verdict(&relation.name).unwrap_or_else(|| by_root(relation)),
+    };
+    let mut wanted: Vec<Relation> = relations.into_iter().filter(is_wanted).collect();
+    if patterns.is_by_root() {
+        for root in wanted.iter_mut().filter(|relation| relation.kind == "p") {
+            let members = tree::members(client, root.oid).await?;
+            root.as_one = true;
+            root.in_the_way = tree::obstacle(&root.name, &members, patterns);
+            (root.leaves, root.estimate) = leaves(client, root.oid).await?;
+        }
+    }
     let taken: HashSet<TableName> = wanted.iter().map(|relation| relation.name.clone()).collect();
     let oids: Vec<u32> = wanted.iter().map(|relation| relation.oid).collect();
     let columns = columns(client, &oids).await?;
@@ -67,7 +82,7 @@ pub(super) async fn read(client: &Client, patterns: &Patterns) -> Result<Catalog
     let mut tables: Vec<TableDef> = wanted
         .into_iter()
         .map(|relation| {
-            let bytes = sizes.get(&relation.oid).copied().unwrap_or(0);
+            let bytes = sizes.get(&relation.oid).copied().unwrap_or(relation.leaves);
             table(relation, &columns, &facts, &parts, &taken, bytes)
         })
         .collect();
@@ -98,6 +113,9 @@ async fn relations(client: &Client) -> Result<Vec<Relation>, Failure> {
             strategy: row.get(9),
             estimate: row.get::<_, i64>(10) as u64,
             root: pair(row.get(11), row.get(12)),
+            as_one: false,
+            in_the_way: None,
+            leaves: 0,
         })
         .collect())
 }
@@ -182,13 +200,23 @@ async fn facts(client: &Client, relations: &[Relation], columns: &HashMap<u32, V
     // What the source captures: tables with rows of their own, without what is generated.
     let text = relations
         .iter()
-        .filter(|relation| relation.kind == "r")
+        .filter(|relation| relation.kind == "r" || relation.as_one)
         .filter_map(|relation| columns.get(&relation.oid))
         .flatten()
         .filter(|column| !column.generated)
         .filter_map(|column| types.get(&column.type_oid))
         .any(|facts| facts.portability == Portability::TextOnly);
     Ok(Facts { types, text })
+}
+
+/// The bytes on disk of all leaves of a tree together, and about how many rows they have.
+async fn leaves(client: &Client, root: u32) -> Result<(u64, u64), Failure> {
+    let sql = "SELECT COALESCE(pg_catalog.sum(pg_catalog.pg_table_size(c.oid)), 0)::int8, \
+               COALESCE(pg_catalog.sum(GREATEST(c.reltuples, 0)), 0)::int8 \
+               FROM pg_catalog.pg_partition_tree($1::oid::regclass) t JOIN pg_catalog.pg_class c ON c.oid = t.relid \
+               WHERE c.relkind = 'r'";
+    let row = client.query_one(sql, &[&root]).await.map_err(|error| failure("reading the sizes of a tree", error))?;
+    Ok((row.get::<_, i64>(0) as u64, row.get::<_, i64>(1) as u64))
 }
 
 /// Sizes on disk; a table that is locked or gone counts as nothing.
@@ -245,6 +273,7 @@ fn kind(relation: &Relation, taken: &HashSet<TableName>) -> RelationKind {
         ("v" | "m", ..) => RelationKind::View,
         ("f", ..) => RelationKind::Foreign,
         _ if relation.unlogged => RelationKind::Unlogged,
+        _ if relation.as_one => RelationKind::Table,
         // An inner node of a tree is a partition that is itself partitioned: SQL says so after the bound.
         (_, Some(parent), Some(bound), strategy) if taken.contains(parent) => RelationKind::Partition {
             parent: parent.clone(),
@@ -287,6 +316,9 @@ fn def(found: &Found, facts: &Facts) -> ColumnDef {
 fn obstacle(relation: &Relation, columns: &[Found]) -> Option<String> {
     let name = &relation.name;
     let exclude = format!("exclude it with \"!{name}\"");
+    if let Some((problem, remedy)) = &relation.in_the_way {
+        return Some(format!("{problem}; {remedy}, or set partitions = \"leaf\""));
+    }
     match relation.kind.as_str() {
         "v" => Some(format!(
             "{name} is a view: it has no rows of its own to capture; {exclude} and take the tables beneath it"

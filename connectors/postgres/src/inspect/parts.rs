@@ -64,7 +64,10 @@ FROM pg_catalog.pg_constraint c
 LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = c.conindid AND c.contype IN ('p', 'u')
 LEFT JOIN pg_catalog.pg_class f ON f.oid = c.confrelid
 LEFT JOIN pg_catalog.pg_namespace fn ON fn.oid = f.relnamespace
-WHERE c.conrelid = ANY($1) AND c.contype IN ('p', 'u', 'c', 'f') ORDER BY c.conrelid, c.conname";
+WHERE c.conrelid = ANY($1) AND c.contype IN ('p', 'u', 'c', 'f')
+  -- A reference to a partition tree is there once more for each of its members.
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint p WHERE p.oid = c.conparentid AND p.conrelid = c.conrelid)
+ORDER BY c.conrelid, c.conname";
 
 const INDEXES: &str = "\
 SELECT i.indrelid, c.relname::text, i.indisunique,

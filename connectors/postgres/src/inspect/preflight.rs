@@ -1,6 +1,9 @@
 //! Whether a database is fit for its part, with the exact remedy for whatever is not.
 
-use crate::client::{failure, quote_ident, quote_table};
+use crate::{
+    client::{failure, quote_ident, quote_table},
+    source::capture::Capture,
+};
 use crossfade_connector::{Failure, Refusal, Target, WriteMode};
 use crossfade_event::{
     Identity,
@@ -8,7 +11,7 @@ use crossfade_event::{
 };
 use tokio_postgres::Client;
 
-const OLDEST_SOURCE: i32 = 120_000;
+const OLDEST_SOURCE: i32 = 130_000;
 const OLDEST_TARGET: i32 = 140_000;
 
 /// What the server and the role are.
@@ -101,14 +104,14 @@ fn encoding(server: &Server, found: &mut Vec<Refusal>) {
 }
 
 /// Whether the database can be a source.
-pub(super) async fn source(client: &Client, catalog: &Catalog) -> Result<Vec<Refusal>, Failure> {
+pub(super) async fn source(client: &Client, catalog: &Catalog, missing: &Capture) -> Result<Vec<Refusal>, Failure> {
     let server = server(client).await?;
     let mut found = Vec::new();
     if server.version < OLDEST_SOURCE {
         found.push(refusal(
             "server",
             format!("its version is {}", server.version / 10_000),
-            "Use PostgreSQL 12 or later",
+            "Use PostgreSQL 13 or later",
         ));
     }
     if server.wal_level != "logical" {
@@ -136,10 +139,13 @@ pub(super) async fn source(client: &Client, catalog: &Catalog) -> Result<Vec<Ref
     }
     if !server.replication {
         let role = quote_ident(&server.role)?;
+        let slot = missing.slot.as_ref().map(|slot| {
+            format!("\n-- with it the role makes the slot by itself, over a replication connection:\n--   {slot}")
+        });
         found.push(refusal(
             format!("role {}", server.role),
-            "it may not replicate",
-            format!("ALTER ROLE {role} REPLICATION"),
+            "it may not replicate, so it can neither make the slot nor read from it",
+            format!("ALTER ROLE {role} REPLICATION;{}", slot.unwrap_or_default()),
         ));
     }
     encoding(&server, &mut found);
@@ -160,7 +166,7 @@ pub(super) async fn source(client: &Client, catalog: &Catalog) -> Result<Vec<Ref
             ));
         }
     }
-    tables(client, catalog, &server, &mut found).await?;
+    tables(client, catalog, &server, missing, &mut found).await?;
     Ok(found)
 }
 
@@ -169,7 +175,13 @@ fn is_root(kind: &RelationKind) -> bool {
 }
 
 /// Rights on the tables, row security, what is not carried.
-async fn tables(client: &Client, catalog: &Catalog, server: &Server, found: &mut Vec<Refusal>) -> Result<(), Failure> {
+async fn tables(
+    client: &Client,
+    catalog: &Catalog,
+    server: &Server,
+    missing: &Capture,
+    found: &mut Vec<Refusal>,
+) -> Result<(), Failure> {
     let oids: Vec<u32> = catalog.tables.iter().map(|table| table.native_id).collect();
     let sql = "SELECT c.oid, pg_catalog.has_table_privilege(c.oid, 'SELECT'), \
          pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), pg_catalog.row_security_active(c.oid), \
@@ -217,23 +229,28 @@ async fn tables(client: &Client, catalog: &Catalog, server: &Server, found: &mut
             found.push(note(&name, "its triggers are not made in the target", "Add them there before the switch"));
         }
     }
-    if !server.superuser && (!not_owned.is_empty() || !server.create) {
-        let mut list: Vec<&str> = not_owned.iter().take(5).map(String::as_str).collect();
-        if not_owned.len() > 5 {
-            list.push("…");
-        }
-        let problem = if not_owned.is_empty() {
-            "it may not make a publication in this database".to_owned()
-        } else {
-            format!("it does not own {}, so it cannot make their publication by itself", list.join(", "))
-        };
-        found.push(note(
-            format!("role {}", server.role),
-            problem,
-            "Unless the publication is there already, `crossfade run` prints the CREATE PUBLICATION for the tables' owner",
-        ));
-    }
+    publication(server, missing, &not_owned, found);
     Ok(())
+}
+
+/// The publication, where the role may not make it: the exact statement for somebody who may.
+fn publication(server: &Server, missing: &Capture, not_owned: &[String], found: &mut Vec<Refusal>) {
+    let Some(statement) = &missing.publication else { return };
+    if server.superuser || (not_owned.is_empty() && server.create) {
+        return;
+    }
+    let mut list: Vec<&str> = not_owned.iter().take(5).map(String::as_str).collect();
+    if not_owned.len() > 5 {
+        list.push("…");
+    }
+    let problem = match list.is_empty() {
+        true => "it may not make a publication in this database".to_owned(),
+        false => format!("it does not own {}, so it cannot publish them by itself", list.join(", ")),
+    };
+    let remedy = format!("-- once, by the owner of the tables or a superuser:\n{statement};");
+    // With a slot the migration has begun: then only tables that came later are missing.
+    let fatal = missing.slot.is_some();
+    found.push(Refusal { fatal, ..refusal(format!("role {}", server.role), problem, remedy) });
 }
 
 /// Whether the database can be a target at all.

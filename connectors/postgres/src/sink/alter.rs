@@ -4,7 +4,7 @@
 
 use super::{
     link::Link,
-    make::{ddl, ddl_noted},
+    make::{run, run_noted},
     store,
 };
 use crate::client::{failure, quote_ident, quote_table};
@@ -43,13 +43,13 @@ pub(super) async fn alter(
                 quote_ident(&old.name)?,
                 quote_ident(&new.name)?
             );
-            ddl(link, &doing, &sql).await?;
+            run(link, &doing, &sql).await?;
         }
     }
     for old in dropped(&before.schema.columns, &after.schema.columns) {
         if !matches!(after.mode, WriteMode::Columns { .. }) {
             let sql = format!("ALTER TABLE {quoted} DROP COLUMN IF EXISTS {}", quote_ident(&old.name)?);
-            ddl(link, &doing, &sql).await?;
+            run(link, &doing, &sql).await?;
         }
     }
     for (index, new) in after.schema.columns.iter().enumerate().filter(|(index, _)| written(*index)) {
@@ -116,7 +116,7 @@ async fn rename_table(
         let named = crossfade_event::TableName::new(old.schema.clone(), new.name.clone());
         sql.push_str(&format!("ALTER TABLE {} SET SCHEMA {};", quote_table(&named)?, quote_ident(&new.schema)?));
     }
-    ddl(link, &doing, &sql).await?;
+    run(link, &doing, &sql).await?;
     let sql = "UPDATE crossfade.objects SET schema = $4, name = $5 WHERE migration = $1 AND schema = $2 AND name = $3";
     let params = [migration, &old.schema, &old.name, &new.schema, &new.name].map(super::link::Param::text).to_vec();
     link.run(&doing, sql, params).await.map(drop)
@@ -146,7 +146,7 @@ async fn add(
         sql.push_str(&format!("; ALTER TABLE {quoted} ALTER COLUMN {} {words}", quote_ident(&new.name)?));
     }
     let name = &after.schema.name;
-    ddl_noted(link, doing, &sql, &store::note_sql(migration, "column", &name.schema, &name.name, &new.name)).await
+    run_noted(link, doing, &sql, &store::note_sql(migration, "column", &name.schema, &name.name, &new.name)).await
 }
 
 async fn retype(link: &mut Link, doing: &str, quoted: &str, old: &Column, new: &Column) -> Result<(), Failure> {
@@ -164,7 +164,7 @@ async fn retype(link: &mut Link, doing: &str, quoted: &str, old: &Column, new: &
     }
     if new.nullable && !old.nullable {
         let sql = format!("ALTER TABLE {quoted} ALTER COLUMN {column} DROP NOT NULL");
-        return ddl(link, doing, &sql).await;
+        return run(link, doing, &sql).await;
     }
     if !new.nullable && old.nullable {
         let sql = format!("ALTER TABLE {quoted} ALTER COLUMN {column} SET NOT NULL");
@@ -207,16 +207,16 @@ async fn generated(
     let is_new = |def: &&ColumnDef| def.generated.is_some() && before.column(&def.column.name).is_none();
     for def in after.def.columns.iter().filter(is_new) {
         if !has_column(link, quoted, &def.column.name).await? {
-            let sql = format!("ALTER TABLE {quoted} ADD COLUMN {}", super::make::column_sql(def)?);
+            let sql = format!("ALTER TABLE {quoted} ADD COLUMN {}", super::ddl::column(def)?);
             let name = &after.schema.name;
             let note = store::note_sql(migration, "column", &name.schema, &name.name, &def.column.name);
-            ddl_noted(link, doing, &sql, &note).await?;
+            run_noted(link, doing, &sql, &note).await?;
         }
     }
     let is_gone = |def: &&ColumnDef| def.generated.is_some() && after.def.column(&def.column.name).is_none();
     for def in before.columns.iter().filter(is_gone) {
         let sql = format!("ALTER TABLE {quoted} DROP COLUMN IF EXISTS {}", quote_ident(&def.column.name)?);
-        ddl(link, doing, &sql).await?;
+        run(link, doing, &sql).await?;
     }
     Ok(())
 }

@@ -6,17 +6,17 @@
 //! parent be gone, as they never did in the source.
 
 use super::{
+    ddl::{self, RowKey},
     link::Link,
-    make::{ddl, owner_column},
-    store,
+    make, store,
     table::Table,
 };
-use crate::client::{failure, quote_ident, quote_literal, quote_table};
+use crate::client::{failure, quote_ident, quote_table};
 use crossfade_connector::{Failure, Target, TargetTable, WriteMode};
-use crossfade_event::catalog::{ForeignKeyDef, IndexDef, KeyDef, RelationKind, SequenceDef};
-
-/// So many values of a sequence are skipped: what the source gives out while we carry its value over.
-const SEQUENCE_MARGIN: i64 = 1000;
+use crossfade_event::{
+    TableName,
+    catalog::{ForeignKeyDef, IndexDef, KeyDef},
+};
 
 /// Planning for the work below, and back to planning for sets.
 pub(super) const PLAN_WHOLE: &str = "SET enable_hashjoin = on; SET enable_mergejoin = on; SET enable_seqscan = on; \
@@ -43,53 +43,32 @@ pub(super) async fn make_key(link: &mut Link, target: &Target, table: &TargetTab
     let name = &table.schema.name;
     let quoted = quote_table(name)?;
     let doing = format!("making the primary key of {name}");
-    let key_columns = |columns: &[String]| -> Result<String, Failure> {
-        Ok(columns
-            .iter()
-            .map(|column| Ok(quote_ident(column)?.as_str().to_owned()))
-            .collect::<Result<Vec<_>, Failure>>()?
-            .join(", "))
-    };
-    if let Some(key) = &table.def.primary_key {
-        let sql = "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = ($1::text)::regclass AND indisprimary)";
-        let rows = link.query(&doing, sql, &[&quoted.as_str()]).await?;
-        if !rows.first().is_some_and(|row| row.get::<_, bool>(0)) {
-            let sql = constraint_sql(link, table, key, "PRIMARY KEY").await?;
-            unique_or_dedupe(link, &doing, &sql, quoted.as_str(), &key_columns(&key.columns)?).await?;
-            store::note_object(link, &target.migration, "constraint", &name.schema, &name.name, &key.name).await?;
+    match ddl::row_key(table) {
+        RowKey::None => Ok(()),
+        RowKey::Unique(key) => make_unique(link, target, table, key).await.map(drop),
+        RowKey::Primary(key) => {
+            let sql = "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = ($1::text)::regclass AND indisprimary)";
+            let rows = link.query(&doing, sql, &[&quoted.as_str()]).await?;
+            if rows.first().is_some_and(|row| row.get::<_, bool>(0)) {
+                return Ok(());
+            }
+            let is_free = is_free(link, name, &key.name).await?;
+            let sql = ddl::constraint(name, key, "PRIMARY KEY", is_free)?;
+            unique_or_dedupe(link, &doing, &sql, quoted.as_str(), &ddl::list(&key.columns)?).await?;
+            store::note_object(link, &target.migration, "constraint", &name.schema, &name.name, &key.name).await
         }
-        return Ok(());
+        RowKey::Index(columns) => {
+            let sql = "SELECT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = ($1::text)::regclass AND i.indisunique AND \
+                 i.indimmediate AND i.indpred IS NULL AND ARRAY(SELECT a.attname::text FROM pg_attribute a \
+                 WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[]) ORDER BY a.attname) = $2)";
+            let rows = link.query(&doing, sql, &[&quoted.as_str(), &ddl::sorted(&columns)]).await?;
+            if rows.first().is_some_and(|row| row.get::<_, bool>(0)) {
+                return Ok(());
+            }
+            let sql = ddl::key_index(name, &columns)?;
+            unique_or_dedupe(link, &doing, &sql, quoted.as_str(), &ddl::list(&columns)?).await
+        }
     }
-    let columns: Vec<String> = table
-        .schema
-        .key_columns()
-        .into_iter()
-        .filter_map(|index| table.schema.columns.get(index))
-        .map(|column| column.name.to_string())
-        .collect();
-    let mut sorted = columns.clone();
-    sorted.sort_unstable();
-    let same = |key: &&KeyDef| {
-        let mut other = key.columns.clone();
-        other.sort_unstable();
-        other == sorted
-    };
-    if columns.is_empty() {
-        return Ok(());
-    }
-    if let Some(key) = table.def.uniques.iter().find(same) {
-        return make_unique(link, target, table, key).await.map(drop);
-    }
-    let sql = "SELECT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = ($1::text)::regclass AND i.indisunique AND \
-               i.indimmediate AND i.indpred IS NULL AND ARRAY(SELECT a.attname::text FROM pg_attribute a \
-               WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[]) ORDER BY a.attname) = $2)";
-    let rows = link.query(&doing, sql, &[&quoted.as_str(), &sorted]).await?;
-    if !rows.first().is_some_and(|row| row.get::<_, bool>(0)) {
-        let list = key_columns(&columns)?;
-        let sql = format!("CREATE UNIQUE INDEX ON {quoted} ({list})");
-        unique_or_dedupe(link, &doing, &sql, quoted.as_str(), &list).await?;
-    }
-    Ok(())
 }
 
 /// Adds something unique. Where a key came twice (its row moved while it was copied) one of the two goes first: the
@@ -101,7 +80,7 @@ async fn unique_or_dedupe(link: &mut Link, doing: &str, sql: &str, table: &str, 
     };
     let Err(error) = link.session.batch_execute(&savepoint(sql)).await else { return Ok(()) };
     if error.code().is_none_or(|code| code.code() != "23505") {
-        return if link.open { Err(failure(doing, error)) } else { ddl(link, doing, sql).await };
+        return if link.open { Err(failure(doing, error)) } else { make::run(link, doing, sql).await };
     }
     let dedupe = format!(
         "DELETE FROM {table} d USING (SELECT ctid AS at, tableoid AS part, row_number() OVER (PARTITION BY {columns}) AS n \
@@ -118,37 +97,19 @@ async fn unique_or_dedupe(link: &mut Link, doing: &str, sql: &str, table: &str, 
     done.map_err(|error| failure(doing, error))
 }
 
-/// `ALTER TABLE … ADD CONSTRAINT …`; the name is left to the server where another relation has it already.
-async fn constraint_sql(link: &mut Link, table: &TargetTable, key: &KeyDef, kind: &str) -> Result<String, Failure> {
-    let name = &table.schema.name;
-    let columns = key
-        .columns
-        .iter()
-        .map(|column| Ok(quote_ident(column)?.as_str().to_owned()))
-        .collect::<Result<Vec<_>, Failure>>()?
-        .join(", ");
-    let taken = link
-        .query(
-            "looking for a free name",
-            "SELECT to_regclass($1::text) IS NOT NULL",
-            &[&format!("{}.{}", quote_ident(&name.schema)?, quote_ident(&key.name)?)],
-        )
-        .await?;
-    let named = match taken.first().is_some_and(|row| row.get::<_, bool>(0)) {
-        true => String::new(),
-        false => format!("CONSTRAINT {} ", quote_ident(&key.name)?),
-    };
-    let nulls = if key.nulls_not_distinct { " NULLS NOT DISTINCT" } else { "" };
-    let deferrable = if key.deferrable { " DEFERRABLE" } else { "" };
-    Ok(format!("ALTER TABLE {} ADD {named}{kind}{nulls} ({columns}){deferrable}", quote_table(name)?))
+/// Whether no relation beside the table has this name: constraints and indexes share theirs with tables.
+async fn is_free(link: &mut Link, table: &TableName, name: &str) -> Result<bool, Failure> {
+    let full = format!("{}.{}", quote_ident(&table.schema)?, quote_ident(name)?);
+    let sql = "SELECT to_regclass($1::text) IS NOT NULL";
+    let taken = link.query("looking for a free name", sql, &[&full]).await?;
+    Ok(!taken.first().is_some_and(|row| row.get::<_, bool>(0)))
 }
 
 async fn make_unique(link: &mut Link, target: &Target, table: &TargetTable, key: &KeyDef) -> Result<bool, Failure> {
     let name = &table.schema.name;
     let quoted = quote_table(name)?;
     let doing = format!("making the unique constraint {} of {name}", key.name);
-    let mut columns = key.columns.clone();
-    columns.sort_unstable();
+    let columns = ddl::sorted(&key.columns);
     let sql = "SELECT EXISTS (SELECT FROM pg_constraint c WHERE c.conrelid = ($1::text)::regclass AND c.contype IN ('u', 'p') \
                AND ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.conrelid \
                AND a.attnum = ANY (c.conkey) ORDER BY a.attname) = $2)";
@@ -156,7 +117,8 @@ async fn make_unique(link: &mut Link, target: &Target, table: &TargetTable, key:
     if rows.first().is_some_and(|row| row.get(0)) {
         return Ok(true);
     }
-    let sql = constraint_sql(link, table, key, "UNIQUE").await?;
+    let is_free = is_free(link, name, &key.name).await?;
+    let sql = ddl::constraint(name, key, "UNIQUE", is_free)?;
     let done = optional(link, &doing, &sql).await?;
     if done {
         store::note_object(link, &target.migration, "constraint", &name.schema, &name.name, &key.name).await?;
@@ -173,7 +135,7 @@ async fn optional(link: &mut Link, doing: &str, sql: &str) -> Result<bool, Failu
             tracing::warn!(doing, "the rows of the moment do not allow it; it is tried again later");
             Ok(false)
         }
-        Err(_) => ddl(link, doing, sql).await.map(|()| true),
+        Err(_) => make::run(link, doing, sql).await.map(|()| true),
     }
 }
 
@@ -189,23 +151,26 @@ async fn make_index(link: &mut Link, target: &Target, table: &TargetTable, index
     if !noted.is_empty() || there.first().is_some_and(|row| row.get::<_, bool>(0)) {
         return Ok(true);
     }
-    let full = format!("{}.{}", quote_ident(&name.schema)?, quote_ident(&index.name)?);
-    let taken = link.query(&doing, "SELECT to_regclass($1::text) IS NOT NULL", &[&full]).await?;
-    let named = match taken.first().is_some_and(|row| row.get::<_, bool>(0)) {
-        true => String::new(),
-        false => quote_ident(&index.name)?.as_str().to_owned(),
-    };
-    let unique = if index.unique { "UNIQUE " } else { "" };
-    let sql = format!("CREATE {unique}INDEX {named} ON {quoted} {}", index.definition);
-    let done = if index.unique {
-        optional(link, &doing, &sql).await?
-    } else {
-        ddl(link, &doing, &sql).await.map(|()| true)?
+    let is_free = is_free(link, name, &index.name).await?;
+    let sql = ddl::index(name, index, is_free)?;
+    let done = match link.session.batch_execute(&sql).await {
+        Ok(()) => true,
+        Err(error) if !link.open && is_unknown(&error) => {
+            tracing::warn!(%error, %sql, "the target cannot make this index, for it uses what is not there; it is left out");
+            return Ok(true);
+        }
+        Err(_) if index.unique => optional(link, &doing, &sql).await?,
+        Err(_) => make::run(link, &doing, &sql).await.map(|()| true)?,
     };
     if done {
         store::note_object(link, &target.migration, "index", &name.schema, &name.name, &index.name).await?;
     }
     Ok(done)
+}
+
+/// The statement names a function, a type or an operator class that the server does not have.
+fn is_unknown(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| matches!(code.code(), "42883" | "42704" | "3F000"))
 }
 
 async fn make_foreign_key(
@@ -219,101 +184,25 @@ async fn make_foreign_key(
     let doing = format!("making the foreign key {} of {name}", foreign.name);
     let sql = "SELECT convalidated FROM pg_constraint WHERE conrelid = ($1::text)::regclass AND contype = 'f' AND conname = $2";
     let there = link.query(&doing, sql, &[&quoted.as_str(), &foreign.name]).await?;
-    let list = |columns: &[String]| -> Result<String, Failure> {
-        Ok(columns
-            .iter()
-            .map(|column| Ok(quote_ident(column)?.as_str().to_owned()))
-            .collect::<Result<Vec<_>, Failure>>()?
-            .join(", "))
-    };
-    let constraint = quote_ident(&foreign.name)?;
-    let add = format!(
-        "ALTER TABLE {quoted} ADD CONSTRAINT {constraint} FOREIGN KEY ({}) REFERENCES {} ({}) {}",
-        list(&foreign.columns)?,
-        quote_table(&foreign.references)?,
-        list(&foreign.referenced_columns)?,
-        foreign.suffix
-    );
-    let validated = match there.first() {
-        Some(row) => row.get::<_, bool>(0),
-        // Not to be had on a partitioned table before version 18: checked at once there.
-        None if matches!(table.def.kind, RelationKind::Partitioned { .. }) => {
-            let done = optional(link, &doing, &add).await?;
-            if done {
-                store::note_object(link, &target.migration, "constraint", &name.schema, &name.name, &foreign.name)
-                    .await?;
-            }
-            return Ok(done);
-        }
-        None => {
-            let add = format!("{} NOT VALID", add.trim_end().trim_end_matches("NOT VALID").trim_end());
-            ddl(link, &doing, &add).await?;
-            store::note_object(link, &target.migration, "constraint", &name.schema, &name.name, &foreign.name).await?;
-            false
-        }
-    };
-    if validated {
+    if there.first().is_some_and(|row| row.get::<_, bool>(0)) {
         return Ok(true);
     }
-    let sql = format!("ALTER TABLE {quoted} VALIDATE CONSTRAINT {constraint}");
-    optional(link, &format!("checking the foreign key {} of {name}", foreign.name), &sql).await
-}
-
-/// Carries a sequence's value over, past whatever the tables hold and with a margin.
-async fn set_sequence(link: &mut Link, target: &Target, sequence: &SequenceDef) -> Result<(), Failure> {
-    let doing = format!("setting the sequence {}", sequence.name);
-    let Some((table, column)) = &sequence.owner else {
-        let Some(last) = sequence.last_value else { return Ok(()) };
-        let quoted = quote_table(&sequence.name)?;
-        return set_value(link, &doing, quoted.as_str(), Some(last), sequence.increment).await;
+    let ddl::ForeignKeySql { add, validate } = ddl::foreign_key(table, foreign)?;
+    let note = async |link: &mut Link| {
+        store::note_object(link, &target.migration, "constraint", &name.schema, &name.name, &foreign.name).await
     };
-    let Some(def) = owner_column(target, sequence) else { return Ok(()) };
-    let is_number = matches!(
-        def.column.type_.logical,
-        crossfade_event::Logical::Int16 | crossfade_event::Logical::Int32 | crossfade_event::Logical::Int64
-    );
-    if !is_number {
-        return Ok(());
-    }
-    let quoted = quote_table(table)?;
-    let of_column = match def.identity {
-        None => quote_table(&sequence.name)?.as_str().to_owned(),
-        Some(_) => {
-            let sql = "SELECT pg_get_serial_sequence($1, $2)";
-            let rows = link.query(&doing, sql, &[&quoted.as_str(), &column.as_str()]).await?;
-            match rows.first().and_then(|row| row.get::<_, Option<String>>(0)) {
-                Some(name) => name,
-                None => return Ok(()),
-            }
+    let Some(validate) = validate else {
+        let done = optional(link, &doing, &add).await?;
+        if done {
+            note(link).await?;
         }
+        return Ok(done);
     };
-    let extreme = if sequence.increment < 0 { "min" } else { "max" };
-    let rows =
-        link.query(&doing, &format!("SELECT {extreme}({})::int8 FROM {quoted}", quote_ident(column)?), &[]).await?;
-    let held: Option<i64> = rows.first().and_then(|row| row.get(0));
-    let furthest = match (held, sequence.last_value, sequence.increment < 0) {
-        (Some(one), Some(other), false) => Some(one.max(other)),
-        (Some(one), Some(other), true) => Some(one.min(other)),
-        (one, other, _) => one.or(other),
-    };
-    set_value(link, &doing, &of_column, furthest, sequence.increment).await
-}
-
-async fn set_value(link: &mut Link, doing: &str, name: &str, value: Option<i64>, step: i64) -> Result<(), Failure> {
-    let Some(value) = value else { return Ok(()) };
-    let sql = "SELECT s.seqmin, s.seqmax, (pg_sequence_last_value(s.seqrelid))::int8 FROM pg_sequence s \
-               WHERE s.seqrelid = ($1::text)::regclass";
-    let rows = link.query(doing, sql, &[&name]).await?;
-    let Some(row) = rows.first() else { return Ok(()) };
-    let (lowest, highest, now): (i64, i64, Option<i64>) = (row.get(0), row.get(1), row.get(2));
-    let wanted = value.saturating_add(SEQUENCE_MARGIN.saturating_mul(step)).clamp(lowest, highest);
-    // Never backwards: somebody may have drawn from it already.
-    let behind = now.is_none_or(|now| if step < 0 { wanted < now } else { wanted > now });
-    if behind {
-        let sql = format!("SELECT setval({}::regclass, {wanted})", quote_literal(name));
-        link.execute(doing, &sql).await?;
+    if there.is_empty() {
+        make::run(link, &doing, &add).await?;
+        note(link).await?;
     }
-    Ok(())
+    optional(link, &format!("checking the foreign key {} of {name}", foreign.name), &validate).await
 }
 
 /// What the stream needs once the load is in: keys, and what makes reading fast.
@@ -324,7 +213,7 @@ pub(super) async fn after_load(link: &mut Link, target: &Target, tables: &mut [T
         for index in table.target.def.indexes.iter().filter(|index| !index.unique) {
             make_index(link, target, &table.target, index).await?;
         }
-        let sql = format!("ANALYZE {}", table.quoted);
+        let sql = ddl::analyze(&table.target.schema.name)?;
         if let Err(error) = link.session.batch_execute(&sql).await {
             tracing::debug!(%error, table = %table.target.schema.name, "no statistics were made");
         }
@@ -356,7 +245,9 @@ pub(super) async fn complete(link: &mut Link, target: &Target, tables: &mut [Tab
         }
     }
     for sequence in &target.support.sequences {
-        set_sequence(link, target, sequence).await?;
+        if let Some(sql) = ddl::sequence_value(target, sequence)? {
+            link.execute(&format!("setting the sequence {}", sequence.name), &sql).await?;
+        }
     }
     for table in tables.iter_mut() {
         table.look_at_indexes(link).await?;

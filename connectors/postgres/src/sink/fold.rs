@@ -44,7 +44,7 @@ pub(super) struct Slot {
 pub(super) struct Folded {
     /// By key, in the order in which the keys first came.
     pub(super) slots: Vec<Slot>,
-    index: HashMap<Key, usize>,
+    index: HashMap<Key, usize, foldhash::fast::RandomState>,
     /// Rows without a key: how many copies more (or fewer).
     pub(super) copies: Vec<(Row, i64)>,
     copy_index: HashMap<Row, usize>,

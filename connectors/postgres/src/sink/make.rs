@@ -4,12 +4,12 @@
 //! The primary key of a table that is about to be loaded waits until the load is in ([`super::finish`]), with the
 //! other indexes and the foreign keys.
 
-use super::{link::Link, store};
+use super::{ddl, link::Link, store};
 use crate::client::{failure, quote_ident, quote_literal, quote_table};
 use crossfade_connector::{Failure, Target, TargetTable, WriteMode};
 use crossfade_event::{
     Identity, TableName,
-    catalog::{CheckDef, ColumnDef, IdentityColumn, RelationKind, SequenceDef, TypeDef, TypeDefinition},
+    catalog::{ColumnDef, RelationKind, SequenceDef, TypeDef, TypeDefinition},
 };
 use std::time::Duration;
 
@@ -91,12 +91,12 @@ async fn is_ours(link: &mut Link, migration: &str, kind: &str, name: &TableName)
 }
 
 /// Runs DDL; waits for locks in small steps, so that the application's own queries never queue behind us for long.
-pub(super) async fn ddl(link: &mut Link, doing: &str, sql: &str) -> Result<(), Failure> {
-    ddl_noted(link, doing, sql, "").await
+pub(super) async fn run(link: &mut Link, doing: &str, sql: &str) -> Result<(), Failure> {
+    run_noted(link, doing, sql, "").await
 }
 
 /// Runs DDL, and in the same transaction the note of what it made ([`store::note_sql`]).
-pub(super) async fn ddl_noted(link: &mut Link, doing: &str, sql: &str, note: &str) -> Result<(), Failure> {
+pub(super) async fn run_noted(link: &mut Link, doing: &str, sql: &str, note: &str) -> Result<(), Failure> {
     let both = if note.is_empty() { sql.to_owned() } else { format!("{sql}; {note}") };
     let mut attempt = 0;
     loop {
@@ -133,21 +133,15 @@ async fn make_schema(link: &mut Link, migration: &str, schema: &str) -> Result<(
     if exists(link, "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)", schema).await? {
         return Ok(());
     }
-    let sql = format!("CREATE SCHEMA {}", quote_ident(schema)?);
     let note = store::note_sql(migration, "schema", schema, "", "");
-    ddl_noted(link, &format!("making the schema {schema}"), &sql, &note).await
+    run_noted(link, &format!("making the schema {schema}"), &ddl::schema(schema)?, &note).await
 }
 
 /// Makes everything that tables need.
 pub(super) async fn make_support(link: &mut Link, target: &Target) -> Result<(), Failure> {
     let migration = &target.migration;
     let support = &target.support;
-    let mut schemas: Vec<&str> = target.tables.iter().map(|table| &*table.schema.name.schema).collect();
-    schemas.extend(support.types.iter().map(|type_| &*type_.name.schema));
-    schemas.extend(support.sequences.iter().map(|sequence| &*sequence.name.schema));
-    schemas.sort_unstable();
-    schemas.dedup();
-    for schema in schemas {
+    for schema in ddl::schemas(target) {
         make_schema(link, migration, schema).await?;
     }
     for extension in &support.extensions {
@@ -155,7 +149,7 @@ pub(super) async fn make_support(link: &mut Link, target: &Target) -> Result<(),
             continue;
         }
         let note = store::note_sql(migration, "extension", "", extension, "");
-        let sql = format!("CREATE EXTENSION IF NOT EXISTS {} SCHEMA public; {note}", quote_ident(extension)?);
+        let sql = format!("{}; {note}", ddl::extension(extension)?);
         let doing = format!("making the extension {extension}, whose types the tables use");
         if let Err(error) = link.session.batch_execute(&sql).await {
             let told = error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
@@ -181,28 +175,9 @@ async fn make_type(link: &mut Link, migration: &str, type_: &TypeDef) -> Result<
         }
         return Ok(());
     }
-    let sql = match &type_.definition {
-        TypeDefinition::Enum(labels) => {
-            let labels: Vec<String> = labels.iter().map(|label| quote_literal(label)).collect();
-            format!("CREATE TYPE {quoted} AS ENUM ({})", labels.join(", "))
-        }
-        TypeDefinition::Composite(fields) => {
-            let fields = fields
-                .iter()
-                .map(|(name, type_)| Ok(format!("{} {type_}", quote_ident(name)?)))
-                .collect::<Result<Vec<_>, Failure>>()?;
-            format!("CREATE TYPE {quoted} AS ({})", fields.join(", "))
-        }
-        TypeDefinition::Domain(tail) => {
-            let tail = tail.trim_start();
-            let word = if tail.get(..3).is_some_and(|head| head.eq_ignore_ascii_case("as ")) { "" } else { "AS " };
-            format!("CREATE DOMAIN {quoted} {word}{tail}")
-        }
-        TypeDefinition::Range(inside) => format!("CREATE TYPE {quoted} AS RANGE ({inside})"),
-    };
     let kind = if matches!(type_.definition, TypeDefinition::Domain(_)) { "domain" } else { "type" };
     let note = store::note_sql(migration, kind, &type_.name.schema, &type_.name.name, "");
-    ddl_noted(link, &format!("making the type {}", type_.name), &sql, &note).await
+    run_noted(link, &format!("making the type {}", type_.name), &ddl::type_(type_)?, &note).await
 }
 
 /// Labels that came to an enum since it was made. Their order among the old ones is kept.
@@ -225,30 +200,19 @@ async fn add_labels(link: &mut Link, name: &TableName, labels: &[String]) -> Res
             quote_literal(label),
             after.unwrap_or_default()
         );
-        ddl(link, &format!("adding a label to {name}"), &sql).await?;
+        run(link, &format!("adding a label to {name}"), &sql).await?;
     }
     Ok(())
 }
 
 async fn make_sequence(link: &mut Link, target: &Target, sequence: &SequenceDef) -> Result<(), Failure> {
-    // The sequence of an identity column comes with the column.
-    if owner_column(target, sequence).is_some_and(|def| def.identity.is_some()) {
-        return Ok(());
-    }
+    let Some(sql) = ddl::sequence(target, sequence)? else { return Ok(()) };
     let quoted = quote_table(&sequence.name)?;
     if exists(link, "SELECT to_regclass($1::text) IS NOT NULL", quoted.as_str()).await? {
         return Ok(());
     }
-    let sql = format!("CREATE SEQUENCE {quoted} {}", sequence.options);
     let note = store::note_sql(&target.migration, "sequence", &sequence.name.schema, &sequence.name.name, "");
-    ddl_noted(link, &format!("making the sequence {}", sequence.name), &sql, &note).await
-}
-
-/// The target's column that a sequence feeds.
-pub(super) fn owner_column<'t>(target: &'t Target, sequence: &SequenceDef) -> Option<&'t ColumnDef> {
-    let (table, column) = sequence.owner.as_ref()?;
-    let table = target.tables.iter().find(|found| found.schema.name == *table)?;
-    table.def.columns.iter().find(|def| *def.column.name == **column)
+    run_noted(link, &format!("making the sequence {}", sequence.name), &sql, &note).await
 }
 
 /// Makes a table, or the columns that are ours in somebody else's.
@@ -259,11 +223,9 @@ pub(super) async fn make_table(
     found: Found,
 ) -> Result<(), Failure> {
     match (&table.mode, found) {
-        (WriteMode::Columns { columns }, _) => {
-            let columns = columns.iter().filter_map(|index| table.schema.columns.get(*index));
-            for column in columns {
-                let def = table.def.column(&column.name);
-                add_column(link, &target.migration, &table.schema.name, &column.name, &column.type_.name, def).await?;
+        (WriteMode::Columns { .. }, _) => {
+            for (column, type_, def) in ddl::shadow_columns(table) {
+                add_column(link, &target.migration, &table.schema.name, column, type_, def).await?;
             }
             Ok(())
         }
@@ -300,103 +262,40 @@ async fn add_column(
     if rows.first().is_some_and(|row| row.get(0)) {
         return Ok(());
     }
-    let generated = def.and_then(|def| def.generated.as_ref());
-    let words = match generated {
-        Some(expression) => format!(" GENERATED ALWAYS AS ({expression}) STORED"),
-        None => String::new(),
-    };
-    let sql = format!("ALTER TABLE {quoted} ADD COLUMN IF NOT EXISTS {} {type_}{words}", quote_ident(column)?);
+    let sql = ddl::add_column(table, column, type_, def)?;
     let note = store::note_sql(migration, "column", &table.schema, &table.name, column);
-    ddl_noted(link, &format!("adding the column {column} to {table}"), &sql, &note).await
-}
-
-/// How a column is made.
-pub(super) fn column_sql(def: &ColumnDef) -> Result<String, Failure> {
-    let mut sql = format!("{} {}", quote_ident(&def.column.name)?, def.column.type_.name);
-    if let Some(collation) = &def.collation {
-        sql.push_str(&format!(" COLLATE {}", quoted_path(collation)?));
-    }
-    if let Some(expression) = &def.generated {
-        sql.push_str(&format!(" GENERATED ALWAYS AS ({expression}) STORED"));
-    } else if let Some(identity) = def.identity {
-        let word = match identity {
-            IdentityColumn::Always => "ALWAYS",
-            IdentityColumn::ByDefault => "BY DEFAULT",
-        };
-        sql.push_str(&format!(" GENERATED {word} AS IDENTITY"));
-    } else if let Some(default) = &def.default {
-        sql.push_str(&format!(" DEFAULT {default}"));
-    }
-    if !def.column.nullable {
-        sql.push_str(" NOT NULL");
-    }
-    Ok(sql)
-}
-
-/// A name that may be qualified and may be quoted already.
-fn quoted_path(name: &str) -> Result<String, Failure> {
-    if name.contains('"') || name.contains('.') {
-        Ok(name.to_owned())
-    } else {
-        Ok(quote_ident(name)?.as_str().to_owned())
-    }
-}
-
-fn checks(table: &TargetTable) -> Result<Vec<String>, Failure> {
-    let sql = |check: &CheckDef| Ok(format!("CONSTRAINT {} CHECK ({})", quote_ident(&check.name)?, check.expression));
-    table.def.checks.iter().map(sql).collect()
+    run_noted(link, &format!("adding the column {column} to {table}"), &sql, &note).await
 }
 
 async fn create_table(link: &mut Link, target: &Target, table: &TargetTable) -> Result<(), Failure> {
     let name = &table.schema.name;
-    let quoted = quote_table(name)?;
-    let sql = match &table.def.kind {
-        RelationKind::Partition { parent, bound }
-            if target.tables.iter().any(|other| other.schema.name == *parent)
-                || exists(link, "SELECT to_regclass($1::text) IS NOT NULL", quote_table(parent)?.as_str()).await? =>
-        {
-            // Columns come from the parent; what is the leaf's own stands between the two.
-            let checks = checks(table)?;
-            let own = if checks.is_empty() { String::new() } else { format!("({}) ", checks.join(", ")) };
-            format!("CREATE TABLE {quoted} PARTITION OF {} {own}{bound}", quote_table(parent)?)
+    let parent_is_there = match &table.def.kind {
+        RelationKind::Partition { parent, .. } => {
+            target.tables.iter().any(|other| other.schema.name == *parent)
+                || exists(link, "SELECT to_regclass($1::text) IS NOT NULL", quote_table(parent)?.as_str()).await?
         }
-        kind => {
-            let mut parts = table.def.columns.iter().map(column_sql).collect::<Result<Vec<_>, Failure>>()?;
-            parts.extend(checks(table)?);
-            let tail = match kind {
-                RelationKind::Partitioned { strategy } => format!(" PARTITION BY {strategy}"),
-                _ => String::new(),
-            };
-            format!("CREATE TABLE {quoted} ({}){tail}", parts.join(", "))
-        }
+        _ => false,
     };
+    let sql = ddl::table(table, parent_is_there)?;
     let doing = format!("making the table {name}");
     let note = |kind| store::note_sql(&target.migration, kind, &name.schema, &name.name, "");
     let notes = match table.mode {
         WriteMode::InsertOnce => format!("{}; {}", note("table"), note("mapping")),
         _ => note("table"),
     };
-    ddl_noted(link, &doing, &sql, &notes).await?;
+    run_noted(link, &doing, &sql, &notes).await?;
     complete_table(link, target, table).await
 }
 
 /// What a table that we made needs beside itself; repeating it changes nothing.
 async fn complete_table(link: &mut Link, target: &Target, table: &TargetTable) -> Result<(), Failure> {
     let name = &table.schema.name;
-    let quoted = quote_table(name)?;
     let doing = format!("making the table {name}");
     if table.mode == WriteMode::InsertOnce {
         super::finish::make_key(link, target, table).await?;
     }
-    for sequence in &target.support.sequences {
-        if sequence.owner.as_ref().is_some_and(|(owner, _)| owner == name)
-            && owner_column(target, sequence).is_some_and(|def| def.identity.is_none())
-            && let Some((_, column)) = &sequence.owner
-        {
-            let sql =
-                format!("ALTER SEQUENCE {} OWNED BY {quoted}.{}", quote_table(&sequence.name)?, quote_ident(column)?);
-            ddl(link, &doing, &sql).await?;
-        }
+    for sql in ddl::owned_sequences(target, table)? {
+        run(link, &doing, &sql).await?;
     }
     Ok(())
 }

@@ -17,34 +17,52 @@ use crossfade_event::{Cut, Offset};
 use std::time::Duration;
 use tokio::time::Instant;
 
+const SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS crossfade";
+
+/// The number of the last step that was made.
+const FORMAT: [&str; 2] = [
+    "CREATE TABLE IF NOT EXISTS crossfade.format (version integer NOT NULL)",
+    "INSERT INTO crossfade.format SELECT 0 WHERE NOT EXISTS (SELECT FROM crossfade.format)",
+];
+
 /// The steps by which our schema came to be what it is; never changed, only added to.
-const STEPS: [&str; 1] = ["
-    CREATE TABLE crossfade.positions (
-        migration text NOT NULL, worker integer NOT NULL, epoch bigint NOT NULL,
-        stage text, generation bigint, cut text, source_position text,
-        progress text, schemas text, load_end text, written_at timestamptz,
-        PRIMARY KEY (migration, worker)) WITH (fillfactor = 20);
-    CREATE TABLE crossfade.quarantine (
-        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-        migration text NOT NULL, log_offset bigint NOT NULL, ordinal bigint NOT NULL,
-        table_id bigint NOT NULL, table_schema text NOT NULL, table_name text NOT NULL,
-        key bytea, key_hash text NOT NULL, kind text NOT NULL, origin text NOT NULL, reason text NOT NULL,
-        shape bigint NOT NULL, change bytea NOT NULL, at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-        UNIQUE (migration, log_offset, ordinal, table_id));
-    CREATE TABLE crossfade.undo (
-        migration text NOT NULL, table_schema text NOT NULL, table_name text NOT NULL, key text[] NOT NULL,
-        existed boolean NOT NULL, columns text[] NOT NULL, before text[], written text,
-        at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-        PRIMARY KEY (migration, table_schema, table_name, key));
-    CREATE TABLE crossfade.objects (
-        migration text NOT NULL, kind text NOT NULL, schema text NOT NULL, name text NOT NULL, part text NOT NULL,
-        made_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(), number bigint GENERATED ALWAYS AS IDENTITY,
-        PRIMARY KEY (migration, kind, schema, name, part));
-    CREATE TABLE crossfade.shapes (
-        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-        migration text NOT NULL, table_id bigint NOT NULL, hash text NOT NULL, shape text NOT NULL,
-        UNIQUE (migration, table_id, hash));
-"];
+const STEPS: [&[&str]; 1] = [&[
+    "CREATE TABLE crossfade.positions ( \
+     migration text NOT NULL, worker integer NOT NULL, epoch bigint NOT NULL, \
+     stage text, generation bigint, cut text, source_position text, \
+     progress text, schemas text, load_end text, written_at timestamptz, \
+     PRIMARY KEY (migration, worker)) WITH (fillfactor = 20)",
+    "CREATE TABLE crossfade.quarantine ( \
+     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, \
+     migration text NOT NULL, log_offset bigint NOT NULL, ordinal bigint NOT NULL, \
+     table_id bigint NOT NULL, table_schema text NOT NULL, table_name text NOT NULL, \
+     key bytea, key_hash text NOT NULL, kind text NOT NULL, origin text NOT NULL, reason text NOT NULL, \
+     shape bigint NOT NULL, change bytea NOT NULL, at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(), \
+     UNIQUE (migration, log_offset, ordinal, table_id))",
+    "CREATE TABLE crossfade.undo ( \
+     migration text NOT NULL, table_schema text NOT NULL, table_name text NOT NULL, key text[] NOT NULL, \
+     existed boolean NOT NULL, columns text[] NOT NULL, before text[], written text, \
+     at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(), \
+     PRIMARY KEY (migration, table_schema, table_name, key))",
+    "CREATE TABLE crossfade.objects ( \
+     migration text NOT NULL, kind text NOT NULL, schema text NOT NULL, name text NOT NULL, part text NOT NULL, \
+     made_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(), number bigint GENERATED ALWAYS AS IDENTITY, \
+     PRIMARY KEY (migration, kind, schema, name, part))",
+    "CREATE TABLE crossfade.shapes ( \
+     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, \
+     migration text NOT NULL, table_id bigint NOT NULL, hash text NOT NULL, shape text NOT NULL, \
+     UNIQUE (migration, table_id, hash))",
+]];
+
+fn format_is(version: usize) -> String {
+    format!("UPDATE crossfade.format SET version = {version}")
+}
+
+/// Everything that [`install`] runs where nothing of ours is there yet.
+pub(super) fn install_sql() -> Vec<String> {
+    let fixed = std::iter::once(SCHEMA).chain(FORMAT).chain(STEPS.iter().copied().flatten().copied());
+    fixed.map(str::to_owned).chain([format_is(STEPS.len())]).collect()
+}
 
 /// How long we wait for another session of the same migration to end. One that was cut off ends by the server's own
 /// checks of the connection, which every session of ours asks for.
@@ -109,17 +127,15 @@ pub(super) async fn install(link: &mut Link) -> Result<(), Failure> {
         .map_err(refuse)?;
     let schema = link.query(doing, "SELECT to_regnamespace('crossfade') IS NOT NULL", &[]).await?;
     if !schema.first().is_some_and(|row| row.get::<_, bool>(0)) {
-        link.session.batch_execute("CREATE SCHEMA crossfade").await.map_err(refuse)?;
+        link.session.batch_execute(SCHEMA).await.map_err(refuse)?;
     }
-    let sql = "CREATE TABLE IF NOT EXISTS crossfade.format (version integer NOT NULL); \
-               INSERT INTO crossfade.format SELECT 0 WHERE NOT EXISTS (SELECT FROM crossfade.format)";
-    link.session.batch_execute(sql).await.map_err(refuse)?;
+    link.session.batch_execute(&FORMAT.join("; ")).await.map_err(refuse)?;
     let version = link.query(doing, "SELECT version FROM crossfade.format", &[]).await?;
     let version: i32 = version.first().map_or(0, |row| row.get(0));
     for step in STEPS.iter().skip(version as usize) {
-        link.session.batch_execute(step).await.map_err(refuse)?;
+        link.session.batch_execute(&step.join("; ")).await.map_err(refuse)?;
     }
-    let sql = format!("UPDATE crossfade.format SET version = {}; COMMIT", STEPS.len());
+    let sql = format!("{}; COMMIT", format_is(STEPS.len()));
     link.session.batch_execute(&sql).await.map_err(refuse)
 }
 

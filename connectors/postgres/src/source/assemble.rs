@@ -279,6 +279,7 @@ impl Assembler {
             (Some(open), true) if prefix == OWN => {
                 open.dropped |= !open.began && (content.is_empty() || content == self.migration.as_bytes());
             }
+            (Some(_), true) if prefix == HEARTBEAT => {}
             (None, false) if prefix == HEARTBEAT => self.seen = self.seen.max(Lsn(lsn.0 + 1)),
             (Some(open), true) if !open.dropped => self.push(Event::Marked(mark(prefix, content))),
             (None, false) => {
@@ -330,7 +331,7 @@ impl Assembler {
                 open.in_parts = true;
                 open.first = 0;
                 self.bytes = 0;
-                Some(Batch { events: std::mem::take(&mut self.events), upto: None, whole: false })
+                Some(Batch { events: taken(&mut self.events), upto: None, whole: false })
             }
             Some(open) if open.began => {
                 let rest = self.events.split_off(open.first);
@@ -343,7 +344,7 @@ impl Assembler {
             _ => {
                 self.bytes = 0;
                 self.backfill_waits = false;
-                Some(Batch { events: std::mem::take(&mut self.events), upto, whole: true })
+                Some(Batch { events: taken(&mut self.events), upto, whole: true })
             }
         }
     }
@@ -381,6 +382,12 @@ impl Assembler {
     pub(super) fn event(&self, index: usize) -> Option<&Event> {
         self.events.get(index).map(|stamped| &stamped.event)
     }
+}
+
+/// Takes all events; the next batch will be about as large, and its room is made at once.
+fn taken(events: &mut Vec<Stamped>) -> Vec<Stamped> {
+    let room = Vec::with_capacity(events.len());
+    std::mem::replace(events, room)
 }
 
 fn mark(prefix: &str, content: &[u8]) -> Mark {

@@ -20,6 +20,8 @@ pub(super) struct LiveTable {
     pub(super) name: TableName,
     pub(super) columns: Vec<LiveColumn>,
     pub(super) identity: Identity,
+    /// The root of a partition tree, captured as one table.
+    pub(super) is_root: bool,
 }
 
 /// A column as the catalog has it now; generated ones are left out.
@@ -47,6 +49,8 @@ pub(super) struct Candidate {
     pub(super) unlogged: bool,
     /// The root of its partition tree, for a leaf.
     pub(super) root: Option<TableName>,
+    /// Whether trees are captured by their root.
+    pub(super) by_root: bool,
 }
 
 /// The names of what is captured, by oid; shared with `health`.
@@ -84,18 +88,25 @@ pub(super) async fn candidates(client: &Client) -> Result<Vec<Candidate>, Failur
             is_root: row.get(3),
             unlogged: row.get(4),
             root: row.get::<_, Option<String>>(5).zip(row.get::<_, Option<String>>(6)).map(|(s, n)| name(s, n)),
+            by_root: false,
         })
         .collect())
 }
 
 /// The tables with rows that the patterns mean: a leaf also through the root of its tree, unless a pattern speaks of
-/// the leaf itself.
+/// the leaf itself. Where trees are meant as one table, what stands under a root that is taken comes through it.
 pub(super) fn wanted(candidates: &[Candidate], patterns: &Patterns) -> Vec<Candidate> {
+    let is_taken = |root: &TableName| patterns.verdict(root) == Some(true);
     let is_wanted = |candidate: &&Candidate| {
-        let by_root = || candidate.root.as_ref().is_some_and(|root| patterns.verdict(root) == Some(true));
-        !candidate.is_root && patterns.verdict(&candidate.name).unwrap_or_else(by_root)
+        let verdict = patterns.verdict(&candidate.name);
+        match (&candidate.root, patterns.is_by_root()) {
+            (root, false) => !candidate.is_root && verdict.unwrap_or_else(|| root.as_ref().is_some_and(is_taken)),
+            (None, true) => verdict == Some(true),
+            (Some(root), true) => !candidate.is_root && !is_taken(root) && verdict == Some(true),
+        }
     };
-    candidates.iter().filter(is_wanted).cloned().collect()
+    let by_root = patterns.is_by_root();
+    candidates.iter().filter(is_wanted).map(|candidate| Candidate { by_root, ..candidate.clone() }).collect()
 }
 
 /// Tables that match and are not captured.
@@ -114,7 +125,7 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relreplident::text, a.attnum::
   pg_catalog.array_position(i.indkey::int2[], a.attnum)::int4,
   CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END, a.atthasmissing,
   a.atthasdef OR a.attidentity <> '', i.indrelid IS NOT NULL,
-  pg_catalog.array_length(i.indkey::int2[], 1)
+  pg_catalog.array_length(i.indkey::int2[], 1), c.relkind = 'p'
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_attribute a
   ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
@@ -139,6 +150,7 @@ pub(super) async fn live_tables(client: &Client, oids: &[u32]) -> Result<BTreeMa
                 (false, "f") => Identity::FullRow,
                 (false, _) => Identity::InsertOnly,
             },
+            is_root: row.get(16),
         });
         let Some(attnum) = row.get::<_, Option<i32>>(4) else { continue };
         let type_name: String = row.get(8);

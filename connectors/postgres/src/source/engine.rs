@@ -1,18 +1,22 @@
 //! The engine: one task that reads the stream, runs the backfill beside it, and hands over batches.
 
+mod ending;
 mod grow;
+mod roots;
 
 pub(super) use grow::Command;
 
 use super::{
     SourceConfig,
     assemble::Assembler,
+    capture,
     catalog::{self, CapturedNames},
     fetch,
     relations::{self, Captured, Followed},
     setup::Prepared,
     snapshot::{Output, Plan, SnapshotRun},
     spool::{Replay, Spools, StreamEnd},
+    tree::Trees,
 };
 use crate::{
     Patterns, Session,
@@ -22,14 +26,15 @@ use crate::{
         wire::CopyData,
     },
     codec::pgoutput::{self, Message, Relation},
-    quote_literal,
 };
 use bytes::Bytes;
 use crossfade_connector::Failure;
 use crossfade_event::{Batch, Event, Stamped, TableId, TableSchema};
+use ending::Ending;
 use grow::Tree;
+use roots::Look;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -64,13 +69,22 @@ pub(super) struct Engine {
     generation: u32,
     /// Tables that begin a backfill once the transaction being read has ended.
     again: BTreeSet<TableId>,
-    /// A backfill that is done but for tables that are in `again`.
-    unfinished: Option<u32>,
+    /// A backfill of which all rows are handed over, but whose end is not said yet.
+    ending: Option<Ending>,
+    /// Whatever the chunks saw so far was committed before this place.
+    copied: Lsn,
     /// Tables whose shape a chunk found changed before the stream said so, and when the stream must have come to it.
     stale: Vec<(u32, Lsn)>,
     /// Those of `again` whose new shape is to be taken from the catalog.
     refresh: BTreeSet<u32>,
+    /// Published tables that are not captured, as the stream said them.
+    passed_over: HashMap<u32, Relation>,
     tree: Tree,
+    /// Captured roots of partition trees, by oid.
+    roots: BTreeSet<u32>,
+    trees: Trees,
+    /// Roots that are to be copied again, by oid.
+    looks: BTreeMap<u32, Look>,
     heartbeat_due: Option<Instant>,
 }
 
@@ -96,15 +110,28 @@ impl Engine {
         out: mpsc::Sender<Result<Batch, Failure>>,
         commands: mpsc::Receiver<Command>,
     ) -> Result<(Self, Arc<AtomicU64>), Failure> {
-        let Prepared { session, replication, origin, snapshot, schemas, announce, text, captured, version, .. } =
-            prepared;
+        let Prepared {
+            session,
+            replication,
+            origin,
+            snapshot,
+            schemas,
+            announce,
+            text,
+            captured,
+            version,
+            current,
+            near_xid,
+            roots,
+            trees,
+        } = prepared;
         let spools = Spools::new(&config.spool_dir).await?;
         let tree = Tree::read(&config.spool_dir).await;
         let name = config.object_name();
         let options = stream_options(&name, version, text);
         let stream = replication.start(&name, Lsn(origin.commit), &options).await?;
         let durable = stream.durable();
-        let mut assembler = Assembler::new(origin, &config.migration, name, prepared.near_xid);
+        let mut assembler = Assembler::new(origin, &config.migration, name, near_xid);
         for schema in &schemas {
             assembler.tables.insert(schema.native_id, Captured { schema: schema.clone(), rules: None });
         }
@@ -113,7 +140,7 @@ impl Engine {
         }
         for (table, state) in &snapshot.tables {
             // A change that the stream has not reached yet may have moved a row past the chunks that are done.
-            let until = if state.ended { prepared.current } else { Lsn(u64::MAX) };
+            let until = if state.ended { current } else { Lsn(u64::MAX) };
             assembler.resolving.insert(*table, until);
         }
         let generation = snapshot.generation;
@@ -141,10 +168,15 @@ impl Engine {
             text,
             generation,
             again: BTreeSet::new(),
-            unfinished: None,
+            ending: None,
+            copied: current,
             stale: Vec::new(),
             refresh: BTreeSet::new(),
+            passed_over: HashMap::new(),
             tree,
+            roots,
+            trees,
+            looks: BTreeMap::new(),
             heartbeat_due,
         };
         Ok((engine, durable))
@@ -166,7 +198,7 @@ impl Engine {
         loop {
             // What a backfill says comes after its beginning, and between transactions.
             let may_hold = !self.assembler.in_parts() && !self.assembler.backfill_waits();
-            let may_grow = self.snapshot.is_none() && !self.assembler.is_open();
+            let may_grow = !self.is_copying() && !self.assembler.is_open();
             let waiting = self.assembler.has_batch() || (self.held.is_some() && may_hold);
             tokio::select! {
                 chunk = self.stream.next(), if !self.assembler.is_full() => {
@@ -184,6 +216,10 @@ impl Engine {
                 }
                 Some(command) = self.commands.recv(), if may_grow => Box::pin(self.obey(command)).await?,
                 _ = idle.tick() => self.when_idle().await?,
+            }
+            self.end_backfill().await?;
+            if !self.looks.is_empty() && !self.is_copying() {
+                Box::pin(self.copy_roots_again()).await?;
             }
         }
     }
@@ -341,19 +377,11 @@ impl Engine {
             Output::Events(events) => self.hold(events),
             Output::TableEnded { events, table, until } => {
                 self.assembler.resolving.insert(table, until);
+                self.copied = self.copied.max(until);
                 self.hold(events);
             }
             Output::Stale { table, until } => self.stale.push((table, until)),
-            Output::Finished { generation, abandoned } => {
-                self.snapshot = None;
-                if abandoned.is_empty() {
-                    self.hold(vec![Event::BackfillEnded { generation }]);
-                } else {
-                    // Its end is said together with the beginning of the next one.
-                    self.unfinished = Some(generation);
-                    self.again.extend(abandoned);
-                }
-            }
+            Output::Finished { generation, abandoned } => self.copied_all(generation, abandoned),
         }
     }
 
@@ -382,9 +410,7 @@ impl Engine {
     }
 
     async fn heartbeat(&self) -> Result<(), Failure> {
-        let content = quote_literal(&self.config.migration);
-        let sql = format!("SELECT pg_catalog.pg_logical_emit_message(false, 'crossfade.heartbeat', {content})");
-        match self.session.batch_execute(&sql).await {
+        match self.session.batch_execute(&capture::heartbeat(&self.config.migration)).await {
             Ok(()) => Ok(()),
             // A standby or a role without the right: keepalives move the position then.
             Err(error) if error.code().is_some() => {

@@ -161,10 +161,11 @@ async fn look_up(
     }
     let names: Vec<String> = (0..key_columns.len()).map(|place| format!("c{place}")).collect();
     let sql = format!(
-        "SELECT k.place, {} FROM ROWS FROM ({}) WITH ORDINALITY AS k({}, place) JOIN ONLY {} t ON {}",
+        "SELECT k.place, {} FROM ROWS FROM ({}) WITH ORDINALITY AS k({}, place) JOIN {}{} t ON {}",
         select_list(schema, &now.columns, "t.")?,
         unnested.iter().map(|array| format!("pg_catalog.unnest({array})")).collect::<Vec<_>>().join(", "),
         names.join(", "),
+        if now.is_root { "" } else { "ONLY " },
         crate::quote_table(&now.name)?,
         conditions.join(" AND ")
     );
@@ -189,12 +190,13 @@ async fn look_up(
 /// outside the search path.
 struct Now {
     name: TableName,
+    is_root: bool,
     columns: Vec<(u32, String)>,
     equals: HashMap<u32, String>,
 }
 
 const NOW: &str = "\
-SELECT n.nspname::text, c.relname::text, a.attnum::int4, a.attname::text, o.nspname, o.oprname
+SELECT n.nspname::text, c.relname::text, a.attnum::int4, a.attname::text, o.nspname, o.oprname, c.relkind = 'p'
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 LEFT JOIN LATERAL (
@@ -213,9 +215,10 @@ impl Now {
     async fn read(client: &Client, schema: &TableSchema) -> Result<Self, Failure> {
         let doing = || format!("looking up unchanged values of {}", schema.name);
         let rows = client.query(NOW, &[&schema.native_id]).await.map_err(|error| failure(doing(), error))?;
-        let mut now = Self { name: schema.name.clone(), columns: Vec::new(), equals: HashMap::new() };
+        let mut now = Self { name: schema.name.clone(), is_root: false, columns: Vec::new(), equals: HashMap::new() };
         for row in rows {
             now.name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+            now.is_root = row.get(6);
             let number = row.get::<_, i32>(2) as u32;
             now.columns.push((number, row.get(3)));
             if let (Some(schema), Some(operator)) = (row.get::<_, Option<String>>(4), row.get::<_, Option<String>>(5)) {

@@ -8,7 +8,9 @@ pub(super) mod publication;
 use super::{
     SourceConfig,
     catalog::{self, CapturedNames, LiveTable},
-    slot, visibility,
+    slot,
+    tree::{self, Trees},
+    visibility,
 };
 use crate::{
     Patterns, Session,
@@ -22,7 +24,7 @@ use crate::{
 use crossfade_connector::{Failure, Resume, SnapshotState};
 use crossfade_event::{Backfill, Event, Position, SchemaVersion, SourceId, TableId, TableSchema, Visibility};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::Arc,
 };
@@ -48,6 +50,10 @@ pub(super) struct Prepared {
     /// The backfill to go on with.
     pub(super) snapshot: SnapshotState,
     pub(super) captured: Arc<CapturedNames>,
+    /// Those of the tables that are roots of partition trees, by oid.
+    pub(super) roots: BTreeSet<u32>,
+    /// How their trees were when they were copied.
+    pub(super) trees: Trees,
     /// The end of WAL now.
     pub(super) current: Lsn,
 }
@@ -68,6 +74,7 @@ pub(super) async fn prepare(config: &SourceConfig, patterns: &Patterns, resume: 
         None => Box::pin(begin(config, patterns, session, server, replication, identified, source)).await,
         Some(position) => {
             check_identity(config, &position, source, &identified, &mut replication).await?;
+            check_reach(config, &session, &position, identified.current).await?;
             Box::pin(go_on(config, session, server, replication, identified, position, resume)).await
         }
     }
@@ -132,6 +139,29 @@ async fn check_identity(
     }
 }
 
+/// A server that was put back to an earlier state has our slot and our timeline, and less history than we have read: it
+/// would pass over everything up to our position in silence.
+async fn check_reach(
+    config: &SourceConfig,
+    session: &Session,
+    position: &Position,
+    current: Lsn,
+) -> Result<(), Failure> {
+    if position.commit <= current.0 {
+        return Ok(());
+    }
+    let doing = "looking at the server's history";
+    let sql = "SELECT pg_catalog.pg_is_in_recovery()";
+    let row = session.query_one(sql, &[]).await.map_err(|error| failure(doing, error))?;
+    if row.get(0) {
+        return Err(Failure::retry(doing, "the standby has not replayed up to our position yet"));
+    }
+    Err(slot::lost(
+        &config.object_name(),
+        format!("the server's history ends before our position, at {current}: it was put back from a backup"),
+    ))
+}
+
 /// An empty log: publication, slot, and the beginning of the first backfill.
 async fn begin(
     config: &SourceConfig,
@@ -149,6 +179,12 @@ async fn begin(
     publication::ensure(&session, config, &candidates, &wanted, server.version).await?;
     let slot = config.object_name();
     clear_leftover(config, &session, &slot, &identified.system).await?;
+    let mut trees = Trees::read(&config.spool_dir, 0).await;
+    for root in wanted.iter().filter(|candidate| candidate.is_root) {
+        let members = tree::members(&session, root.oid).await?;
+        tree::check(&root.name, &members, patterns)?;
+        trees.copied(root.oid, &members, 1).await?;
+    }
     let failover = config.failover && server.version >= 170_000;
     let created = replication.create_slot(&slot, server.version, failover).await?;
     let visible = exported(&session, &created.snapshot).await?;
@@ -191,6 +227,8 @@ async fn begin(
         announce,
         snapshot,
         captured,
+        roots: roots(&live),
+        trees,
         current: identified.current,
     })
 }
@@ -222,6 +260,9 @@ async fn go_on(
     let captured = Arc::new(CapturedNames::default());
     resume.schemas.iter().for_each(|schema| captured.insert(schema.native_id));
     let origin = Position { timeline: identified.timeline, ..position };
+    // What is visible may not be flushed yet: the chunks that are in the log saw at most this.
+    let current = slot::end_of_wal(&session).await?;
+    let trees = Trees::read(&config.spool_dir, resume.snapshot.generation).await;
     Ok(Prepared {
         version: server.version,
         session,
@@ -233,8 +274,14 @@ async fn go_on(
         announce: Vec::new(),
         snapshot: resume.snapshot,
         captured,
-        current: identified.current,
+        roots: roots(&live),
+        trees,
+        current,
     })
+}
+
+fn roots(live: &BTreeMap<u32, LiveTable>) -> BTreeSet<u32> {
+    live.values().filter(|table| table.is_root).map(|table| table.oid).collect()
 }
 
 /// Text must be asked for everywhere as soon as one column cannot travel in binary form: it is one switch of the

@@ -52,6 +52,15 @@ pub(super) async fn health(client: &Client, slot: &str) -> Result<Health, Failur
     })
 }
 
+/// The end of the write-ahead log now: whatever is visible was committed before it.
+pub(super) async fn end_of_wal(client: &Client) -> Result<Lsn, Failure> {
+    let doing = "asking for the end of WAL";
+    let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+               ELSE pg_catalog.pg_current_wal_insert_lsn() END)::text";
+    let row = client.query_one(sql, &[]).await.map_err(|error| failure(doing, error))?;
+    Lsn::parse(row.get(0)).ok_or_else(|| Failure::reconnect(doing, "the answer is not a position"))
+}
+
 impl Slot {
     /// `Retry` while somebody streams from it: most often our own last session, which the server has not ended yet.
     pub(super) fn check_free(&self, name: &str) -> Result<(), Failure> {

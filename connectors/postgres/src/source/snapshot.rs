@@ -310,7 +310,8 @@ async fn end_table(
         )
         .await?;
     let until = rows.first().and_then(|row| row.first()?.as_deref().and_then(Lsn::parse));
+    let until = until.ok_or_else(|| Failure::reconnect("asking for the end of WAL", "the answer is not a position"))?;
     events.push(Event::SnapshotEnded { table, visible });
-    shared.send(Output::TableEnded { table, events, until: until.unwrap_or(Lsn(u64::MAX)) }).await;
+    shared.send(Output::TableEnded { table, events, until }).await;
     Ok(())
 }

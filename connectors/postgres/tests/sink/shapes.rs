@@ -6,9 +6,9 @@ use crossfade_event::{
     Format, SchemaVersion, TableId, TableSchema,
     catalog::{Catalog, RelationKind, TableDef},
 };
-use crossfade_postgres::{Config, PostgresInspect};
+use crossfade_postgres::{Config, PostgresInspect, PostgresSource, SourceConfig};
 use crossfade_testkit::postgres::{Database, Postgres};
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 const SHAPES: &str = r#"
 CREATE SCHEMA app; CREATE SCHEMA "Odd ""one";
@@ -216,6 +216,12 @@ async fn rows_are_fetched_by_their_keys_and_a_place_includes_what_was_committed(
     }
 }
 
+/// A source that is not opened.
+fn capturing(url: &str, tables: &str) -> PostgresSource {
+    let config = SourceConfig::new(Config::parse(url).unwrap(), "m", vec![tables.to_owned()], PathBuf::new());
+    PostgresSource::new(config).unwrap()
+}
+
 #[tokio::test]
 async fn what_cannot_be_captured_is_named_with_its_remedy() {
     let Some(server) = Postgres::shared(server_version()) else { return };
@@ -224,7 +230,7 @@ async fn what_cannot_be_captured_is_named_with_its_remedy() {
         .execute("CREATE TABLE a (id int PRIMARY KEY); CREATE UNLOGGED TABLE b (id int PRIMARY KEY); CREATE VIEW c AS SELECT 1 AS x; CREATE TABLE d (x int)")
         .await;
     let mut inspect = PostgresInspect::new(Config::parse(&source.url).unwrap());
-    let found = inspect.preflight_source(&["public.*".to_owned()]).await.unwrap();
+    let found = capturing(&source.url, "public.*").preflight().await.unwrap();
     let named: Vec<_> = found.iter().map(|refusal| (refusal.object.as_str(), refusal.fatal)).collect();
     assert_eq!(named, [("public.b", true), ("public.c", true), ("public.d", false)]);
     assert!(found[0].remedy.contains("SET LOGGED"), "{}", found[0].remedy);
@@ -243,10 +249,15 @@ async fn a_role_without_rights_is_told_what_to_grant() {
             "CREATE TABLE t (id int PRIMARY KEY); DROP ROLE IF EXISTS nobody_special; CREATE ROLE nobody_special LOGIN",
         )
         .await;
-    let mut inspect = PostgresInspect::new(Config::parse(&server.url_as("nobody_special", "x", &source.name)).unwrap());
-    let found = inspect.preflight_source(&["public.t".to_owned()]).await.unwrap();
+    let url = server.url_as("nobody_special", "x", &source.name);
+    let mut inspect = PostgresInspect::new(Config::parse(&url).unwrap());
+    let found = capturing(&url, "public.t").preflight().await.unwrap();
     let remedies: Vec<_> = found.iter().map(|refusal| refusal.remedy.as_str()).collect();
-    assert!(remedies.contains(&"ALTER ROLE \"nobody_special\" REPLICATION"), "{remedies:?}");
+    let replicates = remedies.iter().find(|remedy| remedy.starts_with("ALTER ROLE \"nobody_special\" REPLICATION;"));
+    let replicates = replicates.unwrap_or_else(|| panic!("{remedies:?}"));
+    assert!(replicates.contains("CREATE_REPLICATION_SLOT \"crossfade_m\" LOGICAL pgoutput"), "{replicates}");
+    let publication = "CREATE PUBLICATION \"crossfade_m\" FOR TABLE ONLY \"public\".\"t\";";
+    assert!(remedies.iter().any(|remedy| remedy.ends_with(publication)), "{remedies:?}");
     assert!(remedies.contains(&"GRANT SELECT ON TABLE \"public\".\"t\" TO \"nobody_special\""), "{remedies:?}");
     let found = inspect.preflight_sink().await.unwrap();
     assert!(

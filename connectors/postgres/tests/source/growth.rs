@@ -29,7 +29,7 @@ async fn new_tables_are_reported_and_taken_in_when_asked_for() {
     writer.batch_execute("BEGIN; INSERT INTO app.later VALUES (1000, 'running')").await.unwrap();
     assert_eq!(source.health().await.unwrap().uncaptured_tables, ["app.later"]);
     let adder = source.adder();
-    let adding = tokio::spawn(async move { adder.add_tables().await });
+    let adding = tokio::spawn(async move { adder.add_tables(None).await });
     while log.count(|event| matches!(event, Event::BackfillBegan(_))) < 2 {
         take(&mut source, &mut log, 1).await;
     }
@@ -40,6 +40,41 @@ async fn new_tables_are_reported_and_taken_in_when_asked_for() {
     let replica = ingest_all(&fixture, &mut source, &mut log).await;
     assert_eq!(replica.rows("app.later").len(), 102);
     assert!(source.health().await.unwrap().uncaptured_tables.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_published_before_it_is_taken_in_needs_no_new_session() {
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY); INSERT INTO app.t VALUES (1)";
+    let Some(fixture) = Fixture::new(Version::V15, "published_before", sql).await else { return };
+    let mut log = Log::default();
+    let mut source = fixture.source();
+    open(&mut source, &mut log).await;
+    ingest_all(&fixture, &mut source, &mut log).await;
+    let publication = fixture.config(&["app.*"]).object_name();
+    fixture
+        .database
+        .execute(&format!(
+            "CREATE TABLE app.later (id int PRIMARY KEY, a text); CREATE TABLE app.other (id int PRIMARY KEY);
+             ALTER PUBLICATION {publication} ADD TABLE app.later"
+        ))
+        .await;
+    // The stream says its shape now, and never again in this session.
+    fixture.database.execute("INSERT INTO app.later VALUES (1, 'before')").await;
+    ingest_all(&fixture, &mut source, &mut log).await;
+    let adder = source.adder();
+    let only = vec![crossfade_event::TableName::new("app", "later")];
+    let adding = tokio::spawn(async move { adder.add_tables(Some(only)).await });
+    while log.count(|event| matches!(event, Event::BackfillBegan(_))) < 2 {
+        take(&mut source, &mut log, 1).await;
+    }
+    assert_eq!(adding.await.unwrap().unwrap().len(), 1);
+    fixture
+        .database
+        .execute("INSERT INTO app.later VALUES (2, 'after'); UPDATE app.later SET a = 'x' WHERE id = 1")
+        .await;
+    let replica = ingest_all(&fixture, &mut source, &mut log).await;
+    assert_eq!(replica.rows("app.later").len(), 2);
+    assert_eq!(source.health().await.unwrap().uncaptured_tables, ["app.other"], "only what was named is taken in");
 }
 
 #[tokio::test(flavor = "multi_thread")]

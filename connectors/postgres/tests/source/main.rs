@@ -2,9 +2,13 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
 
 mod basics;
+mod ending;
 mod growth;
 mod identity;
 mod large;
+mod lost;
+mod roots;
+mod secured;
 mod shapes;
 mod support;
 mod writers;

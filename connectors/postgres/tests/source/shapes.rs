@@ -71,6 +71,28 @@ async fn types_that_cannot_travel_in_binary_form_make_the_whole_stream_text() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn types_of_extensions_arrive_bit_for_bit_known_or_not() {
+    let sql = "CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE EXTENSION ltree; CREATE EXTENSION cube; CREATE EXTENSION isn;
+        CREATE SCHEMA app; CREATE TABLE app.t (id citext PRIMARY KEY, h hstore, l ltree, q lquery, c cube, i isbn13, hs hstore[], ls ltree[]);
+        INSERT INTO app.t VALUES ('Ä', 'a=>1, \"b c\"=>NULL', 'top.a.b', '*.a.*', '(1,2),(3,4.5)', '978-0-393-04002-9', '{a=>1}', '{a.b,c}'),
+        ('b', '', '', NULL, '(0)', NULL, NULL, '{}')";
+    let Some(fixture) = Fixture::new(Version::V15, "extension_types", sql).await else { return };
+    let mut log = Log::default();
+    let mut source = fixture.source();
+    open(&mut source, &mut log).await;
+    ingest_all(&fixture, &mut source, &mut log).await;
+    fixture
+        .database
+        .execute(
+            "INSERT INTO app.t SELECT id || 'x', h, l, q, c, i, hs, ls FROM app.t;
+             UPDATE app.t SET h = h || 'n=>NULL', l = 'z', c = cube(7) WHERE id = 'äX'; DELETE FROM app.t WHERE id = 'B'",
+        )
+        .await;
+    let replica = ingest_all(&fixture, &mut source, &mut log).await;
+    assert_eq!(replica.rows("app.t").len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_column_that_needs_text_turns_a_running_stream_to_text() {
     let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY); INSERT INTO app.t VALUES (1)";
     let Some(fixture) = Fixture::new(Version::V15, "turns_text", sql).await else { return };

@@ -427,7 +427,9 @@ async fn source_rows(database: &Database, schema: &TableSchema) -> Vec<Vec<u8>> 
         })
         .collect();
     let table = format!("{}.{}", quote(&schema.name.schema), quote(&schema.name.name));
-    copy(database, &format!("SELECT {} FROM ONLY {table}", columns.join(", "))).await
+    let kind = database.value(&format!("SELECT relkind FROM pg_class WHERE oid = {}", schema.native_id)).await;
+    let only = if kind.as_deref() == Some("p") { "" } else { "ONLY " };
+    copy(database, &format!("SELECT {} FROM {only}{table}", columns.join(", "))).await
 }
 
 /// The rows of a query as `COPY (FORMAT binary)` writes them, sorted.

@@ -245,23 +245,47 @@ fn foreign_keys(connection: &Connection, shape: &TableShape) -> rusqlite::Result
         .collect())
 }
 
-/// From what `ANALYZE` left, or else from the span of rowids and the size.
+/// Files up to this size are counted: it takes milliseconds. Larger ones are not read for an estimate.
+const COUNTED_BYTES: u64 = 64 << 20;
+/// So many rows of a larger table are counted before guessing begins.
+const COUNTED_ROWS: u64 = 100_000;
+
+/// The number itself in a small file; else what `ANALYZE` left, or else the span of rowids, or a guess by the size.
 fn estimate(connection: &Connection, shape: &TableShape) -> rusqlite::Result<u64> {
-    if crate::client::exists(connection, "table", "sqlite_stat1")? {
-        let stat: Option<String> = connection
-            .query_row("SELECT stat FROM sqlite_stat1 WHERE tbl = ?1 AND stat IS NOT NULL", [&shape.name], |row| {
-                row.get(0)
-            })
-            .optional()?;
-        let rows = stat.and_then(|stat| stat.split(' ').next().and_then(|word| word.parse().ok()));
-        if let Some(rows) = rows {
-            return Ok(rows);
-        }
+    if shape.virtual_ {
+        return Ok(0);
     }
-    let Some(rowid) = shape.rowid_name() else { return Ok(file_bytes(connection)? / 64) };
-    let sql = format!("SELECT max({0}) - min({0}) + 1.0 FROM {1}", quoted(&rowid), quoted(&shape.name));
+    let table = quoted(&shape.name);
+    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|number| number as u64);
+    let bytes = file_bytes(connection)?;
+    if bytes <= COUNTED_BYTES {
+        return number(&format!("SELECT count(*) FROM {table}"));
+    }
+    if let Some(rows) = analyzed(connection, shape)? {
+        return Ok(rows);
+    }
+    let counted = number(&format!("SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT {COUNTED_ROWS})"))?;
+    if counted < COUNTED_ROWS {
+        return Ok(counted);
+    }
+    // A row takes some bytes: whatever the rowids say, there are no more rows than that.
+    let most = (bytes / 16).max(counted);
+    let Some(rowid) = shape.rowid_name() else { return Ok(most / 4) };
+    let sql = format!("SELECT max({0}) - min({0}) + 1.0 FROM {table}", quoted(&rowid));
     let span: Option<f64> = connection.query_row(&sql, [], |row| row.get(0))?;
-    Ok((span.unwrap_or(0.0) as u64).min(file_bytes(connection)? / 8))
+    Ok((span.unwrap_or(0.0) as u64).clamp(counted, most))
+}
+
+/// How many rows `ANALYZE` found.
+fn analyzed(connection: &Connection, shape: &TableShape) -> rusqlite::Result<Option<u64>> {
+    if !crate::client::exists(connection, "table", "sqlite_stat1")? {
+        return Ok(None);
+    }
+    // Of a partial index it counts that index's rows only: the largest is the table's.
+    let mut statement = connection.prepare("SELECT stat FROM sqlite_stat1 WHERE tbl = ?1 AND stat IS NOT NULL")?;
+    let stats = statement.query_map([&shape.name], |row| row.get::<_, String>(0))?;
+    let first_number = |stat: &String| stat.split(' ').next().and_then(|word| word.parse().ok());
+    Ok(stats.collect::<rusqlite::Result<Vec<_>>>()?.iter().filter_map(first_number).max())
 }
 
 /// An upper bound for any table.
@@ -350,4 +374,28 @@ pub(super) fn preflight_sink(connection: &Connection) -> Result<Vec<Refusal>, Fa
         });
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_file_is_counted_and_not_guessed() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection
+            .execute_batch(
+                "CREATE TABLE sparse (id INTEGER PRIMARY KEY, x); INSERT INTO sparse VALUES (1, 'a'), (900000000, 'b');
+                 CREATE TABLE keyed (a TEXT, b TEXT, PRIMARY KEY (a, b)) WITHOUT ROWID;
+                 INSERT INTO keyed VALUES ('a', 'b'), ('a', 'c'), ('b', 'c'); CREATE TABLE empty (x);
+                 CREATE INDEX few ON sparse (x) WHERE x = 'a'; ANALYZE; INSERT INTO sparse VALUES (7, 'c')",
+            )
+            .unwrap();
+        let catalog = read(&connection, &["main.*".to_owned()]).unwrap();
+        let rows: Vec<(&str, u64)> =
+            catalog.tables.iter().map(|table| (&*table.name.name, table.rows_estimate)).collect();
+        assert_eq!(rows, [("empty", 0), ("keyed", 3), ("sparse", 3)]);
+        let sparse = TableShape::read(&connection, "sparse").unwrap().unwrap();
+        assert_eq!(analyzed(&connection, &sparse).unwrap(), Some(2), "the partial index counts one row only");
+    }
 }

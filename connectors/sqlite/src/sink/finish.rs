@@ -28,9 +28,6 @@ pub(super) struct Waits {
     after: Option<Cut>,
 }
 
-/// Room between the last number that a counter gave out in the source and the first that it gives out here.
-const COUNTER_MARGIN: i64 = 10_000;
-
 impl Writer {
     /// Makes the indexes that were held back, checks the references and sets the counters. Repeating it changes nothing.
     ///
@@ -58,9 +55,15 @@ impl Writer {
         let connection = self.connection()?;
         let doing = || format!("making the indexes of {}", table.name());
         for index in table::indexes(&table.target, dialect) {
-            let taken =
-                taken_elsewhere(connection, &index.name, table.name()).map_err(|error| failure(doing(), error))?;
-            let name = if taken { format!("{}_{}", table.name(), index.name) } else { index.name.clone() };
+            let waiting = |(name, waits): &(String, String)| {
+                name.eq_ignore_ascii_case(&index.name)
+                    && serde_json::from_str::<Waits>(waits).is_ok_and(|waits| waits.table != table.name())
+            };
+            let taken = own::noted(connection, &self.migration, PENDING)
+                .map(|pending| pending.iter().any(waiting))
+                .and_then(|waits| Ok(waits || taken_elsewhere(connection, &index.name, table.name())?))
+                .map_err(|error| failure(doing(), error))?;
+            let name = if taken { index.other_name(table.name()) } else { index.name.clone() };
             let sql = index.sql(&name, table.name());
             if index.unique {
                 let there = exists(connection, "index", &name).map_err(|error| failure(doing(), error))?;
@@ -163,26 +166,8 @@ impl Writer {
             return Ok(());
         }
         for table in self.tables.values().filter(|table| table.ours) {
-            let name = table.name();
-            let counted = table.target.def.columns.iter().filter(|column| column.sequence.is_some());
-            for column in counted {
-                let last = self
-                    .support
-                    .sequences
-                    .iter()
-                    .filter(|sequence| Some(&sequence.name) == column.sequence.as_ref())
-                    .filter_map(|sequence| sequence.last_value)
-                    .max();
-                let Some(last) = last else { continue };
-                let value = last.saturating_add(COUNTER_MARGIN);
-                let changed = connection
-                    .execute("UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1", (name, value))
-                    .map_err(doing)?;
-                if changed == 0 {
-                    connection
-                        .execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", (name, value))
-                        .map_err(doing)?;
-                }
+            for statement in table::counters(&table.target, &self.support) {
+                connection.execute_batch(&statement).map_err(doing)?;
             }
         }
         Ok(())

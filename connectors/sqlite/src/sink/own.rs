@@ -7,27 +7,26 @@ use rusqlite::{Connection, OptionalExtension};
 pub(super) const TABLES: [&str; 4] =
     ["_crossfade_positions", "_crossfade_quarantine", "_crossfade_undo", "_crossfade_objects"];
 
+/// The statements that make them.
+pub(super) const MAKE: [&str; 4] = [
+    "CREATE TABLE IF NOT EXISTS _crossfade_positions ( \
+     migration TEXT PRIMARY KEY, epoch INTEGER NOT NULL, progress TEXT, source_position TEXT, written_at TEXT)",
+    "CREATE TABLE IF NOT EXISTS _crossfade_quarantine ( \
+     id INTEGER PRIMARY KEY AUTOINCREMENT, migration TEXT NOT NULL, log_offset INTEGER NOT NULL, \
+     ordinal INTEGER NOT NULL, tbl INTEGER NOT NULL, table_name TEXT NOT NULL, key BLOB, key_hash TEXT NOT NULL, \
+     kind TEXT NOT NULL, refused INTEGER NOT NULL, reason TEXT NOT NULL, op TEXT NOT NULL, source_tbl INTEGER NOT NULL, \
+     schema_version INTEGER NOT NULL, old BLOB, new BLOB, at TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS _crossfade_undo ( \
+     migration TEXT NOT NULL, table_name TEXT NOT NULL, key BLOB NOT NULL, before BLOB, wrote BLOB, \
+     PRIMARY KEY (migration, table_name, key)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS _crossfade_objects ( \
+     migration TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, detail TEXT NOT NULL, \
+     PRIMARY KEY (migration, kind, name)) WITHOUT ROWID",
+];
+
 /// Makes them.
 pub(super) fn make(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute_batch(
-        "CREATE TABLE IF NOT EXISTS _crossfade_positions (
-           migration TEXT PRIMARY KEY, epoch INTEGER NOT NULL, progress TEXT, source_position TEXT, written_at TEXT
-         );
-         CREATE TABLE IF NOT EXISTS _crossfade_quarantine (
-           id INTEGER PRIMARY KEY AUTOINCREMENT, migration TEXT NOT NULL, log_offset INTEGER NOT NULL,
-           ordinal INTEGER NOT NULL, tbl INTEGER NOT NULL, table_name TEXT NOT NULL, key BLOB, key_hash TEXT NOT NULL,
-           kind TEXT NOT NULL, refused INTEGER NOT NULL, reason TEXT NOT NULL, op TEXT NOT NULL, source_tbl INTEGER NOT NULL,
-           schema_version INTEGER NOT NULL, old BLOB, new BLOB, at TEXT NOT NULL
-         );
-         CREATE TABLE IF NOT EXISTS _crossfade_undo (
-           migration TEXT NOT NULL, table_name TEXT NOT NULL, key BLOB NOT NULL, before BLOB, wrote BLOB,
-           PRIMARY KEY (migration, table_name, key)
-         ) WITHOUT ROWID;
-         CREATE TABLE IF NOT EXISTS _crossfade_objects (
-           migration TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, detail TEXT NOT NULL,
-           PRIMARY KEY (migration, kind, name)
-         ) WITHOUT ROWID;",
-    )
+    MAKE.iter().try_for_each(|statement| connection.execute_batch(statement))
 }
 
 /// Whether they are there.

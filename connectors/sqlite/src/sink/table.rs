@@ -1,7 +1,7 @@
 //! One table of the target: its statements, and how it is made.
 
 use crate::{
-    client::{list, quoted},
+    client::{list, literal, quoted},
     inspect::{ddl, shape::Affinity},
 };
 use crossfade_connector::{TargetTable, WriteMode};
@@ -240,14 +240,15 @@ pub(super) fn default_words(default: &str, own_words: bool) -> Option<String> {
 }
 
 fn foreign_key(key: &ForeignKeyDef) -> String {
-    format!(
+    let sql = format!(
         "CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {} ({}) {}",
         quoted(&key.name),
         list(&key.columns),
         quoted(&key.references.name),
         list(&key.referenced_columns),
         key.suffix.replace("NOT VALID", "")
-    )
+    );
+    sql.trim_end().to_owned()
 }
 
 /// An index that is held back until the load is done.
@@ -259,6 +260,11 @@ pub(super) struct Index {
 }
 
 impl Index {
+    /// The name that it gets where another table's index has its own: in SQLite all indexes of a file share their names.
+    pub(super) fn other_name(&self, table: &str) -> String {
+        format!("{table}_{}", self.name)
+    }
+
     /// The statement that makes it under a name.
     pub(super) fn sql(&self, name: &str, table: &str) -> String {
         let unique = if self.unique { "UNIQUE " } else { "" };
@@ -294,15 +300,41 @@ fn index_words(index: &IndexDef, dialect: Dialect) -> Option<String> {
 }
 
 /// The unique index without which a row cannot be found by its key, where the primary key is another one or none.
-pub(super) fn key_index(table: &Table) -> Option<(String, String)> {
-    let key: Vec<&str> =
-        table.key.iter().filter_map(|index| table.schema.columns.get(*index)).map(|column| &*column.name).collect();
-    let primary = table.target.def.primary_key.as_ref().map(|key| key.columns.as_slice()).unwrap_or_default();
+pub(super) fn key_index(target: &TargetTable) -> Option<String> {
+    let schema = &target.schema;
+    if schema.identity != Identity::Key {
+        return None;
+    }
+    let columns = schema.key_columns().into_iter().filter_map(|index| schema.columns.get(index));
+    let key: Vec<&str> = columns.map(|column| &*column.name).collect();
+    let primary = target.def.primary_key.as_ref().map(|key| key.columns.as_slice()).unwrap_or_default();
     if key.is_empty() || primary == key.as_slice() {
         return None;
     }
-    let name = format!("_crossfade_key_{}", table.name());
-    let sql =
-        format!("CREATE UNIQUE INDEX IF NOT EXISTS {} ON {} ({})", quoted(&name), quoted(table.name()), list(&key));
-    Some((name, sql))
+    let table = &*schema.name.name;
+    let name = quoted(&format!("_crossfade_key_{table}"));
+    Some(format!("CREATE UNIQUE INDEX IF NOT EXISTS {name} ON {} ({})", quoted(table), list(&key)))
+}
+
+/// Room between the last number that a counter gave out in the source and the first that it gives out here.
+const COUNTER_MARGIN: i64 = 10_000;
+
+/// The statements that set the counters of a table's AUTOINCREMENT column, never backwards.
+pub(super) fn counters(target: &TargetTable, support: &Catalog) -> Vec<String> {
+    let name = literal(&target.schema.name.name);
+    let of = |column: &ColumnDef| {
+        let fed = support.sequences.iter().filter(|sequence| Some(&sequence.name) == column.sequence.as_ref());
+        fed.filter_map(|sequence| sequence.last_value).max()
+    };
+    let last = target.def.columns.iter().filter_map(of).map(|last| last.saturating_add(COUNTER_MARGIN));
+    last.flat_map(|last| {
+        [
+            format!("UPDATE sqlite_sequence SET seq = max(seq, {last}) WHERE name = {name}"),
+            format!(
+                "INSERT INTO sqlite_sequence (name, seq) SELECT {name}, {last} \
+                 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = {name})"
+            ),
+        ]
+    })
+    .collect()
 }

@@ -223,11 +223,12 @@ impl Writer {
     }
 }
 
+/// Refused, not failed: the epoch is a gate, and trying again cannot open it.
 fn fenced(migration: &str) -> Failure {
-    Failure::halt(
+    Failure::refused(
         format!("writing for {migration}"),
-        "another run has taken the target over (its epoch is higher than ours, or its record is gone)",
-        "stop this run; only the newest one may write",
+        "a later run has taken the target over (its epoch is higher than ours, or its record is gone)",
+        "Let the later run do the work; this one must not write any more",
     )
 }
 
@@ -264,7 +265,7 @@ fn prepare_in(connection: &Connection, migration: &str, target: &Target) -> Resu
                 adopt(connection, migration, wanted, target.into_existing || before)?
             }
         };
-        if let Some((_, sql)) = table::key_index(&table).filter(|_| table.ours) {
+        if let Some(sql) = table::key_index(&table.target).filter(|_| table.ours) {
             connection.execute_batch(&sql).map_err(|error| failure(format!("making the key of {name}"), error))?;
         }
         tables.push(table);

@@ -95,33 +95,123 @@ impl Install {
         Ok((captured, since))
     }
 
-    fn make_tables(&self, connection: &Connection, captured: &[Captured]) -> rusqlite::Result<()> {
+    /// Everything that [`Install::begin`] makes for the tables that match, as if nothing of it were there.
+    pub(crate) fn ddl(&self, connection: &Connection, patterns: &[String]) -> Result<Vec<String>, Failure> {
+        let (shapes, _) = matching_or_not(connection, patterns)?;
+        let widest = shapes.iter().map(|shape| shape.carried().count()).max().unwrap_or(0);
+        let mut statements = self.tables();
+        statements.extend(self.cells(0, widest));
+        for (number, shape) in (1..).zip(&shapes) {
+            let Recording { removed, triggers } = recording(&self.names, number, shape, self.old_rows);
+            statements.extend(removed);
+            statements.extend(triggers.into_iter().map(|trigger| trigger.sql));
+        }
+        Ok(statements)
+    }
+
+    /// The statements that make our tables, each harmless where its table is there.
+    fn tables(&self) -> Vec<String> {
         let (changes, layouts, bounds) =
             (quoted(&self.names.changes()), quoted(&self.names.layouts()), quoted(&self.names.bounds()));
-        connection.execute_batch(&format!(
-            "CREATE TABLE IF NOT EXISTS _crossfade_meta (key TEXT PRIMARY KEY, value);
-             INSERT OR IGNORE INTO _crossfade_meta VALUES ('identity', lower(hex(randomblob(16))));
-             CREATE TABLE IF NOT EXISTS {changes} (seq INTEGER PRIMARY KEY, tbl, op);
-             INSERT INTO {changes}(tbl, op) VALUES (0, {});
-             CREATE TABLE IF NOT EXISTS {layouts} (tbl INTEGER, since INTEGER, layout TEXT, PRIMARY KEY (tbl, since));
-             DELETE FROM {layouts};
-             CREATE TABLE IF NOT EXISTS {bounds} (seq INTEGER PRIMARY KEY);",
-            op::ANCHOR
-        ))?;
+        vec![
+            "CREATE TABLE IF NOT EXISTS _crossfade_meta (key TEXT PRIMARY KEY, value)".to_owned(),
+            "INSERT OR IGNORE INTO _crossfade_meta VALUES ('identity', lower(hex(randomblob(16))))".to_owned(),
+            format!("CREATE TABLE IF NOT EXISTS {changes} (seq INTEGER PRIMARY KEY, tbl, op)"),
+            format!("INSERT INTO {changes}(tbl, op) VALUES (0, {})", op::ANCHOR),
+            format!(
+                "CREATE TABLE IF NOT EXISTS {layouts} (tbl INTEGER, since INTEGER, layout TEXT, PRIMARY KEY (tbl, since))"
+            ),
+            format!("DELETE FROM {layouts}"),
+            format!("CREATE TABLE IF NOT EXISTS {bounds} (seq INTEGER PRIMARY KEY)"),
+        ]
+    }
+
+    /// The statements that give the change table its columns for values.
+    fn cells(&self, have: usize, wanted: usize) -> impl Iterator<Item = String> {
+        let changes = quoted(&self.names.changes());
+        (have..wanted).map(move |place| format!("ALTER TABLE {changes} ADD COLUMN c{place}"))
+    }
+
+    /// Makes triggers and layouts for more tables, in one transaction.
+    pub(crate) fn extend(
+        &self,
+        connection: &mut Connection,
+        tables: Vec<TableShape>,
+        first_number: u32,
+    ) -> Result<Vec<Captured>, Failure> {
+        let doing = "installing the triggers of new tables";
+        let transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|error| failure(doing, error))?;
+        let captured: Vec<Captured> = (first_number..)
+            .zip(tables)
+            .map(|(number, shape)| Captured {
+                schema: Arc::new(shape.schema(TableId(number), SchemaVersion(1), None)),
+                shape,
+            })
+            .collect();
+        let made = (|| -> rusqlite::Result<()> {
+            self.widen(&transaction, captured.iter().map(|table| table.schema.columns.len()).max().unwrap_or(0))?;
+            let sql = format!("INSERT INTO {}(tbl, op) VALUES (?1, ?2)", quoted(&self.names.changes()));
+            for table in &captured {
+                // A place of its own in the stream, at which the layout begins.
+                transaction.execute(&sql, (table.schema.id.0, op::LAYOUT))?;
+                self.record(&transaction, table)?;
+            }
+            Ok(())
+        })();
+        made.map_err(|error| failure(doing, error))?;
+        transaction.commit().map_err(|error| failure(doing, error))?;
+        Ok(captured)
+    }
+
+    /// Takes away what was made for tables that the log does not know: it was ended before it heard of them.
+    pub(crate) fn forget_all_but(&self, connection: &mut Connection, known: &[u32]) -> Result<(), Failure> {
+        let doing = "looking for tables that were not taken in to the end";
+        let strangers: Vec<u32> = self
+            .layouts(connection)
+            .map_err(|error| failure(doing, error))?
+            .into_iter()
+            .map(|layout| layout.schema.id.0)
+            .filter(|number| !known.contains(number))
+            .collect();
+        if strangers.is_empty() {
+            return Ok(());
+        }
+        let transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|error| failure(doing, error))?;
+        let forgotten = (|| -> rusqlite::Result<()> {
+            for number in strangers {
+                drop_triggers(&transaction, &self.names.triggers(Some(number)))?;
+                transaction.execute_batch(&format!("DROP TABLE IF EXISTS {}", quoted(&self.names.removed(number))))?;
+                let sql = format!("DELETE FROM {} WHERE tbl = ?1", quoted(&self.names.layouts()));
+                transaction.execute(&sql, [number])?;
+                // The numbers stay without a gap; what they say of a stranger means nothing.
+                let sql = format!("UPDATE {} SET op = ?1 WHERE tbl = ?2", quoted(&self.names.changes()));
+                transaction.execute(&sql, (op::ANCHOR, number))?;
+            }
+            Ok(())
+        })();
+        forgotten.map_err(|error| failure(doing, error))?;
+        transaction.commit().map_err(|error| failure(doing, error))
+    }
+
+    fn make_tables(&self, connection: &Connection, captured: &[Captured]) -> rusqlite::Result<()> {
+        connection.execute_batch(&self.tables().join(";\n"))?;
         let widest = captured.iter().map(|table| table.schema.columns.len()).max().unwrap_or(0);
         self.widen(connection, widest)
     }
 
     /// Gives the change table as many columns for values.
     fn widen(&self, connection: &Connection, columns: usize) -> rusqlite::Result<()> {
-        let changes = self.names.changes();
         let have: u32 = connection.query_row(
             "SELECT count(*) FROM pragma_table_info(?1) WHERE name NOT IN ('seq', 'tbl', 'op')",
-            [&changes],
+            [&self.names.changes()],
             |row| row.get(0),
         )?;
-        for place in have as usize..columns {
-            connection.execute_batch(&format!("ALTER TABLE {} ADD COLUMN c{place}", quoted(&changes)))?;
+        for statement in self.cells(have as usize, columns) {
+            connection.execute_batch(&statement)?;
         }
         Ok(())
     }
@@ -413,25 +503,37 @@ fn all_tables(connection: &Connection) -> rusqlite::Result<Vec<(String, bool)>> 
 
 /// The tables that patterns take, refused where one cannot be recorded.
 pub(crate) fn matching(connection: &Connection, patterns: &[String]) -> Result<Vec<TableShape>, Failure> {
-    let doing = "reading the schema";
-    let names = shape::names(connection).map_err(|error| failure(doing, error))?;
-    let mut found = Vec::new();
-    for (name, view) in names {
+    let (found, refused) = matching_or_not(connection, patterns)?;
+    if let Some(refused) = refused {
+        return Err(refused);
+    }
+    if found.is_empty() {
+        return Err(Failure::misconfigured("reading the schema", "no table matches", "check `tables`"));
+    }
+    Ok(found)
+}
+
+/// The tables that patterns take and that can be recorded, and why the first of the others cannot.
+fn matching_or_not(
+    connection: &Connection,
+    patterns: &[String],
+) -> Result<(Vec<TableShape>, Option<Failure>), Failure> {
+    let doing = |error| failure("reading the schema", error);
+    let (mut found, mut refused) = (Vec::new(), None);
+    for (name, view) in shape::names(connection).map_err(doing)? {
         if view || !shape::matches(patterns, &name) {
             continue;
         }
-        let shape = TableShape::read(connection, &name).map_err(|error| failure(doing, error))?;
-        if let Some(shape) = shape.filter(|shape| !shape.virtual_) {
-            if let Some((problem, remedy)) = obstacle(connection, &shape).map_err(|error| failure(doing, error))? {
-                return Err(Failure::refused(format!("capturing {}", shape.name), problem, remedy));
+        let shape = TableShape::read(connection, &name).map_err(doing)?;
+        let Some(shape) = shape.filter(|shape| !shape.virtual_) else { continue };
+        match obstacle(connection, &shape).map_err(doing)? {
+            None => found.push(shape),
+            Some((problem, remedy)) => {
+                refused.get_or_insert_with(|| Failure::refused(format!("capturing {name}"), problem, remedy));
             }
-            found.push(shape);
         }
     }
-    if found.is_empty() {
-        return Err(Failure::misconfigured(doing, "no table matches", "check `tables`"));
-    }
-    Ok(found)
+    Ok((found, refused))
 }
 
 /// Why a table cannot be recorded, and the remedy.

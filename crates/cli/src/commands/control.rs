@@ -4,10 +4,11 @@
 use super::folder;
 use crate::{
     error::{CliError, Exit},
-    output,
+    output, registry,
     spec::{Span, Spec},
 };
 use crossfade_control::Command;
+use crossfade_event::Position;
 use crossfade_log::EventLog;
 use crossfade_observe::{
     Rates, Status, StatusFile, Totals, render,
@@ -55,11 +56,22 @@ pub(crate) async fn status(spec: &Spec, as_json: bool) -> Result<(), CliError> {
     if as_json {
         return output::json(&status);
     }
-    let mut text = render(&status);
+    let mut text = render(&with_place_words(spec, status));
     if !text.ends_with('\n') {
         text.push('\n');
     }
     output::print(&text)
+}
+
+/// The status with the source's end of history as a person reads it: in the source's own words, and as the position
+/// that other commands take.
+fn with_place_words(spec: &Spec, mut status: Status) -> Status {
+    if let Some(current) = status.source.get_mut("current")
+        && let Ok(position) = serde_json::from_value::<Position>(current.clone())
+    {
+        *current = json!(format!("{}, position {position}", registry::place_words(spec, &position)));
+    }
+    status
 }
 
 /// What the folder says while nobody runs.
@@ -159,18 +171,40 @@ pub(crate) async fn pause(spec: &Spec, reason: &str) -> Result<(), CliError> {
 /// Lets it go on.
 pub(crate) async fn resume(spec: &Spec, add: bool) -> Result<(), CliError> {
     let by = folder::by_hand();
-    let body = json!({ "who": by.who, "add": add });
+    let body = json!({ "who": by.who, "add": false });
     if ask(spec, Method::POST, "/resume", Some(body)).await?.is_some() {
-        let added = if add { "; new tables that match the spec are taken in" } else { "" };
-        return output::line(format!("{} goes on{added}", spec.name));
+        output::line(format!("{} goes on", spec.name))?;
+        if !add {
+            return Ok(());
+        }
+        let asked = ask(spec, Method::POST, "/command/add-tables", Some(json!({ "who": by.who }))).await?;
+        return tell_added(asked.as_ref());
     }
     let owned = folder::taken(spec)?;
+    let journal = folder::journal(&owned)?;
+    journal.command(Command::Resume, &by).await?;
     if add {
-        return Err(CliError::refused(format!("no process runs {}, so no table can be taken in", spec.name))
-            .hint(format!("start it with `crossfade run {}`, then resume --add", spec.file.display())));
+        journal.command(Command::AddTables, &by).await?;
+        output::line("new tables that match the spec are taken in by the next run")?;
     }
-    folder::journal(&owned)?.command(Command::Resume, &by).await?;
     output::line(format!("{} is no longer paused; `crossfade run {}` goes on", spec.name, spec.file.display()))
+}
+
+fn tell_added(answer: Option<&Json>) -> Result<(), CliError> {
+    let Some(answer) = answer else {
+        return Err(CliError::failed(
+            "the run ended while it was asked; whether new tables are taken in, `crossfade status` of the next run says",
+        ));
+    };
+    let tables: Vec<&str> =
+        answer.get("tables").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str).collect();
+    if tables.is_empty() {
+        return output::line("the source has no new table that matches the spec");
+    }
+    output::line(match answer.get("begun").and_then(Json::as_bool) {
+        Some(true) => format!("taken in, and being copied: {}", tables.join(", ")),
+        _ => format!("noted; the copy begins once what is under way in the source has ended: {}", tables.join(", ")),
+    })
 }
 
 /// Names the present place.
@@ -193,7 +227,7 @@ async fn checkpoint_in_folder(spec: &Spec, name: &str) -> Result<Json, CliError>
     let owned = folder::taken(spec)?;
     let log = folder::log(spec)?;
     let tail = log.tail();
-    let cut = log.consumers().into_iter().map(|(_, cut)| cut).min_by_key(crossfade_event::Cut::total);
+    let cut = log.consumers().into_iter().find(|(name, _)| name == folder::DELIVER).map(|(_, cut)| cut);
     let cut = cut.unwrap_or_else(|| tail.cut.clone());
     let position = tail.position.filter(|_| cut == tail.cut);
     let by = folder::by_hand();

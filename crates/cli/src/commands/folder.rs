@@ -39,6 +39,9 @@ pub(crate) fn log(spec: &Spec) -> Result<Embedded, CliError> {
 /// The name under which deliver's place is kept, in the log and in the state.
 pub(crate) const DELIVER: &str = "deliver";
 
+/// The name under which the state keeps how far ingest has come.
+pub(crate) const INGEST: &str = "ingest";
+
 /// How large a segment of the journal grows: it is small, and kept whole.
 const JOURNAL_SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 

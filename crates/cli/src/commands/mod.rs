@@ -1,14 +1,14 @@
 //! One file for each group of commands. Each loads its spec, does its work, and prints its answer.
 
 mod check;
-mod control;
+pub(crate) mod control;
 pub(crate) mod folder;
 mod init;
 mod log;
 mod mapping;
 mod plan;
 mod quarantine;
-mod state;
+pub(crate) mod state;
 
 use crate::{
     args::{Command, LogCommand, MappingCommand, QuarantineCommand, StateCommand},
@@ -48,7 +48,7 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Log(LogCommand::Ls(args)) => log::ls(&load(&args.spec)?, args.json),
         Command::Log(LogCommand::Cat(args)) => log::cat(&load(&args.spec)?, &args),
         Command::Log(LogCommand::Verify(args)) => log::verify(&load(&args.spec)?, args.json),
-        Command::State(StateCommand::Ls(args)) => state::ls(&load(&args.spec)?, args.json),
+        Command::State(StateCommand::Ls(args)) => state::ls(&load(&args.spec)?, args.json).await,
         Command::State(StateCommand::Rebuild(args)) => state::rebuild(&load(&args.spec)?, args.json).await,
     }
 }

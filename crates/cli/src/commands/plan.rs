@@ -3,9 +3,11 @@
 use crate::{
     error::CliError,
     output::{self, Table},
+    registry,
     spec::Spec,
     wiring::{self, Planned},
 };
+use crossfade_connector::TargetSql;
 use crossfade_event::{
     Identity,
     catalog::{RelationKind, TableDef},
@@ -67,11 +69,12 @@ struct Step {
 /// Plans.
 pub(crate) async fn plan(spec: &Spec, as_json: bool) -> Result<(), CliError> {
     let planned = wiring::plan_from_source(spec).await?;
-    let answer = answer(spec, &planned);
+    let steps = steps(spec, &planned, registry::source_ddl(spec).await?)?;
+    let answer = answer(spec, &planned, steps);
     if as_json { output::json(&answer) } else { output::print(&render(&answer)) }
 }
 
-fn answer<'a>(spec: &'a Spec, planned: &'a Planned) -> Answer<'a> {
+fn answer<'a>(spec: &'a Spec, planned: &'a Planned, steps: Vec<Step>) -> Answer<'a> {
     let tables: Vec<TableAnswer> = planned.plan.tables().iter().map(|table| table_answer(planned, table)).collect();
     let moved = |def: &&TableDef| planned.plan.tables().iter().any(|table| table.source.as_ref() == Some(&def.name));
     let left_out = planned.catalog.tables.iter().filter(|def| !moved(def)).map(left_out).collect();
@@ -83,7 +86,7 @@ fn answer<'a>(spec: &'a Spec, planned: &'a Planned) -> Answer<'a> {
         bytes: tables.iter().map(|table| table.bytes).sum(),
         tables,
         left_out,
-        steps: steps(spec, planned),
+        steps,
         notes: planned.plan.notes(),
     }
 }
@@ -132,45 +135,47 @@ fn left_out(def: &TableDef) -> LeftOut {
     LeftOut { table: def.name.to_string(), reason }
 }
 
-/// What a run does, in order.
-fn steps(spec: &Spec, planned: &Planned) -> Vec<Step> {
+/// What a run does, in order: with the very statements that it runs where nothing is there yet.
+fn steps(spec: &Spec, planned: &Planned, capture: Vec<String>) -> Result<Vec<Step>, CliError> {
+    let TargetSql { before_load, after_load } = registry::sink_ddl(spec, &planned.target)?;
     let tables = planned.plan.tables().len();
-    vec![
-        Step {
-            step: "expand",
-            what: format!("make {tables} target objects, additive and idempotent"),
-            sql: Vec::new(),
-            taken_back_by: "rollback --wipe",
-        },
-        Step {
-            step: "capture",
-            what: match wiring::source_kind(spec) {
-                "postgres" => "make a publication and a replication slot in the source".to_owned(),
-                _ => "put triggers on the source's tables, which record every change in the writer's own transaction"
-                    .to_owned(),
-            },
-            sql: Vec::new(),
-            taken_back_by: "rollback --wipe",
-        },
-        Step {
-            step: "backfill",
-            what: "copy the rows that are there, in chunks that can be resumed one by one".to_owned(),
-            sql: Vec::new(),
-            taken_back_by: "rollback --undo or --wipe",
-        },
-        Step {
-            step: "finish",
-            what: "make indexes and foreign keys, set sequences".to_owned(),
-            sql: Vec::new(),
-            taken_back_by: "rollback --wipe",
-        },
-        Step {
-            step: "follow",
-            what: "apply every change since the copy began, then each new one".to_owned(),
-            sql: Vec::new(),
-            taken_back_by: "rollback --undo or --wipe",
-        },
-    ]
+    let wiped = "rollback --wipe";
+    let undone = "rollback --undo or --wipe";
+    let step = |step, what: &str, sql, taken_back_by| Step { step, what: what.to_owned(), sql, taken_back_by };
+    Ok(vec![
+        step(
+            "expand",
+            &format!(
+                "make {tables} target objects and our own beside them; what is there already stays as it is, and what \
+                 is made is noted, so that a wipe drops that and nothing else"
+            ),
+            before_load,
+            wiped,
+        ),
+        step("capture", capture_words(spec), capture, wiped),
+        step("backfill", "copy the rows that are there, in chunks that can be resumed one by one", Vec::new(), undone),
+        step(
+            "finish",
+            "make keys and indexes once the rows are in; what must hold between rows (unique values, references) once \
+             the stream has passed the copy's end",
+            after_load,
+            wiped,
+        ),
+        step("follow", "apply every change since the copy began, then each new one", Vec::new(), undone),
+    ])
+}
+
+fn capture_words(spec: &Spec) -> &'static str {
+    match wiring::source_kind(spec) {
+        "postgres" => {
+            "publish the tables and make a replication slot in the source (its command goes over a replication \
+             connection); an idle source gets the mark below from time to time"
+        }
+        _ => {
+            "put triggers on the source's tables, which record every change in the writer's own transaction; one \
+             transaction makes all of it"
+        }
+    }
 }
 
 fn render(answer: &Answer<'_>) -> String {
@@ -209,6 +214,7 @@ fn render(answer: &Answer<'_>) -> String {
             for line in statement.trim_end().lines() {
                 text.push_str(&format!("     {line}\n"));
             }
+            text.insert(text.len() - 1, ';');
         }
     }
     text.push_str(&render_notes(answer.notes));

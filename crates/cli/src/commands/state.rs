@@ -1,27 +1,50 @@
 //! `state ls|rebuild`: looks into the state, or makes it again from what it is a cache of.
 
-use super::folder;
+use super::{control, folder};
 use crate::{
     error::CliError,
     output::{self, Table},
     registry::AnySink,
+    run::whole,
     spec::Spec,
 };
 use crossfade_connector::{Quarantine, QuarantineFilter, QuarantinedChange, Sink};
 use crossfade_control::{Journal, Migration};
-use crossfade_event::{Event, TableId};
-use crossfade_log::{EventLog, Lane, LogReader, embedded::Embedded};
-use crossfade_pipeline::SnapshotFold;
+use crossfade_log::{EventLog, embedded::Embedded};
+use crossfade_pipeline::fold_snapshots;
 use crossfade_state::{
-    Changes, Checkpoint, CheckpointKey, ChunkDone, ChunkKey, Cursor, CursorKey, Epoch, EpochKey, IdentityKey,
-    IdentityPin, IngestFold, IngestFoldKey, JournalFoldKey, QuarantineKey, QuarantineRecord, Setting, SettingKey,
-    SledStore, StateStore, TableFold, TableFoldKey, WorkFolder, listing, quarantine_aside,
+    Changes, Checkpoint, CheckpointKey, Cursor, CursorKey, Epoch, EpochKey, IdentityKey, IdentityPin, JournalFoldKey,
+    QuarantineKey, QuarantineRecord, Setting, SettingKey, SledStore, StateStore, WorkFolder, listing, quarantine_aside,
 };
+use hyper::Method;
 use serde::Serialize;
-use std::{collections::BTreeMap, path::PathBuf};
+use serde_json::Value;
+use std::path::PathBuf;
 
-/// Everything in the state. It holds no row values, so all of it may be shown.
-pub(crate) fn ls(spec: &Spec, as_json: bool) -> Result<(), CliError> {
+/// Everything in the state. It holds no row values, so all of it may be shown. Asked of the process that runs the migration,
+/// where one does.
+pub(crate) async fn ls(spec: &Spec, as_json: bool) -> Result<(), CliError> {
+    let all = match control::ask(spec, Method::POST, "/command/state", None).await? {
+        Some(answer) => answer,
+        None => in_folder(spec)?,
+    };
+    if as_json {
+        return output::json(&all);
+    }
+    let entries = all.as_array().map(Vec::as_slice).unwrap_or_default();
+    if entries.is_empty() {
+        return output::line("the state is empty");
+    }
+    let mut table = Table::new(["kind", "key", "value"]);
+    for entry in entries {
+        table.row(
+            ["kind", "key", "value"].map(|name| entry.get(name).and_then(Value::as_str).unwrap_or("?").to_owned()),
+        );
+    }
+    output::print(&table.render())
+}
+
+fn in_folder(spec: &Spec) -> Result<Value, CliError> {
     let owned = folder::taken(spec)?;
     let path = WorkFolder::state_path(owned.dir());
     if !path.is_dir() {
@@ -32,19 +55,12 @@ pub(crate) fn ls(spec: &Spec, as_json: bool) -> Result<(), CliError> {
         ))
         .hint(format!("`crossfade run {}` makes it", spec.file.display())));
     }
-    let store = SledStore::open(path)?;
-    let all = listing(&store)?;
-    if as_json {
-        return output::json(&all);
-    }
-    if all.is_empty() {
-        return output::line("the state is empty");
-    }
-    let mut table = Table::new(["kind", "key", "value"]);
-    for entry in all {
-        table.row([entry.kind.to_owned(), entry.key, entry.value]);
-    }
-    output::print(&table.render())
+    listed(&SledStore::open(path)?)
+}
+
+/// What a store holds, for programs.
+pub(crate) fn listed(store: &SledStore) -> Result<Value, CliError> {
+    serde_json::to_value(listing(store)?).map_err(|error| CliError::failed(format!("listing the state: {error}")))
 }
 
 /// What a rebuild found.
@@ -69,7 +85,7 @@ pub(crate) async fn rebuild(spec: &Spec, as_json: bool) -> Result<(), CliError> 
     let owned = folder::taken(spec)?;
     let journal = folder::journal(&owned)?;
     let mut told = Rebuilt::default();
-    let mut changes = from_log(&folder::log(spec)?, &mut told)?;
+    let mut changes = from_log(&folder::log(spec)?, &journal.migration(), &mut told)?;
     changes = from_journal(changes, &journal, &mut told).await?;
     changes = from_sink(changes, spec, &mut told).await?;
     // Everything was read before anything is moved: a rebuild that fails leaves what there is.
@@ -92,39 +108,13 @@ pub(crate) async fn rebuild(spec: &Spec, as_json: bool) -> Result<(), CliError> 
 }
 
 /// How far the copies have come: what ingest resumes from.
-fn from_log(log: &Embedded, told: &mut Rebuilt) -> Result<Changes, CliError> {
-    let mut fold = SnapshotFold { folded: log.start(), ..SnapshotFold::default() };
-    let mut rows: BTreeMap<(TableId, u32), u64> = BTreeMap::new();
-    let mut reader = log.read(&log.start(), Lane::Snapshot)?;
-    while let Some(entries) = reader.try_next()? {
-        for entry in &entries.entries {
-            if let Event::ChunkEnded { table, chunk, rows: count } = &entry.event {
-                rows.insert((*table, chunk.0), *count);
-            }
-            fold.absorb(entry);
-        }
-    }
-    let state = fold.state;
-    let generation = state.generation;
-    let ingest = IngestFold {
-        upto: fold.folded,
-        generation,
-        ended: state.ended,
-        visible: state.visible,
-        tables: state.tables.iter().map(|(table, _)| *table).collect(),
-    };
-    told.tables = state.tables.len();
-    let mut changes = Changes::one(&IngestFoldKey, &ingest);
-    for (table, snapshot) in state.tables {
-        let key = TableFoldKey { generation, table };
-        changes = changes.put(&key, &TableFold { chunks: snapshot.chunks, ended: snapshot.ended });
-        told.chunks += snapshot.done.len();
-        for chunk in snapshot.done {
-            let rows = rows.get(&(table, chunk.0)).copied().unwrap_or_default();
-            changes = changes.put(&ChunkKey { generation, table, chunk }, &ChunkDone { rows });
-        }
-    }
-    Ok(changes)
+fn from_log(log: &Embedded, migration: &Migration, told: &mut Rebuilt) -> Result<Changes, CliError> {
+    let fold = whole(fold_snapshots(log)?, log, migration);
+    told.tables = fold.state.tables.len();
+    told.chunks = fold.state.tables.iter().map(|(_, snapshot)| snapshot.done.len()).sum();
+    let tail = log.tail();
+    let cursor = Cursor { cut: tail.cut, position: tail.position };
+    Ok(fold.changes(log.id(), None).put(&CursorKey::new(folder::INGEST), &cursor))
 }
 
 /// Decisions: checkpoints, epoch, pinned identities.

@@ -1,6 +1,7 @@
 //! What a running migration answers on its control socket.
 
 use super::{
+    adding::{Added, Asker},
     ends::SinkJob,
     session::Session,
     supervise::barrier,
@@ -16,6 +17,7 @@ use crossfade_observe::{
     socket::{Control, Refused},
 };
 use crossfade_pipeline::ValveHandle;
+use crossfade_state::SledStore;
 use serde_json::{Value, json};
 use std::{
     str::FromStr,
@@ -32,7 +34,9 @@ pub(super) struct Shared {
     pub(super) watcher: Arc<Watcher>,
     pub(super) valve: ValveHandle,
     log: Embedded,
-    jobs: mpsc::Sender<SinkJob>,
+    state: SledStore,
+    pub(super) jobs: mpsc::Sender<SinkJob>,
+    askers: mpsc::Sender<Asker>,
     meter: Mutex<(Meter, Windows)>,
     verdicts: Mutex<Vec<Verdict>>,
     begun: Instant,
@@ -56,6 +60,7 @@ impl Shared {
         watcher: Arc<Watcher>,
         valve: ValveHandle,
         jobs: mpsc::Sender<SinkJob>,
+        askers: mpsc::Sender<Asker>,
     ) -> Self {
         let (stop, stop_asked) = mpsc::channel(1);
         Self {
@@ -65,7 +70,9 @@ impl Shared {
             watcher,
             valve,
             log: session.log.clone(),
+            state: session.state.clone(),
             jobs,
+            askers,
             meter: Mutex::new((Meter::new(), Windows::new())),
             verdicts: Mutex::default(),
             begun: Instant::now(),
@@ -146,8 +153,16 @@ impl Shared {
         })
     }
 
-    fn now(&self) -> By {
+    pub(super) fn now(&self) -> By {
         By { at_us: jiff::Timestamp::now().as_microsecond(), ..self.by.clone() }
+    }
+
+    /// Takes in new tables that match the spec; the journal keeps the wish until the log has them.
+    async fn add_tables(&self) -> Result<Added, Refused> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || Refused::new(1, "the run is ending; with the next one, ask again");
+        self.askers.send(answer).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?.map_err(|error| refused(&error))
     }
 
     async fn job<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, CliError>>) -> SinkJob) -> Result<T, Refused> {
@@ -202,12 +217,12 @@ impl Control for Answers {
     }
 
     async fn resume(&self, _who: String, add: bool) -> Result<(), Refused> {
-        if add {
-            return Err(Refused::new(2, "resume --add is not built yet: begin a migration of its own for new tables"));
-        }
         self.0.command(Command::Resume).await?;
         held(&self.0.meter).1.clear();
         self.0.valve.open();
+        if add {
+            self.0.add_tables().await?;
+        }
         Ok(())
     }
 
@@ -253,6 +268,11 @@ impl Control for Answers {
                 self.0.command(Command::Note { what: format!("replay from {text}") }).await?;
                 let report = self.0.job(|answer| SinkJob::Heal(cut, answer)).await?;
                 Ok(super::replay::heal_json(&report))
+            }
+            "state" => crate::commands::state::listed(&self.0.state).map_err(|error| refused(&error)),
+            "add-tables" => {
+                let Added { tables, begun } = self.0.add_tables().await?;
+                Ok(json!({ "tables": tables, "begun": begun }))
             }
             "quarantine-retry" => {
                 let outcome = self.0.job(|answer| SinkJob::Retry(filter_of(&body), answer)).await?;

@@ -14,8 +14,8 @@ use crate::{
 use crossfade_connector::Inspect;
 use crossfade_event::{Change, Op, TableId};
 use crossfade_transform::Output;
-use crossfade_verify::{LiveViews, Subject};
-use std::{collections::BTreeMap, sync::Arc};
+use crossfade_verify::{LiveViews, Subject, scan_rows};
+use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 
 /// What became of one table's rows.
 #[derive(Debug, Default)]
@@ -48,37 +48,31 @@ pub(crate) async fn dry_run(spec: &Spec, limit: Option<u64>) -> Result<(), CliEr
     for schema in &tables {
         let bound = routes.plan().bind(schema)?;
         let mut count = Count::default();
-        source.scan(schema).await?;
-        'table: loop {
-            let page = source.scan_next().await?;
-            if page.is_empty() {
-                break;
+        let take = |row| {
+            if limit.is_some_and(|limit| count.read >= limit) {
+                return ControlFlow::Break(());
             }
-            for row in page {
-                if limit.is_some_and(|limit| count.read >= limit) {
-                    break 'table;
-                }
-                count.read += 1;
-                if bound.passthrough().is_some() {
-                    count.written += 1;
-                    continue;
-                }
-                let change =
-                    Change { table: schema.id, schema: schema.version, op: Op::Insert, old: None, new: Some(row) };
-                let mut outputs = Vec::new();
-                bound.apply(&change, &views, &mut outputs);
-                for output in outputs {
-                    match output {
-                        Output::Change(_) => count.written += 1,
-                        Output::Filtered => count.filtered += 1,
-                        Output::Rejected { reason, .. } => {
-                            count.refused += 1;
-                            *reasons.entry(reason).or_default() += 1;
-                        }
+            count.read += 1;
+            if bound.passthrough().is_some() {
+                count.written += 1;
+                return ControlFlow::Continue(());
+            }
+            let change = Change { table: schema.id, schema: schema.version, op: Op::Insert, old: None, new: Some(row) };
+            let mut outputs = Vec::new();
+            bound.apply(&change, &views, &mut outputs);
+            for output in outputs {
+                match output {
+                    Output::Change(_) => count.written += 1,
+                    Output::Filtered => count.filtered += 1,
+                    Output::Rejected { reason, .. } => {
+                        count.refused += 1;
+                        *reasons.entry(reason).or_default() += 1;
                     }
                 }
             }
-        }
+            ControlFlow::Continue(())
+        };
+        scan_rows(&mut source, schema, take).await?;
         let figures = [count.read, count.written, count.filtered, count.refused].map(output::count);
         let [read, written, filtered, refused] = figures;
         answer.row([schema.name.to_string(), read, written, filtered, refused]);

@@ -5,7 +5,7 @@ use crossfade_connector::{Quarantine, QuarantineFilter, QuarantineOutcome, Sink,
 use crossfade_event::Cut;
 use crossfade_log::embedded::Embedded;
 use crossfade_pipeline::{
-    DeliverOptions, Ending, HealReport, PipelineError, Routes, Stop, Valve, Watch, deliver, heal, stop_channel,
+    DeliverOptions, Ending, HealReport, PipelineError, Routes, Scratch, Stop, Valve, Watch, deliver, heal, stop_channel,
 };
 use std::{pin::pin, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +19,8 @@ pub(super) enum SinkJob {
     Heal(Cut, oneshot::Sender<Result<HealReport, CliError>>),
     /// Applies quarantined changes again.
     Retry(QuarantineFilter, oneshot::Sender<Result<QuarantineOutcome, CliError>>),
+    /// Goes on by other routes: tables have come.
+    Adopt(Box<Routes>, oneshot::Sender<Result<(), CliError>>),
     /// Drops quarantined changes.
     Discard(QuarantineFilter, oneshot::Sender<Result<QuarantineOutcome, CliError>>),
 }
@@ -27,7 +29,7 @@ pub(super) enum SinkJob {
 #[expect(clippy::too_many_arguments, reason = "a task takes all that it owns; a struct would only rename them")]
 pub(super) async fn deliver_with_jobs(
     log: Embedded,
-    routes: Routes,
+    mut routes: Routes,
     mut sink: AnySink,
     options: DeliverOptions,
     watch: Arc<dyn Watch>,
@@ -38,6 +40,7 @@ pub(super) async fn deliver_with_jobs(
     loop {
         let (stopper, own_stop) = stop_channel();
         let job = {
+            let routes = with_scratch(&log, &routes);
             let mut delivering = pin!(deliver(&log, &routes, &mut sink, &options, &*watch, &mut valve, own_stop));
             let job = tokio::select! {
                 ended = &mut delivering => return ended,
@@ -50,6 +53,13 @@ pub(super) async fn deliver_with_jobs(
         };
         match job {
             None => return Ok(Ending::Stopped),
+            Some(SinkJob::Adopt(grown, answer)) => {
+                let adopted = adopt(&log, &grown, &mut sink).await;
+                if adopted.is_ok() {
+                    routes = *grown;
+                }
+                let _ = answer.send(adopted);
+            }
             Some(job) => run_job(&log, &routes, &mut sink, job).await,
         }
     }
@@ -59,16 +69,28 @@ async fn run_job(log: &Embedded, routes: &Routes, sink: &mut AnySink, job: SinkJ
     // Whoever asked may have gone away; then the answer has no taker.
     match job {
         SinkJob::Heal(from, answer) => {
-            let healed = heal(log, routes, sink, &from, HEAL_BYTES_MAX).await.map_err(CliError::from);
+            let healed =
+                heal(log, &with_scratch(log, routes), sink, &from, HEAL_BYTES_MAX).await.map_err(CliError::from);
             let _ = answer.send(healed);
         }
         SinkJob::Retry(filter, answer) => {
             let _ = answer.send(retry(sink, routes.target(), &filter).await);
         }
+        // Whoever owns the routes has done it.
+        SinkJob::Adopt(_, answer) => drop(answer),
         SinkJob::Discard(filter, answer) => {
             let _ = answer.send(discard(sink, routes.target(), &filter).await);
         }
     }
+}
+
+/// Makes in the target what the new routes need, before the first row comes; refused, nothing has changed.
+async fn adopt(log: &Embedded, routes: &Routes, sink: &mut AnySink) -> Result<(), CliError> {
+    let mut routes = routes.clone();
+    if let Some(progress) = sink.progress().await? {
+        routes.restore(log, &progress.schemas)?;
+    }
+    Ok(sink.prepare(routes.target()).await?)
 }
 
 pub(super) async fn retry(
@@ -89,6 +111,11 @@ pub(super) async fn discard(
     Ok(Quarantine::discard(sink, filter).await?)
 }
 
+/// Rows that lookups read, and that are too many for memory, go beside the log.
+fn with_scratch(log: &Embedded, routes: &Routes) -> Routes {
+    routes.clone().with_scratch(Scratch::new(log.dir().with_file_name("lookups")))
+}
+
 /// Heals when nobody runs the migration.
 pub(super) async fn heal_offline(
     log: &Embedded,
@@ -96,5 +123,5 @@ pub(super) async fn heal_offline(
     sink: &mut AnySink,
     from: &Cut,
 ) -> Result<HealReport, CliError> {
-    Ok(heal(log, routes, sink, from, HEAL_BYTES_MAX).await?)
+    Ok(heal(log, &with_scratch(log, routes), sink, from, HEAL_BYTES_MAX).await?)
 }

@@ -6,19 +6,26 @@
 //!                 └──── Watcher ─────┴──▶ counters, journal, status file, terminal, control socket
 //! ```
 
+mod adding;
+mod base;
 mod control;
 mod dry;
 mod ends;
+mod follower;
+mod growth;
+mod keep;
 mod place;
 mod plan_file;
 mod replay;
 mod rollback;
 mod session;
 mod supervise;
+mod upkeep;
 mod verify;
 mod watcher;
 
 pub(crate) use dry::dry_run;
+pub(crate) use keep::whole;
 pub(crate) use plan_file::{PlanFile, secret_of};
 pub(crate) use replay::replay;
 pub(crate) use rollback::rollback;

@@ -3,7 +3,7 @@
 use crate::{args, error::CliError};
 use crossfade_control::Migration;
 use crossfade_event::{Cut, Event, Offset, Partition, Position};
-use crossfade_log::{EventLog, Lane, LogReader, embedded::Embedded};
+use crossfade_log::{Entry, EventLog, Lane, LogReader, embedded::Embedded};
 
 /// The cut from which a replay begins: always at the end of a source transaction, or at the log's beginning.
 pub(super) fn cut_of(from: &args::From, log: &Embedded, migration: &Migration) -> Result<Cut, CliError> {
@@ -48,43 +48,33 @@ fn at_or_before(log: &Embedded, offset: Offset) -> Result<Cut, CliError> {
             "the log holds the offsets {start} to {end}; {offset} is not among them"
         )));
     }
-    let mut place = log.start();
-    each_transaction_end(log, |at| {
-        if at <= offset {
-            place = Cut::single(at);
-        }
-        at <= offset
-    })?;
-    Ok(place)
-}
-
-fn each_transaction_end(log: &Embedded, mut take: impl FnMut(Offset) -> bool) -> Result<(), CliError> {
-    let mut reader = log.read(&log.start(), Lane::Stream)?;
-    while let Some(entries) = reader.try_next()? {
-        for entry in entries.entries {
-            if matches!(entry.event, Event::Committed | Event::Resolved | Event::BackfillBegan(_))
-                && !take(Offset(entry.offset.0 + 1))
-            {
-                return Ok(());
-            }
-        }
-    }
-    Ok(())
+    Ok(last_end_before(log, |entry| entry.offset >= offset)?.0)
 }
 
 /// The end of the transaction before the first entry that is `wanted`.
-fn find(log: &Embedded, what: &str, wanted: impl Fn(&crossfade_log::Entry) -> bool) -> Result<Cut, CliError> {
+fn find(log: &Embedded, what: &str, wanted: impl Fn(&Entry) -> bool) -> Result<Cut, CliError> {
+    match last_end_before(log, wanted)? {
+        (place, true) => Ok(place),
+        (_, false) => {
+            Err(CliError::misconfigured(format!("the log holds no {what}"))
+                .hint("`crossfade log ls` shows what it holds"))
+        }
+    }
+}
+
+/// The last end of a source transaction before the first entry of the stream that is `wanted`, and whether there is one.
+fn last_end_before(log: &Embedded, wanted: impl Fn(&Entry) -> bool) -> Result<(Cut, bool), CliError> {
     let mut place = log.start();
-    let mut reader = log.read(&log.start(), Lane::Stream)?;
+    let mut reader = log.read(&place, Lane::Stream)?;
     while let Some(entries) = reader.try_next()? {
         for entry in entries.entries {
             if wanted(&entry) {
-                return Ok(place);
+                return Ok((place, true));
             }
             if matches!(entry.event, Event::Committed | Event::Resolved | Event::BackfillBegan(_)) {
                 place = Cut::single(Offset(entry.offset.0 + 1));
             }
         }
     }
-    Err(CliError::misconfigured(format!("the log holds no {what}")).hint("`crossfade log ls` shows what it holds"))
+    Ok((place, false))
 }

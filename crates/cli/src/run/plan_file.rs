@@ -93,6 +93,9 @@ pub(crate) fn spec_hash(spec: &Spec) -> String {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part.as_bytes());
     }
+    if spec.source.by_root() {
+        hash.update(b"partitions by root");
+    }
     hex(&hash.finalize())
 }
 
@@ -112,6 +115,21 @@ pub(crate) fn secret_of(folder: &Path) -> Result<Vec<u8>, CliError> {
     }
 }
 
+/// Keeps another migration's secret as one's own: a sink that is built from its log has the same keys.
+pub(super) fn keep_secret(folder: &Path, secret: &[u8]) -> Result<(), CliError> {
+    let path = folder.join("secret");
+    match fs::read(&path) {
+        Ok(own) if own == secret => Ok(()),
+        Ok(_) => Err(CliError::refused(format!(
+            "{} is another secret than that of the migration whose log is replayed: derived keys would not be the same",
+            path.display()
+        ))
+        .hint("give the spec of the new sink a name that was not used before")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => write_whole(&path, secret),
+        Err(error) => Err(CliError::io(format!("reading {}", path.display()), &error)),
+    }
+}
+
 /// Which secret it is, without telling it.
 pub(crate) fn secret_id(secret: &[u8]) -> String {
     hex(&Sha256::digest(secret)).chars().take(16).collect()
@@ -121,7 +139,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn write_whole(path: &Path, content: &[u8]) -> Result<(), CliError> {
+pub(super) fn write_whole(path: &Path, content: &[u8]) -> Result<(), CliError> {
     let beside = path.with_extension("new");
     let write = || -> std::io::Result<()> {
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;

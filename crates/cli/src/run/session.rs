@@ -1,6 +1,9 @@
 //! Everything that one process needs to work on a migration: its folder, journal, log, state, plan and routes.
 
-use super::plan_file::{PlanFile, secret_id, secret_of, spec_hash};
+use super::{
+    follower::Origin,
+    plan_file::{PlanFile, secret_id, secret_of, spec_hash},
+};
 use crate::{
     commands::folder,
     error::{CliError, Exit},
@@ -30,6 +33,7 @@ impl Session {
     /// Takes the folder, plans if nothing has been planned yet, and opens log and state.
     pub(crate) async fn open(spec: &Spec) -> Result<Self, CliError> {
         let folder = WorkFolder::lock(spec.folder())?;
+        Origin::refuse(folder.dir(), spec)?;
         let journal = folder::journal(&folder)?;
         let by = folder::by_hand();
         refuse_half_done(&journal)?;

@@ -1,21 +1,23 @@
 //! A run under way: its tasks, their owner, and their end. Every task started here is joined here.
 
 use super::{
+    adding::{Adder, Adding},
     control::{Answers, Shared},
     ends::deliver_with_jobs,
+    keep::Keeper,
     session::Session,
     watcher::Watcher,
 };
-use crate::{error::CliError, wiring};
+use crate::{commands::folder::DELIVER, error::CliError, wiring};
 use crossfade_connector::{Inspect, Sink, Stage};
 use crossfade_control::{Command, Overlay, evaluate, pause_reason};
 use crossfade_event::{Event, TableName};
 use crossfade_log::{EventLog, Lane, LogReader};
 use crossfade_observe::{StatusFile, Terminal, TerminalMode, socket::ControlSocket};
 use crossfade_pipeline::{
-    DeliverOptions, IngestOptions, PipelineError, Stop, Stopper, Watch, ingest, stop_channel, valve,
+    DeliverOptions, Folds, IngestOptions, PipelineError, Stop, Stopper, Watch, ingest, stop_channel, valve,
 };
-use crossfade_state::{Changes, Cursor, CursorKey, StateStore, WorkFolder};
+use crossfade_state::WorkFolder;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -32,6 +34,7 @@ const RETENTION: Duration = Duration::from_secs(60);
 pub(super) struct Running {
     session: Session,
     shared: Arc<Shared>,
+    keeper: Keeper,
     stopper: Stopper,
     stop: Stop,
     loops: JoinSet<Result<(), PipelineError>>,
@@ -46,32 +49,38 @@ impl Running {
         let (stopper, stop) = stop_channel();
         let (watcher, facts) = Watcher::new(session.log.clone());
         let watcher = Arc::new(watcher);
+        let keeper = Keeper::new(&session, watcher.clone())?;
         let (valve_handle, valve) = valve();
         if let Some(Overlay::Paused { by, reason }) = &session.journal.migration().overlay {
             valve_handle.close(format!("paused by {by}: {reason}"));
         }
         let mut source = wiring::source(&session.spec, session.folder.dir())?;
         let mut sink = wiring::sink(&session.spec)?;
-        count_what_is_there(&session, &mut sink, &watcher).await?;
+        count_what_is_there(&session, &keeper.folds(), &mut sink, &watcher).await?;
         let (jobs, job_receiver) = mpsc::channel(4);
-        let shared = Arc::new(Shared::new(&session, watcher.clone(), valve_handle, jobs));
+        let (askers, asked) = mpsc::channel(4);
+        let shared = Arc::new(Shared::new(&session, watcher.clone(), valve_handle, jobs, askers));
+        let adding = Adding::new(&session, Adder::of(&source), shared.clone(), asked);
 
         let mut loops = JoinSet::new();
         {
             let (log, watch, stop) = (session.log.clone(), watcher.clone(), stop.clone());
-            loops.spawn(async move { ingest(&mut source, &log, IngestOptions::default(), &*watch, stop).await });
+            let options = IngestOptions { folds: keeper.folds(), ..IngestOptions::default() };
+            loops.spawn(async move { ingest(&mut source, &log, options, &*watch, stop).await });
         }
         {
             let (log, routes, watch, stop) =
                 (session.log.clone(), session.routes.clone(), watcher.clone(), stop.clone());
             let watch: Arc<dyn Watch> = watch;
-            let options = DeliverOptions::new(Some("deliver"));
+            let options = DeliverOptions { folds: keeper.folds(), ..DeliverOptions::new(Some(DELIVER)) };
             loops.spawn(async move {
                 deliver_with_jobs(log, routes, sink, options, watch, valve, stop, job_receiver).await.map(drop)
             });
         }
         let mut helpers = JoinSet::new();
         helpers.spawn(write_journal(shared.clone(), facts));
+        helpers.spawn(keeper.clone().run(stop.clone()));
+        helpers.spawn(adding.run());
         let socket = ControlSocket::bind(&WorkFolder::socket_path(session.folder.dir()))
             .map_err(|error| CliError::io("opening the control socket", &error))?;
         let (answers, mut ended) = (Arc::new(Answers(shared.clone())), stop.clone());
@@ -80,7 +89,7 @@ impl Running {
                 tracing::warn!("the control socket has ended: {error}");
             }
         });
-        Ok(Self { session, shared, stopper, stop, loops, helpers, quiet, limit })
+        Ok(Self { session, shared, keeper, stopper, stop, loops, helpers, quiet, limit })
     }
 
     /// Stays until the run ends: by a signal, by having caught up, or by failing for good.
@@ -173,11 +182,8 @@ impl Running {
         if let Err(error) = file.write(&status) {
             tracing::warn!("the status file could not be written: {error}");
         }
-        if let Some(progress) = self.shared.watcher.progress.borrow().clone() {
-            let cursor = Cursor { cut: progress.cut, position: progress.position };
-            if let Err(error) = self.session.state.commit(Changes::one(&CursorKey::new("deliver"), &cursor)).await {
-                tracing::warn!("the cursor could not be kept: {error}");
-            }
+        if let Err(error) = self.keeper.keep(true).await {
+            tracing::warn!("the state could not be written and stays as it was: {error}");
         }
         self.shared.close();
         let drained =
@@ -206,6 +212,7 @@ async fn write_journal(shared: Arc<Shared>, mut facts: mpsc::UnboundedReceiver<C
 /// Fills the counters with what the log holds and the sink does not, and with the tables' estimates.
 async fn count_what_is_there(
     session: &Session,
+    folds: &Folds,
     sink: &mut crate::registry::AnySink,
     watcher: &Watcher,
 ) -> Result<(), CliError> {
@@ -241,6 +248,13 @@ async fn count_what_is_there(
     if streaming {
         watcher.counters.loaded(&names);
         watcher.progress.send_replace(progress);
+        return Ok(());
+    }
+    for (id, copy) in folds.refreshed(&session.log)?.state.tables {
+        if let Some(schema) = session.log.latest_schemas().iter().find(|schema| schema.id == id) {
+            let (total, done) = (copy.chunks.len() as u64, copy.done.len() as u64);
+            watcher.counters.chunks(&schema.name, total, done, copy.ended);
+        }
     }
     Ok(())
 }

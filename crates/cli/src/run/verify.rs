@@ -3,6 +3,7 @@
 use super::{
     plan_file::{PlanFile, secret_of},
     session::routes,
+    upkeep::{is_followed, while_followed},
 };
 use crate::{
     args::VerifyArgs,
@@ -16,6 +17,7 @@ use crate::{
 use crossfade_connector::{Failure, Inspect, Sink};
 use crossfade_event::{Position, SchemaVersion, TableId, TableSchema, catalog::TableDef};
 use crossfade_verify::{Options, Report, SinkPosition, Subject};
+use serde::Serialize;
 use std::sync::Arc;
 
 struct Asking(AnySink);
@@ -42,6 +44,36 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
         )));
     };
     plan.check(spec)?;
+    let caught_up_first = !is_followed(spec)?;
+    if caught_up_first && !args.json {
+        output::line(format!("nobody runs {}: it catches up first", spec.name))?;
+    }
+    let report = while_followed(spec, args.json, Box::pin(compare(spec, args))).await?;
+    if args.json {
+        output::json(&Answer { report: &report, caught_up_first })?;
+    } else {
+        output::print(&render(&report))?;
+    }
+    // A row that the transforms refuse is missing in the target, whatever the reason.
+    match report.differences + report.refused_rows {
+        0 => Ok(()),
+        1 => Err(CliError::new(Exit::Differences, "1 row differs or is refused")),
+        many => Err(CliError::new(Exit::Differences, format!("{many} rows differ or are refused"))),
+    }
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    /// Nobody ran the migration, so this command did until both sides were compared.
+    caught_up_first: bool,
+}
+
+/// Compares both sides, while somebody brings the target up to the source.
+async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Report, CliError> {
+    let folder = folder::existing(spec)?;
+    let plan = PlanFile::read(&folder)?.ok_or_else(|| CliError::failed("the plan has gone"))?;
     let mut source = wiring::source_inspect(spec)?;
     let mut target = wiring::sink_inspect(spec)?;
     // The tables as they are now: the plan follows them as the stream did.
@@ -62,18 +94,7 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
     let subject = Subject { plan: routes.plan(), source_tables };
     let options = Options { samples: args.limit, ..Options::default() };
     let mut asking = Asking(AnySink::for_looking(spec)?);
-    let report = crossfade_verify::verify(&subject, &mut source, &mut target, &mut asking, &options).await?;
-    if args.json {
-        output::json(&report)?;
-    } else {
-        output::print(&render(&report))?;
-    }
-    // A row that the transforms refuse is missing in the target, whatever the reason.
-    match report.differences + report.refused_rows {
-        0 => Ok(()),
-        1 => Err(CliError::new(Exit::Differences, "1 row differs or is refused")),
-        many => Err(CliError::new(Exit::Differences, format!("{many} rows differ or are refused"))),
-    }
+    Ok(crossfade_verify::verify(&subject, &mut source, &mut target, &mut asking, &options).await?)
 }
 
 fn is_same(old: &TableDef, new: &TableDef) -> bool {

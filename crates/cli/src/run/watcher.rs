@@ -5,7 +5,7 @@ use crossfade_control::Command;
 use crossfade_event::{TableId, TableName};
 use crossfade_log::{EventLog, embedded::Embedded};
 use crossfade_observe::{Committed, Counters, Retrying};
-use crossfade_pipeline::{Delivered, Ingested, Watch};
+use crossfade_pipeline::{Copying, Delivered, Ingested, Watch};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
@@ -48,6 +48,11 @@ impl Watcher {
         (watcher, receiver)
     }
 
+    /// Whether a backfill's rows are being applied.
+    pub(super) fn is_loading(&self) -> bool {
+        self.loading.load(Relaxed)
+    }
+
     fn name(&self, table: TableId) -> TableName {
         if let Some(name) = self.names.read().unwrap_or_else(PoisonError::into_inner).get(&table) {
             return name.clone();
@@ -75,6 +80,14 @@ pub(super) fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Watch for Watcher {
     fn ingested(&self, what: &Ingested) {
+        for (table, heard) in &what.copying {
+            let name = self.name(*table);
+            match heard {
+                Copying::Began(chunks) => self.counters.copy_began(&name, *chunks),
+                Copying::ChunkEnded => self.counters.chunk_ended(&name),
+                Copying::Ended => self.counters.copied(&name),
+            }
+        }
         let rows = self.named(&what.rows);
         self.counters.ingested(what.events, what.bytes, rows.iter().map(|(name, count)| (name, *count)));
     }
@@ -87,6 +100,7 @@ impl Watch for Watcher {
             applied: what.applied,
             filtered: what.filtered,
             quarantined: what.quarantined,
+            lookup_misses: what.misses,
             tables: self.named(&what.tables),
         });
         if let Some(at) = what.commit_time_us {
@@ -132,7 +146,17 @@ impl Watch for Watcher {
     }
 
     fn health(&self, health: &SourceHealth) {
-        *held(&self.health) = health.clone();
+        let before = std::mem::replace(&mut *held(&self.health), health.clone());
+        let new: Vec<&str> = health
+            .uncaptured_tables
+            .iter()
+            .filter(|table| !before.uncaptured_tables.contains(table))
+            .map(String::as_str)
+            .collect();
+        if !new.is_empty() {
+            let tables = new.join(", ");
+            tracing::warn!(%tables, "new tables match the spec and are not captured; `crossfade resume --add` takes them in");
+        }
     }
 
     fn opened(&self) {

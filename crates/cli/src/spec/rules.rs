@@ -11,7 +11,7 @@ use crossfade_control::Gates;
 use crossfade_transform::Rules;
 
 /// What the design has and this build has not: where it would stand, as which word, and what it would be.
-const UNBUILT: [(&[&str], &str); 13] = [
+const UNBUILT: [(&[&str], &str); 12] = [
     (&["source", "kind"], "kafka"),
     (&["source", "kind"], "cassandra"),
     (&["source", "kind"], "mongodb"),
@@ -22,7 +22,6 @@ const UNBUILT: [(&[&str], &str); 13] = [
     (&["log", "kind"], "kafka"),
     (&["sink", "write"], "dual-records"),
     (&["source", "snapshot", "through"], "sink"),
-    (&["source", "partitions"], "root"),
     (&["gates", "error_rate", "then"], "rollback"),
     (&["gates", "lag", "then"], "rollback"),
 ];

@@ -18,6 +18,11 @@ pub(crate) enum SourceSpec {
 }
 
 impl SourceSpec {
+    /// Whether partition trees are moved as one table.
+    pub(crate) fn by_root(&self) -> bool {
+        matches!(self, Self::Postgres(source) if source.partitions == Partitions::Root)
+    }
+
     /// The table patterns.
     pub(crate) fn tables(&self) -> &[String] {
         match self {
@@ -54,6 +59,17 @@ pub(crate) enum OnRewrite {
     Snapshot,
     /// The migration stops and says what to do.
     Stop,
+}
+
+/// How a partition tree is moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Partitions {
+    /// Leaf by leaf, into a tree of the same shape.
+    #[default]
+    Leaf,
+    /// As one table, under its root's name.
+    Root,
 }
 
 /// How the copy of existing rows is cut.
@@ -110,6 +126,9 @@ pub(crate) struct PostgresSource {
     /// What is done when a table is retyped or rewritten by DDL.
     #[serde(default)]
     pub(crate) on_rewrite: OnRewrite,
+    /// Whether a partition tree is moved leaf by leaf, or as one table under its root's name.
+    #[serde(default)]
+    pub(crate) partitions: Partitions,
     /// How often a mark is written into an idle source, so that it need not keep its WAL; `0s` for never.
     #[serde(default = "ten_seconds")]
     pub(crate) heartbeat: Span,

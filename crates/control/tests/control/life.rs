@@ -342,6 +342,25 @@ fn from_every_reachable_state_a_wipe_and_a_new_run_reach_the_end() {
 }
 
 #[test]
+fn a_wish_for_new_tables_stays_until_it_is_answered_and_does_not_outlive_a_rollback() {
+    let added = || Command::TablesAdded { tables: vec![text("public.later")], refused: None };
+    let shadowing = at(Phase::Shadowing);
+    assert_eq!(decide(&shadowing, added()), Ok(Vec::new()), "an answer without a wish changes nothing");
+    let wished = after(&shadowing, Command::AddTables).unwrap();
+    assert!(wished.adding && wished.phase == Phase::Shadowing);
+    assert_eq!(decide(&wished, Command::AddTables), Ok(Vec::new()));
+    assert!(after(&wished, pause()).unwrap().adding, "a pause does not answer it");
+    assert!(!after(&wished, added()).unwrap().adding);
+    assert!(!after(&wished, Command::Undo).unwrap().adding);
+    let early = decide(&at(Phase::Planned), Command::AddTables).unwrap_err().to_string();
+    assert!(early.contains("`resume --add`") && early.contains("crossfade run"), "{early}");
+    assert!(decide(&after(&shadowing, lose()).unwrap(), Command::AddTables).is_err());
+    let old: Migration =
+        serde_json::from_str(&serde_json::to_string(&shadowing).unwrap().replace(",\"adding\":false", "")).unwrap();
+    assert_eq!(old, shadowing, "a fold that was kept before there were wishes");
+}
+
+#[test]
 fn refusals_say_what_to_do() {
     let refusal = |migration: &Migration, command| decide(migration, command).unwrap_err().to_string();
     let shadowing = at(Phase::Shadowing);

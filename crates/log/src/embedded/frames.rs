@@ -2,8 +2,12 @@
 //! the piece's bytes.
 
 use crate::record::{FRAME_HEADER, FrameHeader};
-use bytes::{Bytes, BytesMut};
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use bytes::Bytes;
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::Path,
+};
 
 /// How much is read at once.
 const PIECE: usize = 512 * 1024;
@@ -89,12 +93,14 @@ impl Frames {
     fn fill(&mut self, need: usize, limit: u64) -> Result<(), Bad> {
         let wanted = if self.glance { GLANCE } else { PIECE }.max(need) as u64;
         let length = wanted.min(limit - self.at) as usize;
-        let mut piece = BytesMut::zeroed(length);
-        self.file.read_exact_at(&mut piece, self.at).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => Bad::Damage("the file ends inside a frame"),
-            _ => Bad::Io(error),
-        })?;
-        self.piece = piece.freeze();
+        // Not `read_exact`, for which the room would have to be filled with zeros first.
+        let mut piece = Vec::with_capacity(length);
+        self.file.seek(SeekFrom::Start(self.at)).map_err(Bad::Io)?;
+        (&self.file).take(length as u64).read_to_end(&mut piece).map_err(Bad::Io)?;
+        if piece.len() < length {
+            return Err(Bad::Damage("the file ends inside a frame"));
+        }
+        self.piece = piece.into();
         self.piece_at = self.at;
         Ok(())
     }

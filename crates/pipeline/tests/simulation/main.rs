@@ -5,6 +5,7 @@
 
 #![cfg(test)]
 
+mod lookups;
 mod sink;
 mod source;
 

@@ -2,11 +2,12 @@
 //!
 //! To add a kind: run with `CROSSFADE_WRITE_GOLDEN=1` once. A file that is there is never written again.
 
-use crossfade_event::{ChunkId, ChunkPlan, Cut, Offset, Position, SourceId, TableId, TableName, Visibility};
+use crossfade_event::{Backfill, ChunkId, ChunkPlan, Cut, Offset, Position, SourceId, TableId, TableName, Visibility};
 use crossfade_state::{
-    Checkpoint, CheckpointKey, ChunkDone, ChunkKey, Cursor, CursorKey, Digest, DigestKey, Epoch, EpochKey, IdentityKey,
-    IdentityPin, IngestFold, IngestFoldKey, JournalFold, JournalFoldKey, Key, PART_BYTES_MAX, QuarantineKey,
-    QuarantineRecord, Record, Setting, SettingKey, TableFold, TableFoldKey, decode_parts, encode_parts,
+    Checkpoint, CheckpointKey, ChunkDone, ChunkKey, Cursor, CursorKey, Digest, DigestKey, Epoch, EpochKey, FoldMarks,
+    FoldMarksKey, IdentityKey, IdentityPin, IngestFold, IngestFoldKey, JournalFold, JournalFoldKey, Key,
+    MarkedBackfill, PART_BYTES_MAX, QuarantineKey, QuarantineRecord, Record, Setting, SettingKey, TableFold,
+    TableFoldKey, decode_parts, encode_parts,
 };
 use proptest::prelude::*;
 use std::{fmt::Write, fs, path::Path};
@@ -56,6 +57,13 @@ fn every_kind_is_written_as_it_was_first_written() {
     let visible = Visibility { xmin: 10, xmax: 20, in_progress: vec![12, 15] };
     let fold = IngestFold { upto: cut(), generation: 2, ended: true, visible: Some(visible), tables: vec![TableId(4)] };
     same_as_golden(&IngestFoldKey, &fold);
+    let backfill = Backfill { generation: 2, tables: vec![TableId(4)], visible: None };
+    let marks = FoldMarks {
+        log: 0x0123_4567_89ab_cdef,
+        backfills: vec![MarkedBackfill { backfill, position: position(), from: cut() }],
+        visible: vec![(TableId(4), Visibility { xmin: 3, xmax: 9, in_progress: vec![5] })],
+    };
+    same_as_golden(&FoldMarksKey, &marks);
     let chunks = vec![ChunkPlan { id: ChunkId(1), range: "(0,0)..(99,0)".into() }];
     same_as_golden(&TableFoldKey { generation: 2, table: TableId(4) }, &TableFold { chunks, ended: false });
     let chunk = ChunkKey { generation: 2, table: TableId(4), chunk: ChunkId(1) };

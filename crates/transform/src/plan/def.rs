@@ -3,6 +3,7 @@
 use super::{
     Context, Fidelity, PlanError, PlannedTable, Writing,
     expression::{self, quote},
+    index,
     table::{Draft, Work},
 };
 use crossfade_event::{
@@ -340,34 +341,50 @@ impl Maker<'_, '_, '_> {
     fn indexes(&mut self) -> Vec<IndexDef> {
         let mut out = Vec::new();
         let source = self.draft.source;
-        for index in &source.indexes {
-            match self.index(index) {
-                Some(index) => out.push(index),
-                None => self.note(None, format!("the index {} is not carried over", index.name)),
+        let method = if self.context.options.dialect == Dialect::Postgres { "USING btree " } else { "" };
+        for def in &source.indexes {
+            let columns = |name: &str| self.column_now(name);
+            match index::carried(def, &columns, self.context.crosses(), method) {
+                Ok(def) => out.push(def),
+                Err(why) => {
+                    let by_hand = self.index_by_hand(def);
+                    self.note(None, format!("the index {} is not carried over: {}; {by_hand}", def.name, why.words()));
+                }
             }
         }
         out
     }
 
-    fn index(&self, index: &IndexDef) -> Option<IndexDef> {
-        let columns = index.columns.iter().map(|column| self.now(column)).collect::<Option<Vec<_>>>()?;
-        let definition = match (self.context.crosses(), index.plain) {
-            (true, false) => return None,
-            (true, true) if index.definition.to_uppercase().contains("WHERE") => return None,
-            (true, true) => {
-                let list = columns.iter().map(|column| quote(column)).collect::<Vec<_>>().join(", ");
-                let method = if self.context.options.dialect == Dialect::Postgres { "USING btree " } else { "" };
-                format!("{method}({list})")
-            }
-            // A plain index stands whatever its columns' types have become.
-            (false, true) => {
-                let upper = index.definition.to_ascii_uppercase();
-                let (head, tail) = index.definition.split_at(upper.find(" WHERE ").unwrap_or(upper.len()));
-                expression::renamed(head, &|name| self.now(name)) + &self.expression(tail)?
-            }
-            (false, false) => self.expression(&index.definition)?,
+    fn index_by_hand(&self, def: &IndexDef) -> String {
+        let name = self.target(&self.draft.source.name).unwrap_or_else(|| self.draft.source.name.clone());
+        let table = match self.context.options.dialect {
+            Dialect::Postgres => format!("{}.{}", quote(&name.schema), quote(&name.name)),
+            Dialect::Sqlite => quote(&name.name),
         };
-        Some(IndexDef { columns, definition, ..index.clone() })
+        let sql = index::by_hand(def, &table, &|name| self.column_now(name));
+        format!("if it is needed there, make it by hand along these lines: {sql};")
+    }
+
+    /// What a column of the source has become: nothing where the source has no such column.
+    fn column_now(&self, column: &str) -> Option<Option<index::Now>> {
+        // In SQLite upper and lower case are one name.
+        let either = self.context.source.dialect == Dialect::Sqlite;
+        let same =
+            |def: &&ColumnDef| *def.column.name == *column || (either && def.column.name.eq_ignore_ascii_case(column));
+        let source = self.draft.source.columns.iter().find(same)?;
+        let column = &*source.column.name;
+        if source.generated.is_some() {
+            let kept = self.expression(source.generated.as_deref().unwrap_or_default());
+            let kept = kept.filter(|_| !self.context.crosses());
+            let name = column.to_owned();
+            return Some(kept.map(|_| index::Now { name, retyped: false, changed: false, ordered: true }));
+        }
+        Some(self.draft.now(column).map(|work| index::Now {
+            name: work.name.clone(),
+            retyped: work.retyped,
+            changed: work.retyped || work.touched,
+            ordered: work.target.logical != Logical::Json,
+        }))
     }
 
     fn foreign_keys(&mut self) -> Result<Vec<ForeignKeyDef>, PlanError> {

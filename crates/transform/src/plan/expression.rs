@@ -4,13 +4,22 @@
 use crossfade_event::{Logical, catalog::Dialect};
 
 /// A piece of an expression.
-enum Piece<'a> {
+pub(super) enum Piece<'a> {
     /// A name of a column, as far as can be told: bare (in lower case) or from double quotes.
     Name(String, &'a str),
     Other(&'a str),
 }
 
-fn pieces(text: &str) -> Vec<Piece<'_>> {
+impl<'a> Piece<'a> {
+    /// As it is written.
+    pub(super) fn text(&self) -> &'a str {
+        match self {
+            Self::Name(_, text) | Self::Other(text) => text,
+        }
+    }
+}
+
+pub(super) fn pieces(text: &str) -> Vec<Piece<'_>> {
     let mut out = Vec::new();
     let mut rest = text;
     let mut before = ' ';

@@ -3,6 +3,7 @@
 mod def;
 mod domains;
 mod expression;
+mod index;
 mod mapping;
 mod names;
 mod notes;

@@ -10,13 +10,13 @@ use crate::{
     OnRewrite,
     client::{failure, replication::Lsn},
     codec::{
-        pgoutput::{Relation, RelationColumn},
+        pgoutput::{CellRule, Relation, RelationColumn},
         types::TypeFacts,
     },
     source::{
         catalog::{self, Candidate, LiveTable},
         relations::{self, Captured, Followed},
-        setup,
+        setup, slot,
         snapshot::{Plan, SnapshotRun},
     },
 };
@@ -25,6 +25,7 @@ use crossfade_event::{Backfill, Event, SchemaVersion, TableId, TableName, TableS
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{sync::oneshot, time::Instant};
@@ -35,8 +36,8 @@ const TREE_EVERY: Duration = Duration::from_secs(2);
 /// What may be asked of a running engine.
 #[derive(Debug)]
 pub(in crate::source) enum Command {
-    /// Take in every table that matches and is not captured.
-    AddTables { reply: oneshot::Sender<Result<Vec<TableName>, Failure>> },
+    /// Take in every table that matches and is not captured, of these names where they are given.
+    AddTables { only: Option<Vec<TableName>>, reply: oneshot::Sender<Result<Vec<TableName>, Failure>> },
 }
 
 /// What is known of the partition trees.
@@ -76,8 +77,8 @@ impl Tree {
 impl Engine {
     pub(super) async fn obey(&mut self, command: Command) -> Result<(), Failure> {
         match command {
-            Command::AddTables { reply } => {
-                let added = self.add_tables().await;
+            Command::AddTables { only, reply } => {
+                let added = self.add_tables(only.as_deref()).await;
                 // A refusal is an answer; a lost connection is the engine's own end as well.
                 let lost = added.as_ref().err().is_some_and(Failure::is_transient);
                 // If nobody waits for the answer any more, the tables are in all the same.
@@ -87,17 +88,24 @@ impl Engine {
         }
     }
 
-    async fn add_tables(&mut self) -> Result<Vec<TableName>, Failure> {
+    async fn add_tables(&mut self, only: Option<&[TableName]>) -> Result<Vec<TableName>, Failure> {
         let candidates = catalog::candidates(&self.session).await?;
         let wanted = catalog::wanted(&candidates, &self.patterns);
-        let new: Vec<Candidate> =
-            wanted.into_iter().filter(|table| !self.assembler.tables.contains_key(&table.oid)).collect();
+        let new: Vec<Candidate> = wanted
+            .into_iter()
+            .filter(|table| !self.assembler.tables.contains_key(&table.oid))
+            .filter(|table| only.is_none_or(|only| only.contains(&table.name)))
+            .collect();
         if new.is_empty() {
             return Ok(Vec::new());
         }
+        let looks = self.look_at_new_roots(&new).await?;
         setup::publication::ensure(&self.session, &self.config, &candidates, &new, self.version).await?;
         let oids: Vec<u32> = new.iter().map(|table| table.oid).collect();
         let tables = self.capture(&oids).await?;
+        for (root, members) in &looks {
+            self.trees.copied(*root, members, self.generation + 1).await?;
+        }
         self.begin_backfill(tables).await?;
         Ok(new.into_iter().map(|table| table.name).collect())
     }
@@ -111,12 +119,28 @@ impl Engine {
             self.check_text(&table.name, &live, &types)?;
             let highest = self.assembler.tables.values().map(|known| known.schema.id.0).max();
             let id = TableId(highest.unwrap_or(0) + 1);
-            let schema = self.announce(table.schema(id, SchemaVersion(1), &types, self.text));
+            let schema = table.schema(id, SchemaVersion(1), &types, self.text);
+            let rules = self.rules_of_before(&schema)?;
+            if table.is_root {
+                self.roots.insert(table.oid);
+            }
+            let schema = self.announce(schema);
             self.captured.insert(table.oid);
-            self.assembler.tables.insert(table.oid, Captured { schema, rules: None });
+            self.assembler.tables.insert(table.oid, Captured { schema, rules });
             captured.push(id);
         }
         Ok(captured)
+    }
+
+    /// A table may have been published before it is taken in: then the server has said its shape in this session, and
+    /// says it no more.
+    fn rules_of_before(&mut self, schema: &TableSchema) -> Result<Option<Arc<[CellRule]>>, Failure> {
+        let Some(relation) = self.passed_over.remove(&schema.native_id) else { return Ok(None) };
+        let said = relation.columns.iter().map(|column| (column.name.as_str(), column.type_oid));
+        if said.eq(schema.columns.iter().map(|column| (&*column.name, column.type_.native_id))) {
+            return Ok(Some(relations::rules(schema, &relation)));
+        }
+        Err(Failure::reconnect(format!("taking in {}", schema.name), "its shape is another one than the stream said"))
     }
 
     /// Binary or text is one switch of the whole stream: a column that needs text makes it begin anew as text.
@@ -149,9 +173,7 @@ impl Engine {
             .map_err(|error: std::num::ParseIntError| Failure::reconnect(doing, error))?;
         // Everything that has begun by now must be seen: the chunks wait for it.
         let visible = Visibility { xmin: next, xmax: next, in_progress: Vec::new() };
-        if let Some(generation) = self.unfinished.take() {
-            self.assembler.push_outside(Event::BackfillEnded { generation });
-        }
+        self.end_before_the_next(&tables);
         self.generation += 1;
         let generation = self.generation;
         self.assembler.push_outside(Event::BackfillBegan(Backfill {
@@ -227,10 +249,17 @@ impl Engine {
     /// A relation that is not captured: a new leaf of a tree that is, or none of our business.
     pub(super) async fn unknown_relation(&mut self, relation: &Relation) -> Result<(), End> {
         let candidates = catalog::candidates(&self.session).await?;
+        let root = candidates.iter().find(|table| table.oid == relation.oid).and_then(|table| table.root.as_ref());
+        if let Some(root) = root
+            && self.leaf_is_named(relation, root).await?
+        {
+            return Ok(());
+        }
         let is_leaf = catalog::wanted(&candidates, &self.patterns)
             .into_iter()
             .any(|table| table.oid == relation.oid && table.root.is_some());
         if !is_leaf {
+            self.passed_over.insert(relation.oid, relation.clone());
             return Ok(());
         }
         let doing = format!("taking in {}.{}", relation.schema, relation.name);
@@ -296,6 +325,9 @@ impl Engine {
             return Ok(());
         }
         self.tree.due = Some(now + TREE_EVERY);
+        if !self.is_copying() {
+            self.look_at_roots().await?;
+        }
         self.empty_leaves_that_left();
         let candidates = catalog::candidates(&self.session).await?;
         let wanted = catalog::wanted(&candidates, &self.patterns);
@@ -320,7 +352,7 @@ impl Engine {
             }
         }
         self.tree.note(leaves).await?;
-        if self.snapshot.is_some() {
+        if self.is_copying() {
             return Ok(());
         }
         // New leaves of trees of which we have some; a wholly new table is reported, and waits to be added.
@@ -364,11 +396,7 @@ impl Engine {
     }
 
     pub(super) async fn end_of_wal(&self) -> Result<Lsn, Failure> {
-        let doing = "asking for the end of WAL";
-        let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-                   ELSE pg_catalog.pg_current_wal_insert_lsn() END)::text";
-        let row = self.session.query_one(sql, &[]).await.map_err(|error| failure(doing, error))?;
-        Lsn::parse(row.get(0)).ok_or_else(|| Failure::reconnect(doing, "the answer is not a position"))
+        slot::end_of_wal(&self.session).await
     }
 }
 

@@ -52,23 +52,37 @@ pub(in crate::source) async fn ensure(
 ) -> Result<(), Failure> {
     let name = config.object_name();
     refuse_unlogged(wanted)?;
-    let publication = quote_ident(&name)?;
-    match find(session, &name, version).await? {
-        None => {
-            let list = listed(candidates, wanted.iter())?;
-            run(session, &name, &format!("CREATE PUBLICATION {publication} FOR TABLE {list}")).await
-        }
-        Some(found) => {
-            found.check_shape(&name)?;
-            let missing: Vec<&Candidate> =
-                wanted.iter().filter(|candidate| !found.tables.contains(&candidate.name)).collect();
-            if missing.is_empty() {
-                return Ok(());
-            }
-            let list = listed(candidates, missing.into_iter())?;
-            run(session, &name, &format!("ALTER PUBLICATION {publication} ADD TABLE {list}")).await
-        }
+    match statement(session, &name, candidates, wanted, version).await? {
+        None => Ok(()),
+        Some(sql) => run(session, &name, &sql).await,
     }
+}
+
+/// What makes the publication, or adds to it what it lacks; `None` when it holds all that is wanted. What is printed
+/// for whoever may make it is what [`ensure`] runs.
+pub(in crate::source) async fn statement(
+    session: &Session,
+    name: &str,
+    candidates: &[Candidate],
+    wanted: &[Candidate],
+    version: u32,
+) -> Result<Option<String>, Failure> {
+    let publication = quote_ident(name)?;
+    let Some(found) = find(session, name, version).await? else {
+        let list = listed(candidates, wanted.iter())?;
+        let how = match wanted.iter().any(|candidate| candidate.by_root) {
+            true => " WITH (publish_via_partition_root = true)",
+            false => "",
+        };
+        return Ok(Some(format!("CREATE PUBLICATION {publication} FOR TABLE {list}{how}")));
+    };
+    found.check_shape(name, wanted)?;
+    let missing: Vec<&Candidate> = wanted.iter().filter(|candidate| !found.tables.contains(&candidate.name)).collect();
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    let list = listed(candidates, missing.into_iter())?;
+    Ok(Some(format!("ALTER PUBLICATION {publication} ADD TABLE {list}")))
 }
 
 fn refuse_unlogged(wanted: &[Candidate]) -> Result<(), Failure> {
@@ -113,11 +127,14 @@ async fn run(session: &Session, name: &str, sql: &str) -> Result<(), Failure> {
 }
 
 impl Publication {
-    fn check_shape(&self, name: &str) -> Result<(), Failure> {
+    fn check_shape(&self, name: &str, wanted: &[Candidate]) -> Result<(), Failure> {
+        let by_root = wanted.iter().any(|candidate| candidate.by_root);
         let problem = if !self.all_operations {
             "it leaves out inserts, updates, deletes or truncates"
-        } else if self.via_root {
+        } else if self.via_root && !by_root {
             "it publishes partitions under their root's name"
+        } else if by_root && !self.via_root && wanted.iter().any(|candidate| candidate.is_root) {
+            "it does not publish partitions under their root's name"
         } else if self.narrowed {
             "it has a row filter or a column list"
         } else {

@@ -42,7 +42,7 @@ pub(super) async fn read(
     })?;
     let mut pause = SNAPSHOT_RETRY;
     let opened = loop {
-        let Some(opened) = open(wire, schema).await? else {
+        let Some(opened) = open(wire, schema, range.leaf()).await? else {
             // A table that was dropped has no rows.
             let ended = Event::ChunkEnded { table: job.table, chunk: job.chunk.id, rows: 0 };
             return Ok(Read::Whole { ended, visible: Visibility::default() });
@@ -66,12 +66,13 @@ pub(super) async fn read(
     }
     let list = select_list(schema, &opened.columns, "")?;
     let table = crate::quote_table(&opened.name)?;
+    let only = if opened.is_root { "" } else { "ONLY " };
     let rows = match range {
         Range::Whole => String::new(),
         Range::Pages { from, to: None, .. } => format!(" WHERE ctid >= '({from},0)'"),
         Range::Pages { from, to: Some(to), .. } => format!(" WHERE ctid >= '({from},0)' AND ctid < '({to},0)'"),
     };
-    wire.send_query(&format!("COPY (SELECT {list} FROM ONLY {table}{rows}) TO STDOUT (FORMAT binary)")).await?;
+    wire.send_query(&format!("COPY (SELECT {list} FROM {only}{table}{rows}) TO STDOUT (FORMAT binary)")).await?;
     let Some(count) = copy(shared, wire, schema, job).await? else { return Ok(Read::Unheard) };
     wire.query("COMMIT").await?;
     let ended = Event::ChunkEnded { table: job.table, chunk: job.chunk.id, rows: count };
@@ -83,6 +84,8 @@ struct Opened {
     visible: Visibility,
     file: Option<u32>,
     name: TableName,
+    /// A whole partition tree, read through its root.
+    is_root: bool,
     /// The columns' names now, by number.
     columns: Vec<(u32, String)>,
     /// Their types, in the same order.
@@ -104,17 +107,19 @@ impl Opened {
 
 /// Locks the table, then takes the snapshot: a rewrite before the lock is seen, and none can come after it. `None`
 /// where the table does not exist any more.
-async fn open(wire: &mut Wire, schema: &TableSchema) -> Result<Option<Opened>, Failure> {
+async fn open(wire: &mut Wire, schema: &TableSchema, leaf: Option<u32>) -> Result<Option<Opened>, Failure> {
     let doing = || format!("opening {}", schema.name);
     let gone = || Failure::retry(doing(), "the table was renamed or dropped this moment");
-    let oid = schema.native_id;
+    let root = schema.native_id;
+    let oid = leaf.unwrap_or(root);
     let sql = format!(
-        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c \
+        "SELECT n.nspname, c.relname, c.relkind FROM pg_catalog.pg_class c \
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = {oid}"
     );
     let row = wire.query(&sql).await?.into_iter().next().unwrap_or_default();
     let mut cells = row.into_iter().flatten();
     let (Some(namespace), Some(relation)) = (cells.next(), cells.next()) else { return Ok(None) };
+    let is_root = cells.next().as_deref() == Some("p");
     let name = TableName::new(namespace, relation);
     let table = crate::quote_table(&name)?;
     wire.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
@@ -139,8 +144,9 @@ async fn open(wire: &mut Wire, schema: &TableSchema) -> Result<Option<Opened>, F
     let file = cell(1).and_then(|text| text.parse().ok());
     let end = cell(3).and_then(Lsn::parse).ok_or_else(gone)?;
     let sql = format!(
-        "SELECT attnum, attname, pg_catalog.format_type(atttypid, atttypmod) FROM pg_catalog.pg_attribute \
-         WHERE attrelid = {oid} AND attnum > 0 AND NOT attisdropped"
+        "SELECT r.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute r \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = {oid} AND a.attname = r.attname AND a.attnum > 0 \
+         AND NOT a.attisdropped WHERE r.attrelid = {root} AND r.attnum > 0 AND NOT r.attisdropped"
     );
     let (mut columns, mut types) = (Vec::new(), Vec::new());
     for row in wire.query(&sql).await? {
@@ -152,7 +158,7 @@ async fn open(wire: &mut Wire, schema: &TableSchema) -> Result<Option<Opened>, F
             types.push(type_name);
         }
     }
-    Ok(Some(Opened { visible, file, name, columns, types, end }))
+    Ok(Some(Opened { visible, file, name, is_root, columns, types, end }))
 }
 
 /// Reads a `COPY`'s answer; `None` when nobody listens any more.

@@ -11,25 +11,48 @@ use std::fmt;
 pub(super) enum Range {
     /// The whole table, in one go.
     Whole,
-    /// Pages of one file of the table; without an end for the last one, for the table may grow.
-    Pages { file: u32, from: u32, to: Option<u32> },
+    /// Pages of one file of the table; without an end for the last one, for the table may grow. For the root of a
+    /// partition tree, those of one leaf.
+    Pages { leaf: Option<u32>, file: u32, from: u32, to: Option<u32> },
 }
 
 impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Whole => f.write_str("whole"),
-            Self::Pages { file, from, to: Some(to) } => write!(f, "pages {file} {from} {to}"),
-            Self::Pages { file, from, to: None } => write!(f, "pages {file} {from} -"),
+            Self::Pages { leaf, file, from, to } => {
+                if let Some(leaf) = leaf {
+                    write!(f, "leaf {leaf} ")?;
+                }
+                match to {
+                    Some(to) => write!(f, "pages {file} {from} {to}"),
+                    None => write!(f, "pages {file} {from} -"),
+                }
+            }
         }
     }
 }
 
 impl Range {
+    /// The leaf that is read, where it is one of a tree.
+    pub(super) fn leaf(self) -> Option<u32> {
+        match self {
+            Self::Pages { leaf, .. } => leaf,
+            Self::Whole => None,
+        }
+    }
+
     pub(super) fn parse(text: &str) -> Option<Self> {
         if text == "whole" {
             return Some(Self::Whole);
         }
+        let (leaf, text) = match text.strip_prefix("leaf ").map(|rest| rest.split_once(' ')) {
+            Some(leaf) => {
+                let (leaf, rest) = leaf?;
+                (Some(leaf.parse().ok()?), rest)
+            }
+            None => (None, text),
+        };
         let mut words = text.strip_prefix("pages ")?.split(' ');
         let file = words.next()?.parse().ok()?;
         let from = words.next()?.parse().ok()?;
@@ -37,7 +60,7 @@ impl Range {
             "-" => None,
             to => Some(to.parse().ok()?),
         };
-        Some(Self::Pages { file, from, to })
+        Some(Self::Pages { leaf, file, from, to })
     }
 }
 
@@ -91,30 +114,37 @@ async fn ranges(shared: &Shared, wire: &mut Wire, schema: &TableSchema) -> Resul
     if shared.version < 140_000 {
         return Ok(vec![Range::Whole]);
     }
+    // The table itself, or the leaves of its tree. A leaf that may not be read by itself is read through the root.
     let sql = format!(
         "SELECT pg_catalog.pg_relation_filenode(c.oid), pg_catalog.pg_relation_size(c.oid) / \
-         pg_catalog.current_setting('block_size')::int8, c.reltuples / NULLIF(c.relpages, 0) \
-         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam \
-         WHERE c.oid = {} AND a.amname = 'heap'",
-        schema.native_id
+         pg_catalog.current_setting('block_size')::int8, c.reltuples / NULLIF(c.relpages, 0), \
+         NULLIF(c.oid, {oid}), a.amname = 'heap' AND pg_catalog.has_table_privilege(c.oid, 'SELECT') \
+         FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_am a ON a.oid = c.relam WHERE c.relkind <> 'p' \
+         AND (c.oid = {oid} OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree({oid}))) ORDER BY c.oid",
+        oid = schema.native_id
     );
-    let rows = wire.query(&sql).await?;
-    let cell = |index: usize| rows.first().and_then(|row| row.get(index)?.as_deref());
-    let (Some(file), Some(pages)) = (cell(0).and_then(|t| t.parse().ok()), cell(1).and_then(|t| t.parse().ok())) else {
-        return Ok(vec![Range::Whole]);
-    };
-    // A table that was never analysed says nothing, or -1: a hundred rows a page will do.
-    let rows_per_page = cell(2).and_then(|text| text.parse::<f64>().ok()).filter(|rows| *rows > 0.0).unwrap_or(100.0);
-    let step = (shared.config.snapshot.chunk_rows as f64 / rows_per_page).clamp(1.0, f64::from(u32::MAX)) as u32;
-    Ok(pages_in_steps(file, pages, step))
+    let mut ranges = Vec::new();
+    for row in wire.query(&sql).await? {
+        let cell = |index: usize| row.get(index).and_then(Option::as_deref);
+        let number = |index: usize| cell(index).and_then(|text| text.parse::<u32>().ok());
+        let (Some(file), Some(pages), Some("t")) = (number(0), number(1), cell(4)) else {
+            return Ok(vec![Range::Whole]);
+        };
+        // A table that was never analysed says nothing, or -1: a hundred rows a page will do.
+        let rows_per_page =
+            cell(2).and_then(|text| text.parse::<f64>().ok()).filter(|rows| *rows > 0.0).unwrap_or(100.0);
+        let step = (shared.config.snapshot.chunk_rows as f64 / rows_per_page).clamp(1.0, f64::from(u32::MAX)) as u32;
+        ranges.extend(pages_in_steps(number(3), file, pages, step));
+    }
+    Ok(if ranges.is_empty() { vec![Range::Whole] } else { ranges })
 }
 
-fn pages_in_steps(file: u32, pages: u32, step: u32) -> Vec<Range> {
+fn pages_in_steps(leaf: Option<u32>, file: u32, pages: u32, step: u32) -> Vec<Range> {
     let mut ranges = Vec::new();
     let mut from = 0u32;
     loop {
         let to = from.checked_add(step).filter(|to| *to < pages);
-        ranges.push(Range::Pages { file, from, to });
+        ranges.push(Range::Pages { leaf, file, from, to });
         match to {
             Some(to) => from = to,
             None => return ranges,
@@ -128,18 +158,17 @@ mod tests {
 
     #[test]
     fn pages_are_covered_without_gap_and_the_last_range_is_open() {
-        let ranges = pages_in_steps(7, 10, 4);
-        let pages = |from, to| Range::Pages { file: 7, from, to };
+        let ranges = pages_in_steps(None, 7, 10, 4);
+        let pages = |from, to| Range::Pages { leaf: None, file: 7, from, to };
         assert_eq!(ranges, [pages(0, Some(4)), pages(4, Some(8)), pages(8, None)]);
-        assert_eq!(pages_in_steps(7, 0, 4), [pages(0, None)]);
-        assert_eq!(pages_in_steps(7, 8, 4), [pages(0, Some(4)), pages(4, None)]);
+        assert_eq!(pages_in_steps(None, 7, 0, 4), [pages(0, None)]);
+        assert_eq!(pages_in_steps(None, 7, 8, 4), [pages(0, Some(4)), pages(4, None)]);
     }
 
     #[test]
     fn a_range_reads_what_it_writes() {
-        for range in
-            [Range::Whole, Range::Pages { file: 1, from: 2, to: Some(3) }, Range::Pages { file: 1, from: 2, to: None }]
-        {
+        let pages = |leaf, to| Range::Pages { leaf, file: 1, from: 2, to };
+        for range in [Range::Whole, pages(None, Some(3)), pages(None, None), pages(Some(77), Some(3))] {
             assert_eq!(Range::parse(&range.to_string()), Some(range));
         }
         assert_eq!(Range::parse("pages 1"), None);

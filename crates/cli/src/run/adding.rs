@@ -1,0 +1,245 @@
+//! `resume --add`: new tables of the source are taken in while everything else goes on.
+//!
+//! ```text
+//! looked at, planned ─▶ wish in the journal ─▶ made in the target ─▶ plan.json ─▶ captured: SchemaSeen, BackfillBegan
+//!                           │                                                          in the log ─▶ wish is over
+//!                           └── ended anywhere: the next run begins again here; every step may be repeated
+//! ```
+//! The plan comes before the capture: deliver must know a table's keys, references and rules before its first row.
+
+use super::{
+    control::Shared,
+    ends::SinkJob,
+    growth::{Growth, grow},
+    plan_file::{PlanFile, secret_of},
+    session::{Session, routes},
+};
+use crate::{
+    error::{CliError, Exit},
+    registry::AnySource,
+    spec::Spec,
+    wiring,
+};
+use crossfade_connector::{Failure, Inspect};
+use crossfade_control::Command;
+use crossfade_event::{Event, TableName};
+use crossfade_log::{EventLog, Lane, LogReader, embedded::Embedded};
+use crossfade_pipeline::Routes;
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, oneshot};
+
+/// How long whoever asks is kept waiting for the copy to begin; it waits for one that is under way.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long to wait before a step that failed for a passing reason is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What is told to whoever asked.
+#[derive(Debug, Clone)]
+pub(super) struct Added {
+    /// The tables that are taken in.
+    pub(super) tables: Vec<String>,
+    /// Whether their copy has begun.
+    pub(super) begun: bool,
+}
+
+/// Somebody who asks for new tables.
+pub(super) type Asker = oneshot::Sender<Result<Added, CliError>>;
+
+/// The source's own way of taking tables in.
+pub(super) enum Adder {
+    /// PostgreSQL
+    Postgres(crossfade_postgres::TableAdder),
+    /// SQLite
+    Sqlite(crossfade_sqlite::TableAdder),
+}
+
+impl Adder {
+    pub(super) fn of(source: &AnySource) -> Self {
+        match source {
+            AnySource::Postgres(source) => Self::Postgres(source.adder()),
+            AnySource::Sqlite(source) => Self::Sqlite(source.adder()),
+        }
+    }
+
+    async fn add(&self, only: Vec<TableName>) -> Result<Vec<TableName>, Failure> {
+        match self {
+            Self::Postgres(adder) => adder.add_tables(Some(only)).await,
+            Self::Sqlite(adder) => adder.add_tables(only).await,
+        }
+    }
+}
+
+/// Takes tables in, one wish after another, for as long as a run lasts.
+pub(super) struct Adding {
+    spec: Spec,
+    folder: PathBuf,
+    log: Embedded,
+    plan: PlanFile,
+    epoch: u64,
+    adder: Adder,
+    shared: Arc<Shared>,
+    asked: mpsc::Receiver<Asker>,
+}
+
+impl Adding {
+    pub(super) fn new(session: &Session, adder: Adder, shared: Arc<Shared>, asked: mpsc::Receiver<Asker>) -> Self {
+        Self {
+            spec: session.spec.clone(),
+            folder: session.folder.dir().to_owned(),
+            log: session.log.clone(),
+            plan: session.plan.clone(),
+            epoch: session.journal.migration().epoch,
+            adder,
+            shared,
+            asked,
+        }
+    }
+
+    /// Ends with the run.
+    pub(super) async fn run(mut self) {
+        let mut closed = self.shared.closed();
+        tokio::select! {
+            () = self.work() => {}
+            () = closed.wait() => {}
+        }
+    }
+
+    async fn work(&mut self) {
+        loop {
+            // A wish of an earlier run, or of somebody who asked while nobody ran.
+            let asker = match self.shared.journal.migration().adding {
+                true => self.asked.try_recv().ok(),
+                false => match self.asked.recv().await {
+                    Some(asker) => Some(asker),
+                    None => return,
+                },
+            };
+            let mut asker = asker;
+            match self.take_in(&mut asker).await {
+                Ok(()) => {}
+                Err(error) if error.exit == Exit::Failed => {
+                    tracing::warn!("new tables could not be taken in: {error}");
+                    answer(&mut asker, Err(error));
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                }
+                Err(error) => {
+                    tracing::warn!("new tables are not taken in: {error}");
+                    let refused = Command::TablesAdded { tables: Vec::new(), refused: Some(error.to_string()) };
+                    self.note(refused).await;
+                    answer(&mut asker, Err(error));
+                }
+            }
+        }
+    }
+
+    async fn take_in(&mut self, asker: &mut Option<Asker>) -> Result<(), CliError> {
+        let found = wiring::source_inspect(&self.spec)?.catalog(self.spec.source.tables()).await?;
+        let growth = grow(&self.plan.catalog, found, &self.log.latest_schemas())?;
+        let tables: Vec<String> = growth.uncaptured.iter().map(ToString::to_string).collect();
+        if tables.is_empty() {
+            self.note(Command::TablesAdded { tables: Vec::new(), refused: None }).await;
+            answer(asker, Ok(Added { tables, begun: true }));
+            return Ok(());
+        }
+        let grown = PlanFile::unsaved(&self.spec, growth.catalog.clone());
+        let planned = self.planned(&grown, &growth).await?;
+        self.shared.journal.command(Command::AddTables, &self.shared.now()).await?;
+        self.adopt(planned).await?;
+        if !growth.planned.is_empty() {
+            self.plan = PlanFile::write(&self.folder, &self.spec, growth.catalog.clone())?;
+        }
+        for table in self.plan.catalog.tables.iter().filter(|table| growth.uncaptured.contains(&table.name)) {
+            self.shared.watcher.counters.estimate(&table.name, table.rows_estimate);
+        }
+        tracing::info!(tables = tables.join(", "), "new tables are taken in");
+        self.capture(growth.uncaptured, tables, asker).await
+    }
+
+    /// The routes of everything together; refused where the new tables would not only add to what is there.
+    async fn planned(&self, grown: &PlanFile, growth: &Growth) -> Result<Routes, CliError> {
+        let secret = secret_of(&self.folder)?;
+        let before = routes(&self.spec, &self.plan, secret.clone(), self.epoch)?;
+        let after = routes(&self.spec, grown, secret, self.epoch)?;
+        growth.check(before.plan(), after.plan())?;
+        if !growth.planned.is_empty() {
+            wiring::preflight_new(&self.spec, &growth.planned, before.target(), after.target()).await?;
+        }
+        Ok(after)
+    }
+
+    /// Deliver goes on with these routes; the new tables are made in the target.
+    async fn adopt(&self, routes: Routes) -> Result<(), CliError> {
+        let (reply, answered) = oneshot::channel();
+        let gone = || CliError::failed("the run is ending");
+        self.shared.jobs.send(SinkJob::Adopt(Box::new(routes), reply)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// The source captures them. The wish is over once the log says that their copy has begun.
+    async fn capture(
+        &self,
+        names: Vec<TableName>,
+        tables: Vec<String>,
+        asker: &mut Option<Asker>,
+    ) -> Result<(), CliError> {
+        let mut reader = self.log.read(&self.log.tail().cut, Lane::Snapshot)?;
+        let mut late = Box::pin(tokio::time::sleep(ANSWER_WITHIN));
+        let adding = async {
+            let added = loop {
+                match self.adder.add(names.clone()).await {
+                    Err(failure) if failure.is_transient() => {
+                        tracing::debug!(%failure, "new tables wait for the source");
+                        tokio::time::sleep(AGAIN_AFTER).await;
+                    }
+                    done => break done?,
+                }
+            };
+            while !added.is_empty() {
+                let entries = reader.next().await?;
+                let begun = entries.entries.iter().any(|entry| match &entry.event {
+                    Event::BackfillBegan(backfill) => {
+                        let known = self.log.latest_schemas();
+                        let of = |name: &TableName| {
+                            known.iter().any(|schema| schema.name == *name && backfill.tables.contains(&schema.id))
+                        };
+                        added.iter().all(of)
+                    }
+                    _ => false,
+                });
+                if begun {
+                    break;
+                }
+            }
+            Ok::<_, CliError>(())
+        };
+        let mut adding = std::pin::pin!(adding);
+        loop {
+            tokio::select! {
+                done = &mut adding => {
+                    done?;
+                    break;
+                }
+                () = &mut late, if asker.is_some() => {
+                    answer(asker, Ok(Added { tables: tables.clone(), begun: false }));
+                }
+            }
+        }
+        self.note(Command::TablesAdded { tables: tables.clone(), refused: None }).await;
+        answer(asker, Ok(Added { tables, begun: true }));
+        Ok(())
+    }
+
+    async fn note(&self, command: Command) {
+        if let Err(error) = self.shared.journal.command(command, &self.shared.now()).await {
+            tracing::warn!("the journal could not take what became of new tables: {error}");
+        }
+    }
+}
+
+/// Whoever asked may have gone away; then the answer has no taker.
+fn answer(asker: &mut Option<Asker>, what: Result<Added, CliError>) {
+    if let Some(asker) = asker.take() {
+        let _ = asker.send(what);
+    }
+}

@@ -1,0 +1,226 @@
+//! A sink that is filled from another migration's log: built by `replay --into`, and brought up to date the same way
+//! later, for it has no log of its own.
+
+use super::{
+    base,
+    plan_file::{PlanFile, keep_secret, secret_id, secret_of, spec_hash, write_whole},
+    session::routes,
+};
+use crate::{
+    commands::folder,
+    error::{CliError, Exit},
+    registry::AnySink,
+    spec::Spec,
+    wiring,
+};
+use crossfade_connector::{Sink, Stage};
+use crossfade_control::Command;
+use crossfade_event::Cut;
+use crossfade_log::{EventLog, embedded::Embedded};
+use crossfade_pipeline::{
+    DeliverOptions, Ending, Folds, Routes, Scratch, Silent, SnapshotFold, Stop, deliver, stop_channel, valve,
+};
+use crossfade_state::WorkFolder;
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+const FORMAT: u32 = 1;
+
+/// How often the other log is looked at for more.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long a backfill that is not wholly in the log is waited for before the log is opened anew.
+const OPEN_AGAIN: Duration = Duration::from_secs(2);
+
+/// Whose log a sink is filled from; kept in the work folder of the migration that has the sink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Origin {
+    format: u32,
+    /// The other migration's spec.
+    spec: PathBuf,
+    /// Whether the sink held a copy already, which somebody else made.
+    base: bool,
+}
+
+impl Origin {
+    fn path(folder: &Path) -> PathBuf {
+        folder.join("replayed-from.json")
+    }
+
+    /// Reads it; `None` for a migration that has a source of its own.
+    pub(super) fn read(folder: &Path) -> Result<Option<Self>, CliError> {
+        let path = Self::path(folder);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(CliError::io(format!("reading {}", path.display()), &error)),
+        };
+        let origin: Self = serde_json::from_str(&text).map_err(|error| {
+            CliError::new(Exit::Lost, format!("{} is damaged: {error}", path.display()))
+                .hint("run the same `crossfade replay --into` again; it writes the file anew")
+        })?;
+        if origin.format > FORMAT {
+            return Err(CliError::new(Exit::Lost, format!("{} has format {}", path.display(), origin.format))
+                .hint("use the newer crossfade that wrote it"));
+        }
+        Ok(Some(origin))
+    }
+
+    /// The other migration's spec.
+    pub(super) fn load(&self) -> Result<Spec, CliError> {
+        Spec::load(&self.spec).map_err(|error| {
+            let error = CliError::from(error);
+            let message = format!("the spec from whose log this sink was built cannot be used: {}", error.message);
+            CliError { message, ..error }
+        })
+    }
+
+    /// Refuses what only a migration with a source of its own can do.
+    pub(super) fn refuse(folder: &Path, spec: &Spec) -> Result<(), CliError> {
+        let Some(origin) = Self::read(folder)? else { return Ok(()) };
+        let (from, into) = (origin.spec.display(), spec.file.display());
+        Err(CliError::refused(format!(
+            "the sink of {} is filled from the log that {from} has, not from a source of its own",
+            spec.name
+        ))
+        .hint(format!("crossfade replay {from} --from start --into {into} --follow")))
+    }
+
+    fn write(folder: &Path, spec: &Spec, base: bool) -> Result<(), CliError> {
+        let path = fs::canonicalize(&spec.file)
+            .map_err(|error| CliError::io(format!("finding {}", spec.file.display()), &error))?;
+        let text = serde_json::to_vec(&Self { format: FORMAT, spec: path, base })
+            .map_err(|error| CliError::failed(format!("writing where the replay came from: {error}")))?;
+        write_whole(&Self::path(folder), &text)
+    }
+}
+
+/// Fills a sink from another migration's log. Owns the work folder of the sink's migration.
+pub(super) struct Follower {
+    from: Spec,
+    sink: AnySink,
+    routes: Routes,
+    folds: Folds,
+    /// Held as long as the sink is written.
+    _own: WorkFolder,
+}
+
+/// Without one, an empty sink would wait for it for ever.
+fn holds_a_whole_copy(log: &Embedded, from: &Spec, fold: &SnapshotFold) -> Result<(), CliError> {
+    let generation = fold.backfills.first().map(|begun| begun.backfill.generation);
+    if log.start() != Cut::start(log.partitions()) && generation != Some(1) {
+        return Err(CliError::refused(format!(
+            "the log of {} no longer holds a whole copy of the source: its beginning was trimmed away",
+            from.name
+        ))
+        .hint("put a copy of a sink that it filled into the new one, and say --base; or keep more of the log (`[log] retention`)"));
+    }
+    if generation.is_none() || (fold.backfills.len() == 1 && !fold.state.ended) {
+        return Err(CliError::refused(format!(
+            "the log of {} does not hold a whole copy of the source yet",
+            from.name
+        ))
+        .hint(format!("let `crossfade run {}` finish its first copy, then say this again", from.file.display())));
+    }
+    Ok(())
+}
+
+impl Follower {
+    /// Takes the sink's own folder and plans there, unless that was done before. With `base`, the sink goes on from a copy
+    /// that it holds, right at that place or later. Refused, nothing has been written.
+    pub(super) async fn open(from: &Spec, into: &Spec, base: Option<&Cut>) -> Result<Self, CliError> {
+        let from_folder = folder::existing(from)?;
+        let Some(plan) = PlanFile::read(&from_folder)? else {
+            return Err(CliError::refused(format!(
+                "the migration {} has not begun: there is nothing to replay",
+                from.name
+            )));
+        };
+        let own = WorkFolder::lock(into.folder())?;
+        // The same secret, so that derived keys are the same in every sink.
+        let secret = secret_of(&from_folder)?;
+        let before = PlanFile::read(own.dir())?;
+        if let Some(before) = &before {
+            before.check(into)?;
+        }
+        let plan = before.unwrap_or_else(|| PlanFile::unsaved(into, plan.catalog));
+        let mut sink = wiring::sink(into)?;
+        let folds = Folds::default();
+        let log = folder::log(from)?;
+        let found = match (sink.progress().await?, base) {
+            (Some(progress), _) if progress.stage == Stage::Streaming => None,
+            (None, Some(place)) => {
+                let routes = routes(into, &plan, secret.clone(), 0)?;
+                Some(base::examine(&log, from, into, place, &routes).await?)
+            }
+            _ => {
+                holds_a_whole_copy(&log, from, &folds.refreshed(&log)?)?;
+                None
+            }
+        };
+        keep_secret(own.dir(), &secret)?;
+        let plan = PlanFile::write(own.dir(), into, plan.catalog)?;
+        let (journal, by) = (folder::journal(&own)?, folder::by_hand());
+        let on_a_copy = base.is_some() || Origin::read(own.dir())?.is_some_and(|origin| origin.base);
+        Origin::write(own.dir(), from, on_a_copy)?;
+        let planned = Command::Plan { spec_hash: spec_hash(into), secret_id: secret_id(&secret) };
+        for command in [planned, Command::RaiseEpoch, Command::Expand, Command::StartCapture] {
+            journal.command(command, &by).await?;
+        }
+        journal.command(Command::Note { what: format!("replay from the log of {}", from.name) }, &by).await?;
+        let routes = routes(into, &plan, secret, journal.migration().epoch)?;
+        let mut routes = routes.with_scratch(Scratch::new(own.dir().join("lookups")));
+        if on_a_copy {
+            // Its rows are there on purpose; what is overwritten of them is kept for undo.
+            routes = routes.into_existing();
+        }
+        if let Some(progress) = found {
+            tracing::info!(offset = %progress.cut, "the sink goes on from the copy that it holds");
+            base::adopt(&log, progress, &routes, &mut sink).await?;
+        }
+        Ok(Self { from: from.clone(), sink, routes, folds, _own: own })
+    }
+
+    /// Applies what is in the log now; returns how it ended, and the place in the log.
+    pub(super) async fn catch_up(&mut self, mut stop: Stop) -> Result<(Ending, Cut), CliError> {
+        let log = folder::log(&self.from)?;
+        let fold = self.folds.refreshed(&log)?;
+
+        let tail = log.tail().cut;
+        let options =
+            DeliverOptions { until: Some(tail.clone()), folds: self.folds.clone(), ..DeliverOptions::new(None) };
+        let (stopper, own_stop) = stop_channel();
+        let (_handle, mut open) = valve();
+        let mut delivering =
+            Box::pin(deliver(&log, &self.routes, &mut self.sink, &options, &Silent, &mut open, own_stop));
+        let ended = tokio::select! {
+            ended = &mut delivering => Some(ended?),
+            () = stop.requested() => None,
+            // What this handle shows of a backfill under way does not grow.
+            () = tokio::time::sleep(OPEN_AGAIN), if !fold.state.ended => None,
+        };
+        let ending = match ended {
+            Some(ending) => ending,
+            None => {
+                stopper.stop();
+                delivering.await?
+            }
+        };
+        Ok((ending, tail))
+    }
+
+    /// Follows the log until told to stop.
+    pub(super) async fn follow(&mut self, mut stop: Stop) -> Result<Cut, CliError> {
+        loop {
+            let (_, upto) = Box::pin(self.catch_up(stop.clone())).await?;
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                () = stop.requested() => return Ok(upto),
+            }
+        }
+    }
+}
