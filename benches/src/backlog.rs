@@ -130,16 +130,8 @@ async fn crossfade(pair: &Pair, databases: &Databases, changes: u64, per: u64) -
     running.terminate();
     running.wait();
     let cpu = cpu_seconds_of(pair) + waited_children_seconds() - before;
-    crossfade_done(databases, folder.path()).await;
+    databases.free_slot().await;
     Ok(figures(changes, took, cpu))
-}
-
-/// Frees the slot, so that the next round's server keeps no WAL for it.
-async fn crossfade_done(databases: &Databases, _folder: &std::path::Path) {
-    databases
-        .source
-        .execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active")
-        .await;
 }
 
 fn figures(changes: u64, took: f64, cpu: f64) -> Round {

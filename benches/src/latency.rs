@@ -69,10 +69,7 @@ async fn crossfade(databases: &Databases, rate: u64) -> Result<f64> {
     let p99 = measure(databases, rate).await;
     running.terminate();
     running.wait();
-    databases
-        .source
-        .execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active")
-        .await;
+    databases.free_slot().await;
     p99
 }
 

@@ -37,6 +37,7 @@ pub(crate) async fn run(rounds: usize, rows: u64) -> Result<()> {
             } else {
                 until_caught_up(folder.path(), &databases.spec("load"))?;
                 ours.push(rows as f64 / begun.elapsed().as_secs_f64());
+                databases.free_slot().await;
             }
             let compared = databases.compare("SELECT * FROM public.items ORDER BY id").await?;
             ensure!(compared == rows, "{compared} of {rows} rows arrived");

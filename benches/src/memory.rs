@@ -46,6 +46,7 @@ async fn crossfade(pair: &Pair, rows: u64) -> Result<(f64, f64)> {
     let large = peak_bytes(running.pid())? as f64 / MIB;
     running.terminate();
     running.wait();
+    databases.free_slot().await;
     databases.compare("SELECT * FROM public.items ORDER BY id").await?;
     Ok((idle, large))
 }

@@ -65,6 +65,14 @@ sslmode = "disable"
         )
     }
 
+    /// Frees Crossfade's slot once its run has ended: the next round makes one of the same name, and the server is not to
+    /// keep WAL for this one.
+    pub(crate) async fn free_slot(&self) {
+        let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+                    WHERE database = current_database() AND NOT active";
+        self.source.execute(drop).await;
+    }
+
     /// Both ends, row by row.
     pub(crate) async fn compare(&self, query: &str) -> Result<u64> {
         let (left, right) = (self.source.connect().await, self.target.connect().await);

@@ -206,6 +206,81 @@ async fn a_sink_is_built_on_a_copy_of_postgres_tables_that_were_right_at_a_check
     desk.stop(running);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_in_another_schema_of_the_same_database_goes_on_from_where_it_was_taken() {
+    let Some((source, target)) = two_databases().await else { return };
+    source.execute(FILL).await;
+    let desk = Desk::new();
+    let from = format!("{}\ntables = [\"public.*\"]", postgres(&source));
+    desk.write_spec(&from, &format!("{}\nschema = \"app_v2\"", postgres(&target)), "");
+    let mut running = desk.start();
+    desk.wait(&mut running);
+    source.execute(&work(1)).await;
+    desk.wait(&mut running);
+    desk.expect(0, &["pause"], &["--reason", "copying"]);
+    desk.expect(0, &["checkpoint"], &["copied"]);
+    target
+        .execute(
+            "CREATE SCHEMA app_v3; CREATE TABLE app_v3.parts (LIKE app_v2.parts INCLUDING ALL);
+             INSERT INTO app_v3.parts SELECT * FROM app_v2.parts; UPDATE app_v3.parts SET name = 'by hand' WHERE id = 20",
+        )
+        .await;
+    desk.expect(0, &["resume"], &[]);
+    // The first sink goes on, and its own word with it: what comes now is not in the copy.
+    source.execute(&work(2)).await;
+    desk.wait(&mut running);
+    let spec = second(&desk, &from, &format!("{}\nschema = \"app_v3\"", postgres(&target)), "");
+    run(&desk, 0, &["replay", SPEC, "--from", "checkpoint:copied", "--into", &spec, "--base"]);
+    let (wanted, found) = (
+        crate::desk::rows(&source, &format!("{ALL} WHERE id <> 20")).await,
+        crate::desk::rows(&target, "SELECT id, name, price FROM app_v3.parts WHERE id <> 20").await,
+    );
+    assert_same("built on the copy beside", &wanted, &found);
+    let by_hand = target.value("SELECT name FROM app_v3.parts WHERE id = 20").await;
+    assert_eq!(by_hand.as_deref(), Some("by hand"), "it was built on the copy, not anew");
+    desk.stop(running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_finds_planned_tables_that_the_source_dropped_or_calls_otherwise() {
+    let Some((source, target)) = two_databases().await else { return };
+    source.execute(FILL).await;
+    source
+        .execute(
+            "CREATE TABLE passing (id integer PRIMARY KEY, name text); INSERT INTO passing VALUES (1, 'one'), (2, 'two');
+             CREATE TABLE pieces (id integer PRIMARY KEY, part integer REFERENCES parts); INSERT INTO pieces VALUES (1, 1), (2, 2)",
+        )
+        .await;
+    let desk = Desk::new();
+    let tables = "tables = [\"public.pa*\", \"public.pieces\"]";
+    desk.write_spec(&format!("{}\n{tables}", postgres(&source)), &postgres(&target), "");
+    let mut running = desk.start();
+    desk.wait(&mut running);
+    desk.verify();
+
+    // Outside the spec's patterns it is followed still, and compared still.
+    source.execute("ALTER TABLE parts RENAME TO articles; UPDATE articles SET price = price + 1").await;
+    desk.wait(&mut running);
+    desk.verify();
+    target.execute("UPDATE parts SET price = -1 WHERE id = 7").await;
+    let report = desk.crossfade.json(&["verify", SPEC]);
+    assert_eq!(report["differences"].as_u64(), Some(1), "{report}");
+    target.execute("UPDATE parts SET price = 8 WHERE id = 7").await;
+    desk.verify();
+
+    // A drop does not come with the stream: what the target still has is said, and is too much.
+    source.execute("DROP TABLE passing").await;
+    let said = desk.expect(4, &["verify"], &[]);
+    let told = "public.passing is no longer in the source; 2 of its rows are left in public.passing";
+    assert!(said.stdout.contains(told) && said.stdout.contains("2 differences"), "{said}");
+    target.execute("TRUNCATE passing").await;
+    let report = desk.crossfade.json(&["verify", SPEC]);
+    assert_eq!(report["differences"].as_u64(), Some(0), "{report}");
+    assert_eq!(report["dropped"][0]["table"], "public.passing", "{report}");
+    desk.verify();
+    desk.stop(running);
+}
+
 fn kinds(listed: &serde_json::Value, kinds: &[&str]) -> Vec<String> {
     let is_wanted = |entry: &&serde_json::Value| kinds.contains(&entry["kind"].as_str().unwrap());
     listed.as_array().unwrap().iter().filter(is_wanted).map(ToString::to_string).collect()

@@ -46,12 +46,14 @@ pub(crate) struct CliError {
     pub(crate) message: String,
     /// What to do, where there is advice.
     pub(crate) hint: Option<String>,
+    /// Whether it may work when tried again.
+    pub(crate) passing: bool,
 }
 
 impl CliError {
     /// An error with any exit code.
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), hint: None }
+        Self { exit, message: message.into(), hint: None, passing: false }
     }
 
     /// It failed.
@@ -84,7 +86,13 @@ impl CliError {
     /// An error with its causes; a second sentence in it is advice.
     pub(crate) fn of(exit: Exit, error: &dyn Error) -> Self {
         let (message, hint) = sentence_and_advice(&with_causes(error));
-        Self { exit, message, hint }
+        Self { exit, message, hint, passing: false }
+    }
+
+    /// The same, worth another try.
+    #[must_use]
+    pub(crate) fn passing(self) -> Self {
+        Self { passing: true, ..self }
     }
 
     /// An error of the operating system about a named object.
@@ -130,7 +138,8 @@ impl From<Failure> for CliError {
             Verdict::Reconnect => Some("check that the server runs and can be reached, then try again"),
             _ => failure.advice(),
         };
-        Self { exit, message: format!("{}: {cause}", failure.doing), hint: hint.map(str::to_owned) }
+        let passing = failure.is_transient();
+        Self { exit, message: format!("{}: {cause}", failure.doing), hint: hint.map(str::to_owned), passing }
     }
 }
 
@@ -151,7 +160,8 @@ impl From<LogError> for CliError {
 
 impl From<SpecError> for CliError {
     fn from(error: SpecError) -> Self {
-        Self { exit: Exit::Misconfigured, message: error.to_string(), hint: error.hint().map(str::to_owned) }
+        let hint = error.hint().map(str::to_owned);
+        Self { exit: Exit::Misconfigured, message: error.to_string(), hint, passing: false }
     }
 }
 
@@ -277,8 +287,9 @@ mod tests {
             (Failure::reconnect("a", "b"), Exit::Failed),
         ];
         for (failure, exit) in cases {
+            let transient = failure.is_transient();
             let error = CliError::from(failure);
-            assert_eq!(error.exit, exit);
+            assert_eq!((error.exit, error.passing), (exit, transient));
             assert_eq!(error.message, "a: b");
             assert!(error.hint.is_some());
         }

@@ -153,3 +153,24 @@ pub struct Version {
     /// The output's ordinal within the entry.
     pub ordinal: u32,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_ordered_without_a_sign_and_within_one_commit() {
+        let at = |timeline, commit, ordinal| Position { source: SourceId(1), timeline, commit, ordinal };
+        let rising = [
+            Position::origin(SourceId(1)),
+            at(1, 0x7fff_ffff_ffff_ffff, 0),
+            at(1, 0x8000_0000_0000_0000, 0),
+            at(1, 0x8000_0000_0000_0000, 1),
+            at(1, 0x8000_0000_0000_0000, 0x8000_0000),
+            at(1, 0x8000_0000_0000_0000, 0).end_of_commit(),
+            at(1, u64::MAX, 0),
+            at(2, 0, 0),
+        ];
+        assert!(rising.is_sorted_by(|earlier, later| earlier < later));
+    }
+}

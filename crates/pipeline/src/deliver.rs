@@ -19,6 +19,7 @@ use crate::{
     gather::{Gather, Meaning, Tally, past},
     retry::Retry,
     route::{Follow, Routes},
+    views::trimmed,
     watch::Delivered,
 };
 use crossfade_connector::{Delivery, Failure, Guard, Progress, Sink, Stage};
@@ -355,6 +356,10 @@ impl<L: EventLog> Producer<L> {
             return Ok(Err(Gone));
         }
         let from = self.progress.stream_from.clone();
+        let begins = self.backfills.first().is_none_or(|first| first.backfill.generation == 1);
+        if self.progress.generation == 0 && !begins && !self.gather.views.is_empty() {
+            return Err(trimmed());
+        }
         self.gather.views.fill_from_backfill(&self.log, &from, self.progress.generation.max(1)).await?;
         let mut reader = self.log.read(&self.progress.cut, Lane::Snapshot)?;
         loop {
@@ -372,7 +377,7 @@ impl<L: EventLog> Producer<L> {
                 match meaning {
                     Meaning::More | Meaning::Boundary(_) => {}
                     Meaning::Follow(follow) => {
-                        if self.follow(follow, true).await.is_err() {
+                        if self.follow(follow).await.is_err() {
                             return Ok(Err(Gone));
                         }
                     }
@@ -432,7 +437,7 @@ impl<L: EventLog> Producer<L> {
                     Meaning::More | Meaning::BackfillEnded { .. } => {}
                     Meaning::Boundary(position) => self.boundary(&at, position),
                     Meaning::Follow(follow) => {
-                        if self.follow(follow, !self.open).await.is_err() {
+                        if self.follow(follow).await.is_err() {
                             return Ok(Err(Gone));
                         }
                     }
@@ -511,8 +516,10 @@ impl<L: EventLog> Producer<L> {
         self.send(work).await
     }
 
-    async fn follow(&mut self, follow: Box<Follow>, commits: bool) -> Sent {
-        self.flush(commits).await?;
+    /// What was gathered goes before the change, in one sink transaction with it and with the record that it was made: a
+    /// change that is on record but was not made would never be made.
+    async fn follow(&mut self, follow: Box<Follow>) -> Sent {
+        self.flush(false).await?;
         self.progress.schemas = self.gather.routes.followed();
         self.gather.touch();
         self.send(Work::Follow(follow)).await

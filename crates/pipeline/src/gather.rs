@@ -151,9 +151,10 @@ impl<L: EventLog> Gather<L> {
             Event::Rows(block) => self.block(entry, block)?,
             Event::SnapshotBegan { table, .. } => {
                 // Without a key a second copy cannot be told from the first: begin with an empty table each time.
+                // What lookups read of it was filled with the whole backfill's rows before the first of them came here.
                 let schema = self.latest(*table)?;
                 if schema.identity != Identity::Key {
-                    self.truncated(entry, &[*table])?;
+                    self.empty_targets(entry, &[*table])?;
                 }
             }
             Event::SnapshotEnded { table, visible: Some(visible) } => {
@@ -189,11 +190,18 @@ impl<L: EventLog> Gather<L> {
 
     /// Empties what a backfill is about to fill again.
     pub(crate) fn truncated(&mut self, entry: &Entry, tables: &[TableId]) -> Result<(), PipelineError> {
+        for table in tables {
+            let schema = self.latest(*table)?;
+            self.views.truncate(&schema)?;
+        }
+        self.empty_targets(entry, tables)
+    }
+
+    fn empty_targets(&mut self, entry: &Entry, tables: &[TableId]) -> Result<(), PipelineError> {
         let mut targets = Vec::new();
         for table in tables {
             let schema = self.latest(*table)?;
             targets.extend(self.routes.route(&schema)?.bound.truncate());
-            self.views.truncate(&schema)?;
         }
         if !targets.is_empty() {
             // Rows gathered before it must stay before it.

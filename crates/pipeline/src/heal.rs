@@ -309,9 +309,19 @@ impl Fold {
 
     fn put(&mut self, table: TableId, key: Key, last: Final) {
         if key.hash64() % self.passes == self.pass {
+            // A row is a slice of the piece of the log that it was read in, and would keep all of that in memory.
+            let last = match last {
+                Final::Image { at, row } => Final::Image { at, row: detached(&row) },
+                Final::Deleted { at, old } => Final::Deleted { at, old: detached(&old) },
+            };
             self.finals.insert((table, key), last);
         }
     }
+}
+
+/// The row with bytes of its own.
+fn detached(row: &Row) -> Row {
+    row.cells().collect()
 }
 
 /// `after`, with its unchanged cells taken from `before`.

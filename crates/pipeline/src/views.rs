@@ -7,7 +7,7 @@ mod view;
 pub use store::{Scratch, ScratchError};
 
 use crate::{PipelineError, fold::Begun};
-use crossfade_event::{Change, Cut, Event, Key, Op, Row, TableId, TableSchema};
+use crossfade_event::{Change, Cut, Event, Identity, Key, Op, Row, TableId, TableSchema};
 use crossfade_log::{EventLog, Lane, LogReader};
 use crossfade_transform::{Plan, Views};
 use std::sync::{Arc, OnceLock};
@@ -88,6 +88,12 @@ impl LookupViews {
                 for row in block.iter() {
                     let row = row.map_err(|error| PipelineError::Refused(format!("a damaged row block: {error}")))?;
                     self.observe(&schema, &inserted(block.table, &schema, row))?;
+                }
+            }
+            // Without a key the table's copy begins anew each time.
+            Event::SnapshotBegan { table, .. } => {
+                if let Some(schema) = latest(log, *table).filter(|schema| schema.identity != Identity::Key) {
+                    self.truncate(&schema)?;
                 }
             }
             Event::Truncated(truncate) => {

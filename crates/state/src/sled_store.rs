@@ -406,8 +406,13 @@ mod tests {
         let one = Changes::one(&key, &Setting("2".into()));
         // A barrier that cannot be synced.
         let (reader, _writer) = std::io::pipe().unwrap();
-        store.0.disk.lock().unwrap().barrier = File::from(std::os::fd::OwnedFd::from(reader));
+        let whole = std::mem::replace(
+            &mut store.0.disk.lock().unwrap().barrier,
+            File::from(std::os::fd::OwnedFd::from(reader)),
+        );
         assert!(matches!(store.commit_blocking(one), Err(StateError::Poisoned { .. })));
+        // The next sync would succeed, and say nothing of what the failed one lost.
+        store.0.disk.lock().unwrap().barrier = whole;
         let again = Changes::one(&key, &Setting("3".into()));
         assert!(matches!(store.commit_blocking(again), Err(StateError::Poisoned { .. })));
         assert_eq!(store.get(&key).unwrap(), Some(Setting("1".into())));

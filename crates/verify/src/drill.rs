@@ -14,11 +14,30 @@ use std::{
 /// A key whose two rows differ as read; whether they really do is for [`crate::judge`] to say.
 #[derive(Debug, Clone)]
 pub(crate) struct Suspect {
-    /// The source row's own table and key, where there is a source row.
+    /// The source row's own table and key, where there is exactly one source row.
     pub(crate) origin: Option<(Arc<TableSchema>, Key)>,
     /// The rows that the target should hold; several only where the table has no key.
     pub(crate) expected: Vec<Row>,
     pub(crate) found: Vec<Row>,
+}
+
+impl Suspect {
+    fn none_yet() -> Self {
+        Self { origin: None, expected: Vec::new(), found: Vec::new() }
+    }
+
+    /// A row that the target should hold, and where it comes from. With a second source row on the same key there is no
+    /// one place any more at which to look again.
+    fn expect(&mut self, origin: Option<(Arc<TableSchema>, Key)>, row: Row) {
+        let place =
+            |origin: &Option<(Arc<TableSchema>, Key)>| origin.as_ref().map(|(schema, key)| (schema.id, key.clone()));
+        if self.expected.is_empty() {
+            self.origin = origin;
+        } else if place(&self.origin) != place(&origin) {
+            self.origin = None;
+        }
+        self.expected.push(row);
+    }
 }
 
 /// Suspects by target table and key, with the position at which their source rows were read.
@@ -54,15 +73,13 @@ pub(crate) async fn suspects<A: Inspect, B: Inspect>(
     };
     let mut found = Suspects::default();
     let mut rows: HashMap<(TableId, Key), Suspect> = HashMap::new();
-    let empty = || Suspect { origin: None, expected: Vec::new(), found: Vec::new() };
     for (schema, bound) in &expected.sources {
         let scanned = scan_all(source, schema, |row| {
             let own = schema.key_of(&row);
             expected.rows(bound, schema, row, &mut |table, key, row| {
                 if is_wanted(table, &key) {
-                    let suspect = rows.entry((table, key)).or_insert_with(empty);
-                    suspect.origin = own.clone().map(|own| (schema.clone(), own));
-                    suspect.expected.push(row);
+                    let origin = own.clone().map(|own| (schema.clone(), own));
+                    rows.entry((table, key)).or_insert_with(Suspect::none_yet).expect(origin, row);
                 }
             });
         });
@@ -74,7 +91,7 @@ pub(crate) async fn suspects<A: Inspect, B: Inspect>(
             if let Some(key) = expected.key(*table, &row)
                 && is_wanted(*table, &key)
             {
-                rows.entry((*table, key)).or_insert_with(empty).found.push(row);
+                rows.entry((*table, key)).or_insert_with(Suspect::none_yet).found.push(row);
             }
         });
         scanned.await.map_err(VerifyError::Target)?;

@@ -11,15 +11,17 @@ mod drill;
 mod judge;
 mod report;
 mod side;
+#[cfg(test)]
+mod tests;
 
 pub use digest::{Buckets, Digest};
 pub use report::{Difference, DifferenceKind, Report, TableReport};
 pub use side::{Expected, LiveViews, scan_rows};
 
 use crossfade_connector::{Failure, Inspect};
-use crossfade_event::{Position, TableSchema};
+use crossfade_event::{Position, TableName, TableSchema};
 use crossfade_transform::Plan;
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 /// Why verification could not be finished.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +85,15 @@ pub struct Subject<'a> {
     pub plan: &'a Plan,
     /// The source's tables, as they are now.
     pub source_tables: Vec<Arc<TableSchema>>,
+    /// Tables that were renamed since they were planned: the name now, and the one in the plan.
+    pub renamed: BTreeMap<TableName, TableName>,
+}
+
+impl Subject<'_> {
+    /// The name under which a source table was planned.
+    pub(crate) fn planned_name<'a>(&'a self, now: &'a TableName) -> &'a TableName {
+        self.renamed.get(now).unwrap_or(now)
+    }
 }
 
 /// Lets an idle source move, so that the sink can pass the position at which it was read.

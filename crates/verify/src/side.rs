@@ -56,9 +56,8 @@ impl LiveViews {
     pub async fn read<A: Inspect>(subject: &Subject<'_>, source: &mut A) -> Result<Self, VerifyError> {
         let mut views = Self::default();
         for lookup in subject.plan.lookups() {
-            let Some(schema) = subject.source_tables.iter().find(|schema| schema.name == lookup.table) else {
-                continue;
-            };
+            let is_looked_up = |schema: &&Arc<TableSchema>| *subject.planned_name(&schema.name) == lookup.table;
+            let Some(schema) = subject.source_tables.iter().find(is_looked_up) else { continue };
             let kept = views.rows.entry(lookup.view).or_default();
             let scanned = scan_all(source, schema, |row| {
                 if let (Some(key), Some(row)) = (pick(schema, &row, &lookup.key), pick(schema, &row, &lookup.keep)) {
@@ -113,7 +112,11 @@ impl<'a> Expected<'a> {
         let sources = subject
             .source_tables
             .iter()
-            .map(|schema| Ok((schema.clone(), subject.plan.bind(schema)?)))
+            .map(|schema| {
+                let name = subject.planned_name(&schema.name).clone();
+                let as_planned = Arc::new(TableSchema { name, ..(**schema).clone() });
+                Ok((schema.clone(), subject.plan.bind(&as_planned)?))
+            })
             .collect::<Result<_, VerifyError>>()?;
         Ok(Self { sources, targets: targets(subject.plan), views })
     }

@@ -246,10 +246,14 @@ impl Reader {
     async fn fill(&mut self, tick: &mut tokio::time::Interval) -> Result<(), Failure> {
         let pauses = self.pace.is_fast();
         if pauses {
-            // Much that is there already is no reason to wait.
-            if let Some(filled) = self.wire.fill().now_or_never()
-                && self.pace.is_much(filled?)
-            {
+            // What is there already is handed on, and not kept waiting for more.
+            if let Some(filled) = self.wire.fill().now_or_never() {
+                let mut bytes = filled?;
+                if !self.pace.is_much(bytes) {
+                    tokio::time::sleep(PAUSE).await;
+                    bytes += self.wire.fill().now_or_never().transpose()?.unwrap_or_default();
+                    self.pace.gathered(bytes);
+                }
                 return Ok(());
             }
             tokio::time::sleep(PAUSE).await;

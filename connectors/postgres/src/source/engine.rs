@@ -85,6 +85,10 @@ pub(super) struct Engine {
     trees: Trees,
     /// Roots that are to be copied again, by oid.
     looks: BTreeMap<u32, Look>,
+    /// Roots with a new leaf that is locked, so that nobody can say what it brought.
+    unsure: BTreeSet<u32>,
+    /// When such a leaf is looked at again by whoever waits for it.
+    look_due: Option<Instant>,
     heartbeat_due: Option<Instant>,
 }
 
@@ -177,6 +181,8 @@ impl Engine {
             roots,
             trees,
             looks: BTreeMap::new(),
+            unsure: BTreeSet::new(),
+            look_due: None,
             heartbeat_due,
         };
         Ok((engine, durable))
@@ -284,7 +290,8 @@ impl Engine {
         if !self.again.is_empty() {
             Box::pin(self.begin_again()).await?;
         }
-        Ok(())
+        // A stream that never rests says the end all the same.
+        Box::pin(self.end_backfill()).await
     }
 
     /// Inside a block of a running transaction nothing is decoded, only kept.
@@ -376,7 +383,8 @@ impl Engine {
         match output {
             Output::Events(events) => self.hold(events),
             Output::TableEnded { events, table, until } => {
-                self.assembler.resolving.insert(table, until);
+                let bound = if self.awaits_a_copy(table) { Lsn(u64::MAX) } else { until };
+                self.assembler.resolving.insert(table, bound);
                 self.copied = self.copied.max(until);
                 self.hold(events);
             }

@@ -74,7 +74,7 @@ pub(super) async fn prepare(config: &SourceConfig, patterns: &Patterns, resume: 
         None => Box::pin(begin(config, patterns, session, server, replication, identified, source)).await,
         Some(position) => {
             check_identity(config, &position, source, &identified, &mut replication).await?;
-            check_reach(config, &session, &position, identified.current).await?;
+            check_reach(config, &session, &position, &identified).await?;
             Box::pin(go_on(config, session, server, replication, identified, position, resume)).await
         }
     }
@@ -145,17 +145,24 @@ async fn check_reach(
     config: &SourceConfig,
     session: &Session,
     position: &Position,
-    current: Lsn,
+    identified: &Identified,
 ) -> Result<(), Failure> {
-    if position.commit <= current.0 {
+    if position.commit <= identified.current.0 {
         return Ok(());
     }
+    // The server may have been promoted since it said where it stands: then that was its old timeline's end.
     let doing = "looking at the server's history";
-    let sql = "SELECT pg_catalog.pg_is_in_recovery()";
+    let sql = "SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
+               THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) END";
     let row = session.query_one(sql, &[]).await.map_err(|error| failure(doing, error))?;
-    if row.get(0) {
+    let Some(file) = row.get::<_, Option<String>>(0) else {
         return Err(Failure::retry(doing, "the standby has not replayed up to our position yet"));
+    };
+    // A WAL file's name begins with its timeline, in eight hexadecimal digits.
+    if file.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()) != Some(identified.timeline) {
+        return Err(Failure::retry(doing, "the server has just been promoted"));
     }
+    let current = identified.current;
     Err(slot::lost(
         &config.object_name(),
         format!("the server's history ends before our position, at {current}: it was put back from a backup"),
@@ -179,7 +186,7 @@ async fn begin(
     publication::ensure(&session, config, &candidates, &wanted, server.version).await?;
     let slot = config.object_name();
     clear_leftover(config, &session, &slot, &identified.system).await?;
-    let mut trees = Trees::read(&config.spool_dir, 0).await;
+    let mut trees = Trees::read(&config.spool_dir, 0).await?;
     for root in wanted.iter().filter(|candidate| candidate.is_root) {
         let members = tree::members(&session, root.oid).await?;
         tree::check(&root.name, &members, patterns)?;
@@ -262,7 +269,7 @@ async fn go_on(
     let origin = Position { timeline: identified.timeline, ..position };
     // What is visible may not be flushed yet: the chunks that are in the log saw at most this.
     let current = slot::end_of_wal(&session).await?;
-    let trees = Trees::read(&config.spool_dir, resume.snapshot.generation).await;
+    let trees = Trees::read(&config.spool_dir, resume.snapshot.generation).await?;
     Ok(Prepared {
         version: server.version,
         session,

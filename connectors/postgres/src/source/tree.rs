@@ -9,14 +9,17 @@
 //! What it was is kept in a file, with the number of the backfill that copied the root: changes while nobody looks are
 //! found afterwards, and a file that says more than the log is not believed.
 
-use crate::{Patterns, client::failure};
+use crate::{
+    Patterns,
+    client::{ServerError, failure},
+};
 use crossfade_connector::Failure;
 use crossfade_event::TableName;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// One relation of a tree, the root left out.
 #[derive(Debug, Clone)]
@@ -26,19 +29,32 @@ pub(crate) struct Member {
     kind: String,
     persistence: String,
     print: String,
-    /// It has no page: nothing was ever in it since it has this file.
+    /// It has no page: nothing was ever in it since it has this file. Of a leaf, only [`find_empty`] says so.
     empty: bool,
     /// Its old rows are sent as the root's are.
     identity_agrees: bool,
 }
 
+/// How long a look waits for a leaf that somebody has locked (`VACUUM FULL`, a `TRUNCATE` that has not ended): the
+/// stream stands still that long.
+const LOCK_WAIT: &str = "200ms";
+/// SQLSTATE: a lock was not to be had in time.
+const LOCKED: &str = "55P03";
+
+/// Takes no lock on any of them, unlike `pg_partition_tree` and `pg_relation_size`. A member that is being detached
+/// (from version 14 on there is a column that says so) has left.
 const MEMBERS: &str = "\
+WITH RECURSIVE tree (relid) AS (
+  SELECT h.inhrelid FROM pg_catalog.pg_inherits h
+  WHERE h.inhparent = $1 AND pg_catalog.to_jsonb(h) ->> 'inhdetachpending' IS DISTINCT FROM 'true'
+  UNION SELECT h.inhrelid FROM pg_catalog.pg_inherits h JOIN tree ON h.inhparent = tree.relid
+  WHERE pg_catalog.to_jsonb(h) ->> 'inhdetachpending' IS DISTINCT FROM 'true')
 SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text,
   pg_catalog.concat_ws(' ', i.inhparent, i.xmin, pg_catalog.pg_relation_filenode(c.oid)),
-  COALESCE(pg_catalog.pg_relation_size(c.oid), 0) = 0,
+  c.relkind = 'p',
   CASE WHEN c.relkind = 'p' OR k.own IS NULL THEN true
     WHEN c.relreplident = 'f' THEN k.root IS NOT NULL ELSE k.own = k.root END
-FROM pg_catalog.pg_partition_tree($1::oid::regclass) t
+FROM tree t
 JOIN pg_catalog.pg_class c ON c.oid = t.relid
 JOIN pg_catalog.pg_class r ON r.oid = $1
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -70,6 +86,31 @@ pub(crate) async fn members(client: &Client, root: u32) -> Result<Vec<Member>, F
             identity_agrees: row.get(7),
         })
         .collect())
+}
+
+/// Asks which of the leaves named by oid have no page. False where one of them is locked, so that nobody can say.
+pub(super) async fn find_empty(client: &Client, members: &mut [Member], leaves: &[u32]) -> Result<bool, Failure> {
+    if leaves.is_empty() {
+        return Ok(true);
+    }
+    let list: Vec<String> = leaves.iter().map(ToString::to_string).collect();
+    // Both statements are one transaction, for they are sent as one.
+    let sql = format!(
+        "SET LOCAL lock_timeout = '{LOCK_WAIT}'; SELECT m.oid FROM pg_catalog.unnest('{{{}}}'::oid[]) m (oid) \
+         WHERE COALESCE(pg_catalog.pg_relation_size(m.oid), 0) = 0",
+        list.join(",")
+    );
+    let answer = match client.simple_query(&sql).await {
+        Ok(answer) => answer,
+        Err(error) if ServerError::of(&error).is_some_and(|error| error.code == LOCKED) => return Ok(false),
+        Err(error) => return Err(failure("looking at a partition's size", error)),
+    };
+    for message in answer {
+        let SimpleQueryMessage::Row(row) = message else { continue };
+        let oid = row.get(0).and_then(|oid| oid.parse::<u32>().ok());
+        members.iter_mut().filter(|member| Some(member.oid) == oid).for_each(|member| member.empty = true);
+    }
+    Ok(true)
 }
 
 /// Why a tree cannot be captured by its root, and the remedy.
@@ -132,13 +173,19 @@ pub(super) struct Trees {
 }
 
 impl Trees {
-    /// Reads the file; what it says of backfills that the log does not know is left out.
-    pub(super) async fn read(folder: &Path, generation: u32) -> Self {
+    /// Reads the file. What it says of backfills that the log does not know is taken out, of the file as well: the log
+    /// will give their numbers to others.
+    pub(super) async fn read(folder: &Path, generation: u32) -> Result<Self, Failure> {
         let file = folder.join("trees");
         let text = tokio::fs::read_to_string(&file).await.unwrap_or_default();
         let mut known = parse(&text).unwrap_or_default();
+        let before = known.len();
         known.retain(|_, (copied, _)| *copied <= generation);
-        Self { file, known }
+        let trees = Self { file, known };
+        if trees.known.len() < before {
+            trees.write().await?;
+        }
+        Ok(trees)
     }
 
     /// How a tree is now is how it is copied: noted before the backfill begins, for its chunks see at least this.
@@ -158,6 +205,13 @@ impl Trees {
     /// Whether a leaf was there when its tree was last looked at.
     pub(super) fn has(&self, root: u32, leaf: u32) -> bool {
         self.known.get(&root).is_some_and(|(_, known)| known.contains_key(&leaf))
+    }
+
+    /// The leaves of a known tree that were not there then: whether they are empty matters.
+    pub(super) fn strangers(&self, root: u32, members: &[Member]) -> Vec<u32> {
+        let Some((_, known)) = self.known.get(&root) else { return Vec::new() };
+        let is_strange = |member: &&Member| !member.empty && !known.contains_key(&member.oid);
+        members.iter().filter(is_strange).map(|member| member.oid).collect()
     }
 
     pub(super) fn look(&self, root: u32, members: &[Member]) -> Seen {
@@ -237,7 +291,7 @@ mod tests {
     #[tokio::test]
     async fn only_empty_leaves_may_come_without_a_new_copy() {
         let folder = tempfile::tempdir().unwrap();
-        let mut trees = Trees::read(folder.path(), 0).await;
+        let mut trees = Trees::read(folder.path(), 0).await.unwrap();
         let leaves = [member(1, "9 700 5001", false), member(2, "9 700 5002", true)];
         assert!(matches!(trees.look(9, &leaves), Seen::Changed(_)), "nothing is known yet");
         trees.copied(9, &leaves, 1).await.unwrap();
@@ -256,9 +310,13 @@ mod tests {
             }
         }
         // A restart knows as much; a log that lacks the backfill does not believe it.
-        assert_eq!(Trees::read(folder.path(), 1).await.look(9, &leaves), Seen::Same);
-        assert!(matches!(Trees::read(folder.path(), 0).await.look(9, &leaves), Seen::Changed(_)));
+        assert_eq!(Trees::read(folder.path(), 1).await.unwrap().look(9, &leaves), Seen::Same);
+        assert!(matches!(Trees::read(folder.path(), 0).await.unwrap().look(9, &leaves), Seen::Changed(_)));
+        // The log gives the number to another backfill, and nobody has copied the tree: the file must not say so again.
+        assert!(matches!(Trees::read(folder.path(), 1).await.unwrap().look(9, &leaves), Seen::Changed(_)));
         tokio::fs::write(folder.path().join("trees"), "root 9 1\n1 9 700 5001\n").await.unwrap();
-        assert!(matches!(Trees::read(folder.path(), 1).await.look(9, &leaves), Seen::Changed(_)), "cut off");
+        let cut_off = Trees::read(folder.path(), 1).await.unwrap();
+        assert!(matches!(cut_off.look(9, &leaves), Seen::Changed(_)), "cut off");
+        assert_eq!(trees.strangers(9, &[member(1, "x", false), member(4, "y", false), member(5, "z", true)]), [4]);
     }
 }

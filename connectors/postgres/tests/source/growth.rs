@@ -122,3 +122,33 @@ async fn partitions_are_captured_by_leaf_and_their_tree_is_watched() {
         assert_eq!(replica.rows("app.apart").len() + replica.rows("app.events_3").len(), 0);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_on_a_new_table_delays_its_capture_and_nothing_else() {
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY); INSERT INTO app.t VALUES (1)";
+    for version in [Version::V15, Version::V18] {
+        let Some(fixture) = Fixture::new(version, "added_locked", sql).await else { return };
+        let mut log = Log::default();
+        let mut source = fixture.source();
+        open(&mut source, &mut log).await;
+        ingest_all(&fixture, &mut source, &mut log).await;
+        fixture.database.execute("CREATE TABLE app.later (id int PRIMARY KEY); INSERT INTO app.later VALUES (7)").await;
+        let locking = fixture.database.connect().await;
+        locking.batch_execute("BEGIN; LOCK TABLE app.later IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        let adder = source.adder();
+        let refused = tokio::time::timeout(PATIENCE, adder.add_tables(None)).await.expect("it waits for the lock");
+        assert!(refused.as_ref().is_err_and(crossfade_connector::Failure::is_transient), "{refused:?}");
+        // The stream goes on in the same session.
+        fixture.database.execute("INSERT INTO app.t VALUES (2)").await;
+        let target = fixture.here().await;
+        ingest(&mut source, &mut log, target).await;
+        locking.batch_execute("ROLLBACK").await.unwrap();
+        let adding = tokio::spawn(async move { adder.add_tables(None).await });
+        while log.count(|event| matches!(event, Event::BackfillBegan(_))) < 2 {
+            take(&mut source, &mut log, 1).await;
+        }
+        assert_eq!(adding.await.unwrap().unwrap().len(), 1);
+        let replica = ingest_all(&fixture, &mut source, &mut log).await;
+        assert_eq!(replica.rows("app.later").len(), 1);
+    }
+}

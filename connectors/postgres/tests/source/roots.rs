@@ -224,3 +224,33 @@ async fn a_tree_without_a_key_is_copied_in_one_go_and_keeps_its_duplicates() {
         assert_eq!(replica.rows("app.log").len(), 82);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_leaf_does_not_hold_up_the_stream() {
+    for version in [Version::V15, Version::V18] {
+        let Some((fixture, mut source, mut log)) = following(version, "roots_locked").await else { return };
+        let later = "CREATE TABLE app.later PARTITION OF app.events FOR VALUES FROM ('2030-01-01') TO ('2031-01-01')";
+        let (known, new) = (fixture.database.connect().await, fixture.database.connect().await);
+        known.batch_execute("BEGIN; TRUNCATE app.events_1").await.unwrap();
+        new.batch_execute(&format!("BEGIN; {later}; COMMIT; BEGIN; LOCK TABLE app.later IN ACCESS EXCLUSIVE MODE"))
+            .await
+            .unwrap();
+        // Longer than two looks are apart.
+        let began = Instant::now();
+        for id in 100.. {
+            fixture.database.execute(&format!("INSERT INTO app.plain VALUES ({id})")).await;
+            let target = fixture.here().await;
+            ingest(&mut source, &mut log, target).await;
+            if began.elapsed() > std::time::Duration::from_secs(5) {
+                break;
+            }
+        }
+        known.batch_execute("ROLLBACK").await.unwrap();
+        new.batch_execute("ROLLBACK").await.unwrap();
+        fixture
+            .database
+            .execute("INSERT INTO app.events SELECT n, '2030-01-01', 'l' FROM generate_series(1, 100) n")
+            .await;
+        ingest_all(&fixture, &mut source, &mut log).await;
+    }
+}

@@ -242,6 +242,36 @@ async fn a_table_retyped_while_it_is_copied_is_copied_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_script_that_rewrites_one_table_and_reshapes_another_while_they_are_copied_stops_nothing() {
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.a (id int PRIMARY KEY, a int, pad text NOT NULL);
+        CREATE TABLE app.b (id int PRIMARY KEY, a int); CREATE TABLE app.c (id int PRIMARY KEY, a int NOT NULL, z int);
+        INSERT INTO app.a SELECT n, n, repeat('x', 500) FROM generate_series(1, 16000) n;
+        INSERT INTO app.b SELECT n, n FROM generate_series(1, 300) n; INSERT INTO app.c SELECT n, n, n FROM generate_series(1, 300) n";
+    for change in ["ALTER TABLE app.c ALTER a TYPE text USING 'was ' || a", "ALTER TABLE app.c DROP a"] {
+        let Some(fixture) = Fixture::new(Version::V15, "script_copy", sql).await else { return };
+        // One worker, and nobody takes its rows: it is in the first table until the script is through.
+        let mut config = fixture.config(&["app.*"]);
+        config.snapshot.chunk_rows = 200;
+        config.snapshot.workers = 1;
+        let mut source = PostgresSource::new(config).unwrap();
+        let mut log = Log::default();
+        open(&mut source, &mut log).await;
+        take(&mut source, &mut log, 5).await;
+        fixture
+            .database
+            .execute("ALTER TABLE app.b ALTER a TYPE text USING 'was ' || a; INSERT INTO app.b VALUES (-1, 'new')")
+            .await;
+        fixture.database.execute(change).await;
+        fixture.database.execute("UPDATE app.b SET a = 'then' WHERE id = 5").await;
+        let copied = log.count(|event| matches!(event, Event::SnapshotEnded { .. }));
+        assert_eq!(copied, 0, "the script came too late, or nothing is tested");
+        let replica = ingest_all(&fixture, &mut source, &mut log).await;
+        assert_eq!(replica.rows("app.c").len(), 300);
+        assert_eq!(log.schema("app.c").version.0, 2, "{change}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn replica_identities_are_told_as_they_are() {
     let sql = "CREATE SCHEMA app; CREATE TABLE app.d (id int PRIMARY KEY); CREATE TABLE app.f (a int);
         ALTER TABLE app.f REPLICA IDENTITY FULL; CREATE TABLE app.fk (id int PRIMARY KEY, a int); ALTER TABLE app.fk REPLICA IDENTITY FULL;

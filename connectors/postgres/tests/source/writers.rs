@@ -176,6 +176,33 @@ async fn a_table_that_is_rewritten_while_it_is_copied_is_copied_from_its_beginni
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_but_is_not_durable_is_never_confirmed() {
+    let Some(fixture) = Fixture::new(Version::V15, "not_durable", TABLES).await else { return };
+    let mut log = Log::default();
+    let mut source = source(&fixture, 1000);
+    open(&mut source, &mut log).await;
+    ingest_all(&fixture, &mut source, &mut log).await;
+    let durable = log.position.unwrap().commit;
+    // What concerns us is handed over and stays in flight; what others write comes as keep-alives.
+    fixture.database.execute("CREATE TABLE public.noise (a int); UPDATE app.parent SET n = n + 1").await;
+    fixture.database.execute("INSERT INTO public.noise SELECT generate_series(1, 100000)").await;
+    let target = fixture.here().await;
+    let told = "SELECT write_lsn - '0/0' FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid \
+                WHERE slot_name = 'SLOT'"
+        .replace("SLOT", &fixture.config(&["app.*"]).object_name());
+    let mut received = 0;
+    while received < target {
+        // Taken, and never confirmed.
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(50), source.next()).await;
+        received = fixture.database.value(&told).await.map_or(0, |lsn| lsn.parse().unwrap());
+    }
+    let slot = fixture.config(&["app.*"]).object_name();
+    let confirmed = format!("SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    let confirmed: u64 = fixture.database.value(&confirmed).await.unwrap().parse().unwrap();
+    assert!(confirmed <= durable, "{confirmed:X} was confirmed, and only {durable:X} is durable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_source_moves_its_slot_over_what_others_write() {
     let Some(fixture) = Fixture::new(Version::V15, "idle", TABLES).await else { return };
     fixture.database.execute("CREATE TABLE public.noise (a int)").await;

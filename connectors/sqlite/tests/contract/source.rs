@@ -251,6 +251,11 @@ async fn another_file_in_its_place_is_lost_also_when_nobody_runs() {
     }
     std::fs::copy(&backup, it.file.path()).unwrap();
     assert_lost(&it.reopen(&["a"]).await.unwrap_err());
+    // The record reaches as far as ours, and is another file's.
+    it.file.writer = rusqlite::Connection::open(it.file.path()).unwrap();
+    it.file.run("INSERT INTO a VALUES (11), (12), (13)");
+    it.file.run("UPDATE _crossfade_meta SET value = 'another' WHERE key = 'identity'");
+    assert_lost(&it.reopen(&["a"]).await.unwrap_err());
     // A file that never was ours.
     std::fs::remove_file(it.file.path()).unwrap();
     rusqlite::Connection::open(it.file.path())

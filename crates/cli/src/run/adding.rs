@@ -14,16 +14,11 @@ use super::{
     plan_file::{PlanFile, secret_of},
     session::{Session, routes},
 };
-use crate::{
-    error::{CliError, Exit},
-    registry::AnySource,
-    spec::Spec,
-    wiring,
-};
+use crate::{error::CliError, registry::AnySource, spec::Spec, wiring};
 use crossfade_connector::{Failure, Inspect};
 use crossfade_control::Command;
 use crossfade_event::{Event, TableName};
-use crossfade_log::{EventLog, Lane, LogReader, embedded::Embedded};
+use crossfade_log::{EventLog, Lane, LogError, LogReader, embedded::Embedded};
 use crossfade_pipeline::Routes;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
@@ -31,8 +26,15 @@ use tokio::sync::{mpsc, oneshot};
 /// How long whoever asks is kept waiting for the copy to begin; it waits for one that is under way.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
-/// How long to wait before a step that failed for a passing reason is tried again.
+/// How long to wait before a step that failed for a passing reason is tried again: longer each time, for trying may
+/// hold up the stream.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// And at most; less than whoever asks is kept waiting.
+const AGAIN_MAX: Duration = Duration::from_secs(16);
+
+/// How long to wait for the log to say that a copy has begun before the source is asked once more: it may have begun
+/// anew, and have forgotten what it was about to say.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What is told to whoever asked.
 #[derive(Debug, Clone)]
@@ -80,6 +82,8 @@ pub(super) struct Adding {
     adder: Adder,
     shared: Arc<Shared>,
     asked: mpsc::Receiver<Asker>,
+    /// What deliver knows of already, and the target has.
+    adopted: Vec<TableName>,
 }
 
 impl Adding {
@@ -93,6 +97,7 @@ impl Adding {
             adder,
             shared,
             asked,
+            adopted: Vec::new(),
         }
     }
 
@@ -106,6 +111,7 @@ impl Adding {
     }
 
     async fn work(&mut self) {
+        let mut pause = AGAIN_AFTER;
         loop {
             // A wish of an earlier run, or of somebody who asked while nobody ran.
             let asker = match self.shared.journal.migration().adding {
@@ -118,10 +124,9 @@ impl Adding {
             let mut asker = asker;
             match self.take_in(&mut asker).await {
                 Ok(()) => {}
-                Err(error) if error.exit == Exit::Failed => {
+                Err(error) if error.passing => {
                     tracing::warn!("new tables could not be taken in: {error}");
                     answer(&mut asker, Err(error));
-                    tokio::time::sleep(AGAIN_AFTER).await;
                 }
                 Err(error) => {
                     tracing::warn!("new tables are not taken in: {error}");
@@ -129,6 +134,13 @@ impl Adding {
                     self.note(refused).await;
                     answer(&mut asker, Err(error));
                 }
+            }
+            // The wish is still there: something failed, if only the journal.
+            if self.shared.journal.migration().adding {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(AGAIN_MAX);
+            } else {
+                pause = AGAIN_AFTER;
             }
         }
     }
@@ -143,11 +155,16 @@ impl Adding {
             return Ok(());
         }
         let grown = PlanFile::unsaved(&self.spec, growth.catalog.clone());
-        let planned = self.planned(&grown, &growth).await?;
+        // Deliver stops for a moment to adopt routes: not again for what it has adopted.
+        let is_adopted = growth.planned.is_empty() && growth.uncaptured.iter().all(|name| self.adopted.contains(name));
+        let planned = if is_adopted { None } else { Some(self.planned(&grown, &growth).await?) };
         self.shared.journal.command(Command::AddTables, &self.shared.now()).await?;
-        self.adopt(planned).await?;
-        if !growth.planned.is_empty() {
-            self.plan = PlanFile::write(&self.folder, &self.spec, growth.catalog.clone())?;
+        if let Some(planned) = planned {
+            self.adopt(planned).await?;
+            if !growth.planned.is_empty() {
+                self.plan = PlanFile::write(&self.folder, &self.spec, growth.catalog.clone())?;
+            }
+            self.adopted.extend(growth.uncaptured.iter().cloned());
         }
         for table in self.plan.catalog.tables.iter().filter(|table| growth.uncaptured.contains(&table.name)) {
             self.shared.watcher.counters.estimate(&table.name, table.rows_estimate);
@@ -171,7 +188,7 @@ impl Adding {
     /// Deliver goes on with these routes; the new tables are made in the target.
     async fn adopt(&self, routes: Routes) -> Result<(), CliError> {
         let (reply, answered) = oneshot::channel();
-        let gone = || CliError::failed("the run is ending");
+        let gone = || CliError::failed("the run is ending").passing();
         self.shared.jobs.send(SinkJob::Adopt(Box::new(routes), reply)).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
@@ -183,20 +200,23 @@ impl Adding {
         tables: Vec<String>,
         asker: &mut Option<Asker>,
     ) -> Result<(), CliError> {
-        let mut reader = self.log.read(&self.log.tail().cut, Lane::Snapshot)?;
+        let unread = |error: LogError| CliError::from(error).passing();
+        let mut reader = self.log.read(&self.log.tail().cut, Lane::Snapshot).map_err(unread)?;
         let mut late = Box::pin(tokio::time::sleep(ANSWER_WITHIN));
         let adding = async {
-            let added = loop {
-                match self.adder.add(names.clone()).await {
-                    Err(failure) if failure.is_transient() => {
-                        tracing::debug!(%failure, "new tables wait for the source");
-                        tokio::time::sleep(AGAIN_AFTER).await;
-                    }
-                    done => break done?,
-                }
-            };
+            let added = self.add(&names).await?;
+            let mut again = Box::pin(self.add_late(&names));
             while !added.is_empty() {
-                let entries = reader.next().await?;
+                // Neither loses anything where the other is first.
+                let entries = tokio::select! {
+                    entries = reader.next() => entries.map_err(unread)?,
+                    // What is captured already, and only not in the log yet, is not added again.
+                    asked = &mut again => {
+                        asked?;
+                        again.set(self.add_late(&names));
+                        continue;
+                    }
+                };
                 let begun = entries.entries.iter().any(|entry| match &entry.event {
                     Event::BackfillBegan(backfill) => {
                         let known = self.log.latest_schemas();
@@ -228,6 +248,26 @@ impl Adding {
         self.note(Command::TablesAdded { tables: tables.clone(), refused: None }).await;
         answer(asker, Ok(Added { tables, begun: true }));
         Ok(())
+    }
+
+    /// Asks the source until it can.
+    async fn add(&self, names: &[TableName]) -> Result<Vec<TableName>, CliError> {
+        let mut pause = AGAIN_AFTER;
+        loop {
+            match self.adder.add(names.to_vec()).await {
+                Err(failure) if failure.is_transient() => {
+                    tracing::debug!(%failure, "new tables wait for the source");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(AGAIN_MAX);
+                }
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    async fn add_late(&self, names: &[TableName]) -> Result<Vec<TableName>, CliError> {
+        tokio::time::sleep(ASK_AGAIN).await;
+        self.add(names).await
     }
 
     async fn note(&self, command: Command) {

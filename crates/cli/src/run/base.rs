@@ -2,13 +2,13 @@
 //! that no longer reaches back to a whole backfill still builds it.
 //!
 //! A copy that was taken whole, our own tables included, says itself where it stands, and its word counts. One without
-//! them is believed to be right at the place that the command names.
+//! them is believed to be right at the place that the command names; and so is one beside the tables that it is a copy of,
+//! for what stands there is how far those have come since.
 
+use super::word::own_word;
 use crate::{error::CliError, registry::AnySink, spec::Spec, wiring};
-use crossfade_connector::{
-    Delivery, Guard, Inspect, Progress, Quarantine, QuarantineFilter, Sink, Stage, Target, WriteMode,
-};
-use crossfade_event::{Cut, Event, Position, SchemaVersion, TableId, TableName};
+use crossfade_connector::{Delivery, Guard, Inspect, Progress, Sink, Stage, Target, WriteMode};
+use crossfade_event::{Cut, Event, Partition, Position, SchemaVersion, TableId, TableName};
 use crossfade_log::{EventLog, Lane, LogError, LogReader, embedded::Embedded};
 use crossfade_pipeline::{Routes, fold_snapshots};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,8 +22,15 @@ pub(super) async fn examine(
     routes: &Routes,
 ) -> Result<Progress, CliError> {
     let progress = match own_word(from, into).await? {
-        Some(progress) => believed(log, from, place, progress)?,
-        None => {
+        Some(word) if word.is_of(routes.target()) => {
+            nothing_is_missing(word.held.len())?;
+            believed(log, from, place, word.progress)?
+        }
+        other => {
+            if let Some(word) = other {
+                let upto = place.next(Partition(0)).0;
+                nothing_is_missing(word.held.iter().filter(|change| change.offset < upto).count())?;
+            }
             is_readable(log, from, place)?;
             progress_at(log, from, place)?
         }
@@ -49,21 +56,15 @@ pub(super) async fn adopt(
     Ok(())
 }
 
-/// Where the copy says it stands, if it was taken with our own tables; refused when not all of the source's changes up to
-/// there are in it.
-async fn own_word(from: &Spec, into: &Spec) -> Result<Option<Progress>, CliError> {
-    let mut as_copied = into.clone();
-    as_copied.name = from.name.clone();
-    let mut copied = AnySink::for_looking(&as_copied)?;
-    let Some(progress) = copied.progress().await? else { return Ok(None) };
-    let held = copied.list(&QuarantineFilter::default()).await?.len();
-    if held > 0 {
-        return Err(CliError::refused(format!(
-            "the copy was taken while {held} changes were in quarantine: they are not in its rows, and would be missing for ever"
-        ))
-        .hint("retry or discard them in the first sink, and take the copy again"));
+/// What was in quarantine when a copy was taken is not in its rows, and the log is read from a later place.
+fn nothing_is_missing(held: usize) -> Result<(), CliError> {
+    if held == 0 {
+        return Ok(());
     }
-    Ok(Some(progress))
+    Err(CliError::refused(format!(
+        "the copy was taken while {held} changes were in quarantine: they are not in its rows, and would be missing for ever"
+    ))
+    .hint("retry or discard them in the first sink, and take the copy again"))
 }
 
 /// The copy's own word, checked against the log.

@@ -41,7 +41,7 @@ pub(crate) async fn dry_run(spec: &Spec, limit: Option<u64>) -> Result<(), CliEr
         .enumerate()
         .map(|(index, table)| Arc::new(schema_of(TableId(index as u32 + 1), table)))
         .collect();
-    let subject = Subject { plan: routes.plan(), source_tables: tables.clone() };
+    let subject = Subject { plan: routes.plan(), source_tables: tables.clone(), renamed: BTreeMap::new() };
     let views = LiveViews::read(&subject, &mut source).await?;
     let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
     let mut answer = Table::new(["table", "read", "written", "filtered", "refused"]);

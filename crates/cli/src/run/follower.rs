@@ -13,12 +13,12 @@ use crate::{
     spec::Spec,
     wiring,
 };
-use crossfade_connector::{Sink, Stage};
+use crossfade_connector::{Progress, Sink, Stage};
 use crossfade_control::Command;
 use crossfade_event::Cut;
 use crossfade_log::{EventLog, embedded::Embedded};
 use crossfade_pipeline::{
-    DeliverOptions, Ending, Folds, Routes, Scratch, Silent, SnapshotFold, Stop, deliver, stop_channel, valve,
+    DeliverOptions, Ending, Folds, Routes, Scratch, SnapshotFold, Stop, Watch, deliver, stop_channel, valve,
 };
 use crossfade_state::WorkFolder;
 use serde::{Deserialize, Serialize};
@@ -27,13 +27,14 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use tokio::sync::Notify;
 
 const FORMAT: u32 = 1;
 
 /// How often the other log is looked at for more.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// How long a backfill that is not wholly in the log is waited for before the log is opened anew.
+/// How long, with everything applied that is in the log, the rest of a backfill is waited for before the log is opened anew.
 const OPEN_AGAIN: Duration = Duration::from_secs(2);
 
 /// Whose log a sink is filled from; kept in the work folder of the migration that has the sink.
@@ -107,6 +108,16 @@ pub(super) struct Follower {
     folds: Folds,
     /// Held as long as the sink is written.
     _own: WorkFolder,
+}
+
+/// Tells when all of the log that there is has been applied.
+#[derive(Debug, Default)]
+struct AtTail(Notify);
+
+impl Watch for AtTail {
+    fn at_tail(&self, _progress: &Progress) {
+        self.0.notify_one();
+    }
 }
 
 /// Without one, an empty sink would wait for it for ever.
@@ -195,13 +206,19 @@ impl Follower {
             DeliverOptions { until: Some(tail.clone()), folds: self.folds.clone(), ..DeliverOptions::new(None) };
         let (stopper, own_stop) = stop_channel();
         let (_handle, mut open) = valve();
+        let tail_seen = AtTail::default();
         let mut delivering =
-            Box::pin(deliver(&log, &self.routes, &mut self.sink, &options, &Silent, &mut open, own_stop));
+            Box::pin(deliver(&log, &self.routes, &mut self.sink, &options, &tail_seen, &mut open, own_stop));
+        // However long it takes to prepare, to rebuild the lookups or to commit: only then is there nothing left to do.
+        let waited_in_vain = async {
+            tail_seen.0.notified().await;
+            tokio::time::sleep(OPEN_AGAIN).await;
+        };
         let ended = tokio::select! {
             ended = &mut delivering => Some(ended?),
             () = stop.requested() => None,
             // What this handle shows of a backfill under way does not grow.
-            () = tokio::time::sleep(OPEN_AGAIN), if !fold.state.ended => None,
+            () = waited_in_vain, if !fold.state.ended => None,
         };
         let ending = match ended {
             Some(ending) => ending,
@@ -215,11 +232,16 @@ impl Follower {
 
     /// Follows the log until told to stop.
     pub(super) async fn follow(&mut self, mut stop: Stop) -> Result<Cut, CliError> {
+        let mut applied = None;
         loop {
-            let (_, upto) = Box::pin(self.catch_up(stop.clone())).await?;
+            let tail = folder::log(&self.from)?.tail().cut;
+            // A session asks and prepares the sink: none is begun while nothing has come.
+            if applied.as_ref() != Some(&tail) {
+                applied = Some(Box::pin(self.catch_up(stop.clone())).await?.1);
+            }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
-                () = stop.requested() => return Ok(upto),
+                () = stop.requested() => return Ok(applied.unwrap_or(tail)),
             }
         }
     }

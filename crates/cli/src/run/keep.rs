@@ -87,16 +87,17 @@ impl Keeper {
         let deliver = progress.map(|progress| Cursor { cut: progress.cut, position: progress.position });
         let tail = self.log.tail();
         let ingest = Some(Cursor { cut: tail.cut, position: tail.position });
-        let mut changes = match &kept.fold {
-            _ if !with_fold => Changes::new(),
-            before => {
+        let fold = match with_fold {
+            true => {
                 let (folds, log) = (self.folds.clone(), self.log.clone());
                 let folded = tokio::task::spawn_blocking(move || folds.refreshed(&log)).await;
-                let fold = folded.map_err(|error| CliError::failed(format!("folding the log: {error}")))??;
-                let changes = fold.changes(self.log.id(), before.as_ref());
-                kept.fold = Some(fold);
-                changes
+                Some(folded.map_err(|error| CliError::failed(format!("folding the log: {error}")))??)
             }
+            false => None,
+        };
+        let mut changes = match &fold {
+            Some(fold) => fold.changes(self.log.id(), kept.fold.as_ref()),
+            None => Changes::new(),
         };
         for (name, before, now) in [(folder::DELIVER, &kept.deliver, &deliver), (folder::INGEST, &kept.ingest, &ingest)]
         {
@@ -104,7 +105,9 @@ impl Keeper {
                 changes = changes.put(&CursorKey::new(name), now);
             }
         }
-        (kept.deliver, kept.ingest) = (deliver, ingest);
-        Ok(self.state.commit(changes).await?)
+        self.state.commit(changes).await?;
+        // Only now: what the store did not take is written the next time.
+        *kept = Kept { deliver, ingest, fold: fold.or_else(|| kept.fold.take()) };
+        Ok(())
     }
 }

@@ -23,6 +23,7 @@ mod supervise;
 mod upkeep;
 mod verify;
 mod watcher;
+mod word;
 
 pub(crate) use dry::dry_run;
 pub(crate) use keep::whole;

@@ -10,15 +10,19 @@ use crate::{
     commands::folder,
     error::{CliError, Exit},
     output::{self, Table},
-    registry::AnySink,
+    registry::{AnyInspect, AnySink},
     spec::Spec,
     wiring,
 };
 use crossfade_connector::{Failure, Inspect, Sink};
-use crossfade_event::{Position, SchemaVersion, TableId, TableSchema, catalog::TableDef};
-use crossfade_verify::{Options, Report, SinkPosition, Subject};
+use crossfade_event::{
+    Position, SchemaVersion, TableId, TableName, TableSchema,
+    catalog::{Catalog, RelationKind, TableDef},
+};
+use crossfade_transform::{Plan, Writing};
+use crossfade_verify::{Options, Report, SinkPosition, Subject, TableReport};
 use serde::Serialize;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 struct Asking(AnySink);
 
@@ -48,11 +52,11 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
     if caught_up_first && !args.json {
         output::line(format!("nobody runs {}: it catches up first", spec.name))?;
     }
-    let report = while_followed(spec, args.json, Box::pin(compare(spec, args))).await?;
+    let (report, dropped) = while_followed(spec, args.json, Box::pin(compare(spec, args))).await?;
     if args.json {
-        output::json(&Answer { report: &report, caught_up_first })?;
+        output::json(&Answer { report: &report, dropped: &dropped, caught_up_first })?;
     } else {
-        output::print(&render(&report))?;
+        output::print(&render(&report, &dropped))?;
     }
     // A row that the transforms refuse is missing in the target, whatever the reason.
     match report.differences + report.refused_rows {
@@ -66,39 +70,124 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
 struct Answer<'a> {
     #[serde(flatten)]
     report: &'a Report,
+    /// Planned tables that the source no longer has.
+    dropped: &'a [Dropped],
     /// Nobody ran the migration, so this command did until both sides were compared.
     caught_up_first: bool,
 }
 
+/// A planned table that the source no longer has. The target keeps it: a drop does not come with the stream.
+#[derive(Debug, Serialize)]
+struct Dropped {
+    table: String,
+    target: String,
+    /// What is left of it in the target: each row is a difference.
+    rows: u64,
+}
+
 /// Compares both sides, while somebody brings the target up to the source.
-async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Report, CliError> {
+async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<(Report, Vec<Dropped>), CliError> {
     let folder = folder::existing(spec)?;
     let plan = PlanFile::read(&folder)?.ok_or_else(|| CliError::failed("the plan has gone"))?;
     let mut source = wiring::source_inspect(spec)?;
     let mut target = wiring::sink_inspect(spec)?;
     // The tables as they are now: the plan follows them as the stream did.
-    let catalog = source.catalog(spec.source.tables()).await?;
-    let planned: Vec<_> = catalog
-        .tables
-        .iter()
-        .filter(|table| plan.catalog.tables.iter().any(|old| is_same(old, table)))
-        .cloned()
-        .collect();
-    let now = PlanFile::with_tables(&plan, planned.clone());
-    let routes = routes(spec, &now, secret_of(&folder)?, 0)?;
-    let source_tables = planned
-        .iter()
-        .enumerate()
-        .map(|(index, table)| Arc::new(schema_of(TableId(index as u32 + 1), table)))
-        .collect();
-    let subject = Subject { plan: routes.plan(), source_tables };
+    let catalog = match source.catalog(spec.source.tables()).await {
+        Ok(catalog) if plan.catalog.tables.iter().all(|old| partner(old, &catalog).is_some()) => catalog,
+        // A table that is called otherwise now is followed all the same, whatever the spec's patterns say of its new name;
+        // and a pattern may match nothing any more.
+        _ => source.catalog(&EVERYTHING.map(str::to_owned)).await?,
+    };
+    let paired = Paired::of(&plan.catalog, &catalog);
+    let secret = secret_of(&folder)?;
+    let now = PlanFile::with_tables(&plan, paired.planned);
+    let bound = routes(spec, &now, secret.clone(), 0)?;
+    let subject = Subject { plan: bound.plan(), source_tables: paired.source_tables, renamed: paired.renamed };
     let options = Options { samples: args.limit, ..Options::default() };
     let mut asking = Asking(AnySink::for_looking(spec)?);
-    Ok(crossfade_verify::verify(&subject, &mut source, &mut target, &mut asking, &options).await?)
+    let mut report = crossfade_verify::verify(&subject, &mut source, &mut target, &mut asking, &options).await?;
+    let dropped = match paired.dropped.as_slice() {
+        [] => Vec::new(),
+        names => {
+            let whole = routes(spec, &plan, secret, 0)?;
+            left_of(names, whole.plan(), spec.source.by_root(), &mut target, &mut report).await?
+        }
+    };
+    Ok((report, dropped))
 }
 
-fn is_same(old: &TableDef, new: &TableDef) -> bool {
-    old.name == new.name || (new.native_id != 0 && old.native_id == new.native_id)
+/// Every table of a database.
+const EVERYTHING: [&str; 1] = ["*.*"];
+
+/// The table as it is now: by the source's own number for it, else by its name.
+fn partner<'a>(old: &TableDef, now: &'a Catalog) -> Option<&'a TableDef> {
+    let by_number = now.tables.iter().find(|new| old.native_id != 0 && new.native_id == old.native_id);
+    by_number.or_else(|| now.table(&old.name))
+}
+
+/// The planned tables, and what has become of them.
+#[derive(Default)]
+struct Paired {
+    /// As they are now, under the names in the plan: a table that is renamed keeps its place in the target.
+    planned: Vec<TableDef>,
+    source_tables: Vec<Arc<TableSchema>>,
+    renamed: BTreeMap<TableName, TableName>,
+    dropped: Vec<TableName>,
+}
+
+impl Paired {
+    fn of(plan: &Catalog, now: &Catalog) -> Self {
+        let mut paired = Self::default();
+        for (number, old) in (1..).zip(&plan.tables) {
+            let Some(new) = partner(old, now) else {
+                paired.dropped.push(old.name.clone());
+                continue;
+            };
+            paired.source_tables.push(Arc::new(schema_of(TableId(number), new)));
+            paired.planned.push(TableDef { name: old.name.clone(), ..new.clone() });
+            if new.name != old.name {
+                paired.renamed.insert(new.name.clone(), old.name.clone());
+            }
+        }
+        for key in paired.planned.iter_mut().flat_map(|table| &mut table.foreign_keys) {
+            if let Some(planned) = paired.renamed.get(&key.references) {
+                key.references = planned.clone();
+            }
+        }
+        paired
+    }
+}
+
+/// What is left in the target of tables that the source no longer has; goes into the report.
+async fn left_of(
+    names: &[TableName],
+    plan: &Plan,
+    by_root: bool,
+    target: &mut AnyInspect,
+    report: &mut Report,
+) -> Result<Vec<Dropped>, CliError> {
+    let there = target.catalog(&EVERYTHING.map(str::to_owned)).await?;
+    let mut dropped = Vec::new();
+    for table in plan.tables() {
+        let Some(source) = table.source.as_ref().filter(|source| names.contains(source)) else { continue };
+        // Rows of a partition tree are its leaves'; a table in which only columns are ours has rows of its own.
+        let is_tree = matches!(table.def.kind, RelationKind::Partitioned { .. }) && !by_root;
+        let name = &table.schema.name;
+        let rows = match there.table(name) {
+            Some(_) if !is_tree && table.write == Writing::Table => target.count(name).await?,
+            _ => 0,
+        };
+        report.differences += rows;
+        report.tables.push(TableReport {
+            table: name.to_string(),
+            expected_rows: 0,
+            target_rows: rows,
+            differences: rows,
+            samples: Vec::new(),
+        });
+        dropped.push(Dropped { table: source.to_string(), target: name.to_string(), rows });
+    }
+    Ok(dropped)
 }
 
 /// A schema for reading a table as it is now.
@@ -113,7 +202,7 @@ pub(super) fn schema_of(id: TableId, table: &TableDef) -> TableSchema {
     }
 }
 
-fn render(report: &Report) -> String {
+fn render(report: &Report, dropped: &[Dropped]) -> String {
     let mut table = Table::new(["table", "expected", "target", "differences"]);
     for one in &report.tables {
         table.row([
@@ -134,6 +223,13 @@ fn render(report: &Report) -> String {
             };
             text.push_str(&format!("{kind}: {} key {}{columns}\n", one.table, difference.key_hash));
         }
+    }
+    for one in dropped {
+        let left = match one.rows {
+            0 => "none of its rows are".to_owned(),
+            rows => format!("{} of its rows are", output::count(rows)),
+        };
+        text.push_str(&format!("dropped: {} is no longer in the source; {left} left in {}\n", one.table, one.target));
     }
     if report.refused_rows > 0 {
         text.push_str(&format!("{} source rows are refused by the transforms\n", output::count(report.refused_rows)));

@@ -58,7 +58,11 @@ impl Control for Answering {
     }
 
     async fn command(&self, verb: String, _body: Value) -> Result<Value, Refused> {
-        Err(Refused::new(2, format!("`{verb}` is not known")))
+        self.hear(verb.clone());
+        match verb.as_str() {
+            "add-tables" => Ok(json!({ "tables": ["public.late"], "begun": true })),
+            _ => Err(Refused::new(2, format!("`{verb}` is not known"))),
+        }
     }
 }
 
@@ -104,7 +108,7 @@ fn a_running_process_answers_for_its_migration() {
         assert_eq!(ended.code, 0, "{args:?}: {ended:?}");
     }
     let heard = running.heard.heard.lock().unwrap().clone();
-    assert_eq!(heard, ["pause backup", "resume false", "resume true", "wait caught-up"]);
+    assert_eq!(heard, ["pause backup", "resume false", "resume false", "add-tables", "wait caught-up"]);
 }
 
 #[test]
@@ -140,7 +144,7 @@ fn the_folder_answers_where_nobody_runs() {
     let status = desk.run(&["status", "spec.toml", "--json"]);
     let status: Value = serde_json::from_str(&status.stdout).unwrap();
     assert_eq!((&status["phase"], &status["standing"]), (&json!("draft"), &json!("stopped")));
-    desk.refuse(&["resume", "spec.toml", "--add"], 3, "no process runs shop");
+    desk.refuse(&["resume", "spec.toml", "--add"], 3, "`resume --add` is not possible while the migration is draft");
 }
 
 #[test]

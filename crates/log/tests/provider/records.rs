@@ -174,6 +174,8 @@ proptest! {
         let frames = decode(encode(&batch, 0));
         let decoded: Vec<Stamped> = frames.iter().flat_map(|(_, events)| events.clone()).collect();
         prop_assert_eq!(&decoded, &batch.events);
+        let whole: Vec<bool> = frames.iter().map(|(header, _)| header.has(flags::WHOLE)).collect();
+        prop_assert!(whole.iter().rev().skip(1).all(|whole| !whole) && whole.last() == Some(&true), "{:?}", whole);
         let total: usize = sizes.iter().map(|size| size + 64).sum();
         prop_assert!(frames.len() <= 2 + total / (256 * 1024) && (total < 601_000 || frames.len() > 1));
     }

@@ -81,6 +81,10 @@ impl Shelf {
         fs::create_dir_all(dir).map_err(|cause| self.error(cause.into()))?;
         sweep(dir);
         let own = dir.join(format!("views-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed)));
+        // A process of the same number may have left one of this name (in a container every process is the first).
+        if own.exists() {
+            fs::remove_dir_all(&own).map_err(|cause| self.error(cause.into()))?;
+        }
         tracing::info!(dir = %own.display(), "the rows that lookups read outgrow memory and are kept on disk");
         let config = sled::Config::new().path(own).temporary(true).cache_capacity(CACHE_BYTES).flush_every_ms(None);
         config.open().map_err(|cause| self.error(cause))

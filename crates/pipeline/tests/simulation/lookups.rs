@@ -52,8 +52,20 @@ fn zones() -> Arc<TableSchema> {
     schema(ZONES, "zones", ["id", "code", "name"])
 }
 
+/// Zones without a primary key: their rows are their own identity.
+fn keyless_zones() -> Arc<TableSchema> {
+    let mut schema = (*zones()).clone();
+    schema.identity = Identity::FullRow;
+    schema.columns.iter_mut().for_each(|column| column.key = None);
+    Arc::new(schema)
+}
+
 /// `on` is the column by which zones are found.
 fn routes(on: &str, scratch: Scratch) -> Routes {
+    routes_over(on, scratch, &zones())
+}
+
+fn routes_over(on: &str, scratch: Scratch, zones: &Arc<TableSchema>) -> Routes {
     let mut catalog = Catalog {
         dialect: Dialect::Postgres,
         tables: Vec::new(),
@@ -62,7 +74,7 @@ fn routes(on: &str, scratch: Scratch) -> Routes {
         extensions: Vec::new(),
     };
     evolve_catalog(&mut catalog, &items());
-    evolve_catalog(&mut catalog, &zones());
+    evolve_catalog(&mut catalog, zones);
     catalog.tables[1].uniques.push(KeyDef {
         name: "zones_code_key".to_owned(),
         columns: vec!["code".to_owned()],
@@ -98,6 +110,7 @@ fn texts(row: &Row) -> Texts {
 struct Model {
     random: StdRng,
     log: Memory,
+    zones_schema: Arc<TableSchema>,
     /// By id: code and name.
     zones: BTreeMap<String, (String, String)>,
     /// By id: zone and note.
@@ -117,6 +130,7 @@ impl Model {
         Self {
             random: StdRng::seed_from_u64(seed),
             log: Memory::new(),
+            zones_schema: zones(),
             zones: BTreeMap::new(),
             items: BTreeMap::new(),
             wanted: BTreeMap::new(),
@@ -154,7 +168,7 @@ impl Model {
         let backfill = Backfill { generation: self.generation, tables: tables.to_vec(), visible: None };
         let mut head = Vec::new();
         if self.generation == 1 {
-            head.extend([Event::SchemaSeen(items()), Event::SchemaSeen(zones())]);
+            head.extend([Event::SchemaSeen(items()), Event::SchemaSeen(self.zones_schema.clone())]);
         }
         head.push(Event::BackfillBegan(backfill));
         self.append(head, false).await;
@@ -495,6 +509,33 @@ async fn lookups_are_right_at_every_event_through_restarts_and_later_backfills()
             assert_eq!(found(&routes, &kept), model.wanted_texts(), "seed {seed}");
         })
         .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_without_a_key_is_looked_up_while_it_is_loaded_and_after_it_is_copied_again() {
+    let home = tempfile::tempdir().unwrap();
+    for seed in 0..20 {
+        let mut model = Model { zones_schema: keyless_zones(), ..Model::new(seed, false) };
+        let routes = routes_over("code", scratch(&home, seed), &model.zones_schema);
+        let (kept, folds, watch) = (Arc::default(), Folds::default(), Misses::default());
+        for zone in 0..6 {
+            model.zones.insert(format!("z{zone}"), (format!("c{zone}"), format!("name {zone}")));
+        }
+        for tables in [&[ZONES, ITEMS], &[ITEMS, ZONES], &[ZONES, ITEMS]] {
+            (0..5).for_each(|_| model.item_changes(&mut Vec::new()));
+            // What was copied away is not found any more; what was copied anew is.
+            let gone = format!("z{}", model.random.random_range(0..6u32));
+            model.zones.remove(&gone);
+            model.backfill(tables).await;
+            model.commit += 1;
+            let mut events = vec![Event::Began(Transaction { xid: model.commit, commit_time_us: 1 })];
+            model.item_changes(&mut events);
+            events.push(Event::Committed);
+            model.append(events, false).await;
+            catch_up(&model, &routes, &kept, &folds, &watch).await;
+            assert_eq!(found(&routes, &kept), model.wanted_texts(), "seed {seed}");
+        }
     }
 }
 

@@ -115,6 +115,27 @@ fn a_missing_file_is_damage_and_the_message_says_what_to_do() {
 }
 
 #[test]
+fn a_store_whose_making_was_cut_off_is_made_and_one_with_commits_is_not_made_anew() {
+    for commits in [0, 1] {
+        for file in ["db", "conf"] {
+            let home = tempfile::tempdir().unwrap();
+            let dir = home.path().join("state");
+            let store = SledStore::open(&dir).unwrap();
+            if commits > 0 {
+                store.commit_blocking(Changes::one(&SettingKey::new("a"), &Setting("1".into()))).unwrap();
+            }
+            drop(store);
+            let half = fs::read(dir.join(file)).unwrap().len() / 2;
+            fs::OpenOptions::new().write(true).open(dir.join(file)).unwrap().set_len(half as u64).unwrap();
+            match SledStore::open(&dir) {
+                Ok(store) => assert!(commits == 0 && store.was_created(), "half of {file} was enough"),
+                Err(error) => assert!(commits > 0 && error.is_damage(), "{file}: {error}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn a_store_that_lost_its_last_commits_is_told() {
     let home = tempfile::tempdir().unwrap();
     let dir = store_with_commits(home.path());

@@ -15,6 +15,11 @@ use super::Engine;
 use crate::{client::failure, client::replication::Lsn, quote_literal};
 use crossfade_connector::Failure;
 use crossfade_event::{Event, TableId};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the end waits before a leaf that was locked is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// A backfill whose rows are all handed over, and which has not been said to have ended.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +59,14 @@ impl Engine {
         }
         // Rows that came or went without an event while they were copied: the end is said with the next beginning.
         if self.looks.is_empty() && !self.roots.is_empty() {
-            Box::pin(self.look_at_roots()).await?;
+            let now = Instant::now();
+            if self.look_due.is_some_and(|due| now < due) {
+                return Ok(());
+            }
+            if !Box::pin(self.look_at_roots()).await? {
+                self.look_due = Some(now + LOOK_AGAIN);
+                return Ok(());
+            }
         }
         if !self.looks.is_empty() {
             return Box::pin(self.copy_roots_again()).await;

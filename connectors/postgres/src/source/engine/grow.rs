@@ -18,9 +18,10 @@ use crate::{
         relations::{self, Captured, Followed},
         setup, slot,
         snapshot::{Plan, SnapshotRun},
+        tree::Member,
     },
 };
-use crossfade_connector::{Failure, SnapshotState, TableSnapshot};
+use crossfade_connector::{Failure, SnapshotState, TableSnapshot, Verdict};
 use crossfade_event::{Backfill, Event, SchemaVersion, TableId, TableName, TableSchema, Truncate, Visibility};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -32,6 +33,15 @@ use tokio::{sync::oneshot, time::Instant};
 
 /// How often the partition trees are looked at.
 const TREE_EVERY: Duration = Duration::from_secs(2);
+
+/// How long taking in tables waits for a lock; longer than the server needs to call off its own vacuum, a second.
+const PUBLISH_LOCK_WAIT: &str = "2s";
+
+/// Tables that are to be taken in, and how the trees of new roots are.
+struct Wished {
+    new: Vec<Candidate>,
+    looks: Vec<(u32, Vec<Member>)>,
+}
 
 /// What may be asked of a running engine.
 #[derive(Debug)]
@@ -78,9 +88,7 @@ impl Engine {
     pub(super) async fn obey(&mut self, command: Command) -> Result<(), Failure> {
         match command {
             Command::AddTables { only, reply } => {
-                let added = self.add_tables(only.as_deref()).await;
-                // A refusal is an answer; a lost connection is the engine's own end as well.
-                let lost = added.as_ref().err().is_some_and(Failure::is_transient);
+                let (added, lost) = self.add_tables(only.as_deref()).await;
                 // If nobody waits for the answer any more, the tables are in all the same.
                 let _ = reply.send(added);
                 if lost { Err(Failure::reconnect("taking in new tables", "the session failed")) } else { Ok(()) }
@@ -88,7 +96,37 @@ impl Engine {
         }
     }
 
-    async fn add_tables(&mut self, only: Option<&[TableName]>) -> Result<Vec<TableName>, Failure> {
+    /// What came of it, and whether the engine must begin anew: a refusal and a lock that was not to be had are answers,
+    /// a lost connection and tables that are half taken in are not only that.
+    async fn add_tables(&mut self, only: Option<&[TableName]>) -> (Result<Vec<TableName>, Failure>, bool) {
+        let published = self.publish_briefly(only).await;
+        match published {
+            Ok(wished) if wished.new.is_empty() => (Ok(Vec::new()), false),
+            Ok(wished) => {
+                let taken = self.take_in(wished).await;
+                let lost = taken.is_err();
+                (taken, lost)
+            }
+            Err(failure) => {
+                let lost = failure.verdict == Verdict::Reconnect;
+                (Err(failure), lost)
+            }
+        }
+    }
+
+    /// The stream stands still while somebody else's lock on a table is waited for: not for long.
+    async fn publish_briefly(&self, only: Option<&[TableName]>) -> Result<Wished, Failure> {
+        let doing = "bounding the wait for locks";
+        let bounded = format!("SET lock_timeout = '{PUBLISH_LOCK_WAIT}'");
+        self.session.batch_execute(&bounded).await.map_err(|error| failure(doing, error))?;
+        let published = self.publish(only).await;
+        match self.session.batch_execute("RESET lock_timeout").await {
+            Ok(()) => published,
+            Err(error) => Err(Failure::reconnect(doing, error)),
+        }
+    }
+
+    async fn publish(&self, only: Option<&[TableName]>) -> Result<Wished, Failure> {
         let candidates = catalog::candidates(&self.session).await?;
         let wanted = catalog::wanted(&candidates, &self.patterns);
         let new: Vec<Candidate> = wanted
@@ -97,10 +135,14 @@ impl Engine {
             .filter(|table| only.is_none_or(|only| only.contains(&table.name)))
             .collect();
         if new.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Wished { new, looks: Vec::new() });
         }
         let looks = self.look_at_new_roots(&new).await?;
         setup::publication::ensure(&self.session, &self.config, &candidates, &new, self.version).await?;
+        Ok(Wished { new, looks })
+    }
+
+    async fn take_in(&mut self, Wished { new, looks }: Wished) -> Result<Vec<TableName>, Failure> {
         let oids: Vec<u32> = new.iter().map(|table| table.oid).collect();
         let tables = self.capture(&oids).await?;
         for (root, members) in &looks {
@@ -237,12 +279,24 @@ impl Engine {
     async fn finish_backfill(&mut self) -> Result<(), End> {
         self.hand_over().await?;
         loop {
+            self.abandon_stale();
             if let Some(batch) = self.held.take() {
                 self.out.send(Ok(batch)).await.map_err(|_| End::Unheard)?;
             }
             let Some(run) = &mut self.snapshot else { return Ok(()) };
             let output = run.next().await?;
             self.take_output(output);
+        }
+    }
+
+    /// A chunk that waits for the stream to say its table's new shape would wait for ever while the stream waits for it:
+    /// the table goes into the next backfill, beside which the stream comes to that place.
+    fn abandon_stale(&self) {
+        let Some(run) = &self.snapshot else { return };
+        for (oid, _) in &self.stale {
+            if let Some(captured) = self.assembler.tables.get(oid) {
+                run.abandon(captured.schema.id);
+            }
         }
     }
 

@@ -45,20 +45,31 @@ impl Engine {
         Ok(looks)
     }
 
-    /// Finds roots whose rows are not what the stream says any more.
-    pub(super) async fn look_at_roots(&mut self) -> Result<(), Failure> {
+    /// Finds roots whose rows are not what the stream says any more. False where one has a new leaf that is locked: it is
+    /// for a later look, and what changes in it until then is looked up.
+    pub(super) async fn look_at_roots(&mut self) -> Result<bool, Failure> {
         for (oid, table, name) in self.roots() {
             if self.looks.contains_key(&oid) {
                 continue;
             }
-            let members = tree::members(&self.session, oid).await?;
+            let mut members = tree::members(&self.session, oid).await?;
             let doing = || format!("watching the partitions of {name}");
             if let Some((problem, remedy)) = tree::obstacle(&name, &members, &self.patterns) {
                 return Err(Failure::halt(doing(), problem, format!("{remedy}, and run again")));
             }
+            let strangers = self.trees.strangers(oid, &members);
+            if !tree::find_empty(&self.session, &mut members, &strangers).await? {
+                tracing::debug!(table = %name, "a new partition is locked: it is looked at later");
+                self.assembler.resolving.insert(table, Lsn(u64::MAX));
+                self.unsure.insert(oid);
+                continue;
+            }
             match self.trees.look(oid, &members) {
-                Seen::Same => {}
-                Seen::Grown => self.trees.grown(oid, &members).await?,
+                Seen::Same => self.is_sure(oid, table).await?,
+                Seen::Grown => {
+                    self.trees.grown(oid, &members).await?;
+                    self.is_sure(oid, table).await?;
+                }
                 Seen::Changed(why) if self.config.on_rewrite == OnRewrite::Stop => {
                     return Err(Failure::halt(
                         doing(),
@@ -69,13 +80,29 @@ impl Engine {
                 Seen::Changed(why) => {
                     tracing::info!(table = %name, why, "the table will be copied again");
                     let until = self.end_of_wal().await?;
+                    self.unsure.remove(&oid);
                     // A row that came without an event may change before it is copied.
                     self.assembler.resolving.insert(table, Lsn(u64::MAX));
                     self.looks.insert(oid, Look { table, members, until, nudged: false });
                 }
             }
         }
+        Ok(self.unsure.is_empty())
+    }
+
+    /// Nothing came without an event: only what was read while that was in doubt is still looked up.
+    async fn is_sure(&mut self, root: u32, table: TableId) -> Result<(), Failure> {
+        if self.snapshot.is_none() && self.unsure.remove(&root) {
+            let until = self.end_of_wal().await?;
+            self.assembler.resolving.insert(table, until);
+        }
         Ok(())
+    }
+
+    /// Whether a root is copied again, or perhaps will be.
+    pub(super) fn awaits_a_copy(&self, table: TableId) -> bool {
+        let is_it = |root: &u32| self.assembler.tables.get(root).is_some_and(|known| known.schema.id == table);
+        self.looks.values().any(|look| look.table == table) || self.unsure.iter().any(is_it)
     }
 
     /// Begins the new copies, once the stream has come to where their change was seen. Between transactions, with no

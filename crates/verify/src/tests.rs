@@ -1,0 +1,166 @@
+//! Whole verifications of small tables in memory.
+
+use super::*;
+use crossfade_connector::RowPage;
+use crossfade_event::{
+    Cell, Column, ColumnType, Format, Identity, Key, Logical, Row, SchemaVersion, TableId,
+    catalog::{Catalog, ColumnDef, Dialect, KeyDef, RelationKind, TableDef},
+};
+use crossfade_transform::{PlanOptions, Rules, plan};
+
+/// A database with one table. What it holds can change when single rows are first asked for: after both sides were read
+/// as a whole, before the suspects are judged.
+#[derive(Default)]
+struct Memory {
+    rows: Vec<Row>,
+    later: Option<Vec<Row>>,
+    scanned: RowPage,
+    asked_for: Vec<TableName>,
+}
+
+impl Memory {
+    fn of(rows: &[(&str, &str)]) -> Self {
+        Self { rows: rows_of(rows), ..Self::default() }
+    }
+
+    fn then(self, rows: &[(&str, &str)]) -> Self {
+        Self { later: Some(rows_of(rows)), ..self }
+    }
+}
+
+fn rows_of(rows: &[(&str, &str)]) -> Vec<Row> {
+    let row = |(id, note): &(&str, &str)| [id, note].map(|text| Cell::Bytes(text.as_bytes())).into_iter().collect();
+    rows.iter().map(row).collect()
+}
+
+impl Inspect for Memory {
+    async fn catalog(&mut self, _patterns: &[String]) -> Result<Catalog, Failure> {
+        Ok(catalog())
+    }
+
+    async fn scan(&mut self, schema: &TableSchema) -> Result<Option<Position>, Failure> {
+        self.asked_for.push(schema.name.clone());
+        self.scanned = self.rows.clone();
+        Ok(None)
+    }
+
+    async fn scan_next(&mut self) -> Result<RowPage, Failure> {
+        Ok(std::mem::take(&mut self.scanned))
+    }
+
+    async fn fetch(&mut self, schema: &TableSchema, keys: &[Key]) -> Result<(Vec<Row>, Option<Position>), Failure> {
+        if let Some(later) = self.later.take() {
+            self.rows = later;
+        }
+        let is_wanted = |row: &&Row| schema.key_of(row).is_some_and(|key| keys.contains(&key));
+        Ok((self.rows.iter().filter(is_wanted).cloned().collect(), None))
+    }
+
+    async fn barrier(&mut self) -> Result<Option<Position>, Failure> {
+        Ok(None)
+    }
+
+    async fn count(&mut self, _table: &TableName) -> Result<u64, Failure> {
+        Ok(self.rows.len() as u64)
+    }
+}
+
+struct Nowhere;
+
+impl SinkPosition for Nowhere {
+    async fn position(&mut self) -> Result<Option<Position>, Failure> {
+        Ok(None)
+    }
+}
+
+fn column(name: &str, key: Option<u16>, native_id: u32) -> ColumnDef {
+    let type_ = ColumnType { name: "text".into(), native_id: 25, logical: Logical::Text, format: Format::PgBinary };
+    let column = Column { name: name.into(), type_, key, nullable: false, native_id, default: None };
+    ColumnDef { column, default: None, identity: None, generated: None, collation: None, sequence: None }
+}
+
+fn catalog() -> Catalog {
+    let key = KeyDef {
+        name: "parts_pkey".to_owned(),
+        columns: vec!["id".to_owned()],
+        deferrable: false,
+        nulls_not_distinct: false,
+    };
+    let table = TableDef {
+        name: TableName::new("public", "parts"),
+        kind: RelationKind::Table,
+        columns: vec![column("id", Some(0), 1), column("note", None, 2)],
+        identity: Identity::Key,
+        primary_key: Some(key),
+        uniques: Vec::new(),
+        checks: Vec::new(),
+        foreign_keys: Vec::new(),
+        indexes: Vec::new(),
+        rows_estimate: 0,
+        bytes: 0,
+        native_id: 7,
+        obstacle: None,
+    };
+    let (types, sequences, extensions) = (Vec::new(), Vec::new(), Vec::new());
+    Catalog { dialect: Dialect::Postgres, tables: vec![table], types, sequences, extensions }
+}
+
+/// Compares; the rule makes one key of `a` and `b`. The source's table has this name now.
+async fn compared(source: &mut Memory, target: &mut Memory, name: &str) -> Report {
+    let rules: Rules = serde_json::from_value(serde_json::json!({
+        "table": [{ "from": "public.parts", "steps": [{ "map_values": "id", "with": { "a": "k", "b": "k", "c": "c" } }] }]
+    }))
+    .unwrap();
+    let catalog = catalog();
+    let plan = plan(&catalog, &rules, &PlanOptions::default()).unwrap();
+    let (planned, now) = (TableName::new("public", "parts"), TableName::new("public", name));
+    let schema = TableSchema {
+        id: TableId(1),
+        version: SchemaVersion(1),
+        name: now.clone(),
+        columns: catalog.tables[0].columns.iter().map(|def| def.column.clone()).collect(),
+        identity: Identity::Key,
+        native_id: 7,
+    };
+    let renamed = BTreeMap::from([(now, planned)]);
+    let subject = Subject { plan: &plan, source_tables: vec![Arc::new(schema)], renamed };
+    let options = Options { patience: Duration::from_secs(5), ..Options::default() };
+    verify(&subject, source, target, &mut Nowhere, &options).await.unwrap()
+}
+
+#[tokio::test]
+async fn two_source_rows_on_one_target_key_are_a_difference_whichever_the_target_keeps() {
+    for kept in ["of a", "of b", "the same"] {
+        let (of_a, of_b) = if kept == "the same" { (kept, kept) } else { ("of a", "of b") };
+        for order in [[("a", of_a), ("b", of_b), ("c", "c")], [("b", of_b), ("c", "c"), ("a", of_a)]] {
+            let (mut source, mut target) = (Memory::of(&order), Memory::of(&[("k", kept), ("c", "c")]));
+            let report = compared(&mut source, &mut target, "parts").await;
+            assert_eq!(report.differences, 1, "kept {kept}: {report:?}");
+            assert_eq!((report.tables[0].expected_rows, report.tables[0].target_rows), (3, 2));
+            assert_eq!(report.tables[0].samples[0].kind, DifferenceKind::Missing);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_takes_the_place_of_the_one_that_was_read_is_no_difference() {
+    let mut source = Memory::of(&[("a", "one")]).then(&[("b", "two")]);
+    let mut target = Memory::of(&[]).then(&[("k", "two")]);
+    let report = compared(&mut source, &mut target, "parts").await;
+    assert_eq!(report.differences, 0, "{report:?}");
+    // But without one, what the target has is too much.
+    let mut source = Memory::of(&[("a", "one")]).then(&[]);
+    let mut target = Memory::of(&[]).then(&[("k", "two")]);
+    let report = compared(&mut source, &mut target, "parts").await;
+    assert_eq!(report.tables[0].samples[0].kind, DifferenceKind::Extra, "{report:?}");
+}
+
+#[tokio::test]
+async fn a_renamed_source_table_is_read_under_its_new_name_and_held_against_the_planned_one() {
+    let (mut source, mut target) = (Memory::of(&[("a", "one")]), Memory::of(&[("k", "one")]));
+    let report = compared(&mut source, &mut target, "pieces").await;
+    assert_eq!((report.differences, report.tables[0].expected_rows), (0, 1), "{report:?}");
+    assert_eq!(report.tables[0].table, "public.parts");
+    assert!(source.asked_for.iter().all(|name| &*name.name == "pieces"), "{:?}", source.asked_for);
+    assert!(target.asked_for.iter().all(|name| &*name.name == "parts"), "{:?}", target.asked_for);
+}
