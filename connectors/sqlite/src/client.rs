@@ -135,6 +135,12 @@ mod tests {
         assert_eq!(literal("o'clock"), "'o''clock'");
     }
 
+    /// Versions 3.7.0 to 3.51.2 may lose a commit when the WAL is reset (<https://sqlite.org/wal.html#walresetbug>).
+    #[test]
+    fn the_library_is_one_without_the_race_at_the_reset_of_the_wal() {
+        assert!(rusqlite::version_number() >= 3_051_003, "{}", rusqlite::version());
+    }
+
     #[test]
     fn a_missing_file_is_the_specs_fault_and_is_not_made() {
         let folder = tempfile::tempdir().unwrap();
