@@ -81,6 +81,20 @@ fn wait_for_more(done: &AtomicU64, transactions: u64) {
     wait_for_blocking("a writer to commit", || (done.load(Ordering::Relaxed) >= goal).then_some(()));
 }
 
+/// Starts the migration of a file while somebody writes into it; it has caught up when this returns.
+async fn run_under_writers(desk: &Desk, file: &Path) -> Running {
+    let mut run = None;
+    while_writing(file, async |done| {
+        let run = run.insert(desk.start());
+        wait_for_more(done, 100);
+        desk.wait(run);
+    })
+    .await;
+    let mut run: Running = run.unwrap();
+    desk.wait(&mut run);
+    run
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sqlite_file_moves_into_another_one_with_new_keys() {
     let desk = Desk::new();
@@ -95,15 +109,7 @@ async fn a_sqlite_file_moves_into_another_one_with_new_keys() {
     );
     desk.expect(0, &["check"], &[]);
     desk.expect(0, &["plan"], &[]);
-    let mut run = None;
-    while_writing(&old, async |done| {
-        let run = run.insert(desk.start());
-        wait_for_more(done, 100);
-        desk.wait(run);
-    })
-    .await;
-    let mut run: Running = run.unwrap();
-    desk.wait(&mut run);
+    let run = run_under_writers(&desk, &old).await;
     desk.verify();
 
     // The source through the target's own mapping, by a join of both files.
@@ -177,15 +183,7 @@ async fn a_sqlite_file_moves_into_a_postgres_database() {
     desk.write_spec(&format!("{}\ntables = [\"main.*\"]", sqlite(&file)), &sink, "");
     desk.expect(0, &["check"], &[]);
     desk.expect(0, &["plan"], &[]);
-    let mut run = None;
-    while_writing(&file, async |done| {
-        let run = run.insert(desk.start());
-        wait_for_more(done, 100);
-        desk.wait(run);
-    })
-    .await;
-    let mut run: Running = run.unwrap();
-    desk.wait(&mut run);
+    let run = run_under_writers(&desk, &file).await;
     for sql in [CUSTOMERS, ORDERS] {
         let there = sql.replace("FROM ", "FROM shop.");
         assert_same(sql, &sqlite_texts(&sqlite_reader(&file), sql), &crate::desk::rows(&target, &there).await);

@@ -61,7 +61,7 @@ pub(crate) enum Command {
     Status(ReportArgs),
     /// Compare both sides at one position, row by row
     #[command(
-        after_help = "Example:\n  crossfade verify shop.toml\n\nExit code 4 when there are differences; they are listed by table and key."
+        after_help = "Example:\n  crossfade verify shop.toml\n\nWhere no process runs the migration, this one does until both sides are compared.\nExit code 4 when there are differences; they are listed by table and key."
     )]
     Verify(VerifyArgs),
     /// Give the present place in the log a name, for a later replay

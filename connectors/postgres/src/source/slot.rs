@@ -52,12 +52,16 @@ pub(super) async fn health(client: &Client, slot: &str) -> Result<Health, Failur
     })
 }
 
-/// The end of the write-ahead log now: whatever is visible was committed before it.
+/// The end of the write-ahead log now, as an expression: whatever is visible was committed before it. A standby has no
+/// insert position; what it has replayed stands for it.
+pub(super) const END_OF_WAL: &str = "CASE WHEN pg_catalog.pg_is_in_recovery() \
+     THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_insert_lsn() END";
+
+/// Asks for [`END_OF_WAL`].
 pub(super) async fn end_of_wal(client: &Client) -> Result<Lsn, Failure> {
     let doing = "asking for the end of WAL";
-    let sql = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-               ELSE pg_catalog.pg_current_wal_insert_lsn() END)::text";
-    let row = client.query_one(sql, &[]).await.map_err(|error| failure(doing, error))?;
+    let sql = format!("SELECT ({END_OF_WAL})::text");
+    let row = client.query_one(&sql, &[]).await.map_err(|error| failure(doing, error))?;
     Lsn::parse(row.get(0)).ok_or_else(|| Failure::reconnect(doing, "the answer is not a position"))
 }
 

@@ -7,7 +7,7 @@
 mod chunk;
 mod plan;
 
-use super::SourceConfig;
+use super::{SourceConfig, slot::END_OF_WAL};
 use crate::client::{
     replication::Lsn,
     wire::{Kind, Wire},
@@ -303,12 +303,7 @@ async fn end_table(
     if let Some(progress) = shared.progress().tables.get_mut(&table) {
         progress.ended = true;
     }
-    let rows = wire
-        .query(
-            "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-             ELSE pg_catalog.pg_current_wal_insert_lsn() END",
-        )
-        .await?;
+    let rows = wire.query(&format!("SELECT {END_OF_WAL}")).await?;
     let until = rows.first().and_then(|row| row.first()?.as_deref().and_then(Lsn::parse));
     let until = until.ok_or_else(|| Failure::reconnect("asking for the end of WAL", "the answer is not a position"))?;
     events.push(Event::SnapshotEnded { table, visible });

@@ -74,13 +74,7 @@ impl Install {
         let transaction = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(|error| failure(doing, error))?;
-        let captured: Vec<Captured> = (first_number..)
-            .zip(tables)
-            .map(|(number, shape)| Captured {
-                schema: Arc::new(shape.schema(TableId(number), SchemaVersion(1), None)),
-                shape,
-            })
-            .collect();
+        let captured = numbered(tables, first_number);
         let made = (|| {
             drop_triggers(&transaction, &self.names.triggers(None))?;
             self.make_tables(&transaction, &captured)?;
@@ -143,13 +137,7 @@ impl Install {
         let transaction = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(|error| failure(doing, error))?;
-        let captured: Vec<Captured> = (first_number..)
-            .zip(tables)
-            .map(|(number, shape)| Captured {
-                schema: Arc::new(shape.schema(TableId(number), SchemaVersion(1), None)),
-                shape,
-            })
-            .collect();
+        let captured = numbered(tables, first_number);
         let made = (|| -> rusqlite::Result<()> {
             self.widen(&transaction, captured.iter().map(|table| table.schema.columns.len()).max().unwrap_or(0))?;
             let sql = format!("INSERT INTO {}(tbl, op) VALUES (?1, ?2)", quoted(&self.names.changes()));
@@ -499,6 +487,15 @@ fn drop_triggers(connection: &Connection, prefix: &str) -> rusqlite::Result<()> 
 fn all_tables(connection: &Connection) -> rusqlite::Result<Vec<(String, bool)>> {
     let mut statement = connection.prepare("SELECT name FROM main.sqlite_schema WHERE type = 'table'")?;
     statement.query_map([], |row| Ok((row.get(0)?, false)))?.collect()
+}
+
+/// Tables that are to be recorded, numbered from `first_number` on, in their first layout.
+fn numbered(tables: Vec<TableShape>, first_number: u32) -> Vec<Captured> {
+    let of = |(number, shape): (u32, TableShape)| Captured {
+        schema: Arc::new(shape.schema(TableId(number), SchemaVersion(1), None)),
+        shape,
+    };
+    (first_number..).zip(tables).map(of).collect()
 }
 
 /// The tables that patterns take, refused where one cannot be recorded.

@@ -197,10 +197,12 @@ impl Follower {
     }
 
     /// Applies what is in the log now; returns how it ended, and the place in the log.
-    pub(super) async fn catch_up(&mut self, mut stop: Stop) -> Result<(Ending, Cut), CliError> {
-        let log = folder::log(&self.from)?;
-        let fold = self.folds.refreshed(&log)?;
+    pub(super) async fn catch_up(&mut self, stop: Stop) -> Result<(Ending, Cut), CliError> {
+        self.apply(&folder::log(&self.from)?, stop).await
+    }
 
+    async fn apply(&mut self, log: &Embedded, mut stop: Stop) -> Result<(Ending, Cut), CliError> {
+        let fold = self.folds.refreshed(log)?;
         let tail = log.tail().cut;
         let options =
             DeliverOptions { until: Some(tail.clone()), folds: self.folds.clone(), ..DeliverOptions::new(None) };
@@ -208,7 +210,7 @@ impl Follower {
         let (_handle, mut open) = valve();
         let tail_seen = AtTail::default();
         let mut delivering =
-            Box::pin(deliver(&log, &self.routes, &mut self.sink, &options, &tail_seen, &mut open, own_stop));
+            Box::pin(deliver(log, &self.routes, &mut self.sink, &options, &tail_seen, &mut open, own_stop));
         // However long it takes to prepare, to rebuild the lookups or to commit: only then is there nothing left to do.
         let waited_in_vain = async {
             tail_seen.0.notified().await;
@@ -234,10 +236,11 @@ impl Follower {
     pub(super) async fn follow(&mut self, mut stop: Stop) -> Result<Cut, CliError> {
         let mut applied = None;
         loop {
-            let tail = folder::log(&self.from)?.tail().cut;
+            let log = folder::log(&self.from)?;
+            let tail = log.tail().cut;
             // A session asks and prepares the sink: none is begun while nothing has come.
             if applied.as_ref() != Some(&tail) {
-                applied = Some(Box::pin(self.catch_up(stop.clone())).await?.1);
+                applied = Some(Box::pin(self.apply(&log, stop.clone())).await?.1);
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_AGAIN) => {}

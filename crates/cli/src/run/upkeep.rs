@@ -33,7 +33,7 @@ pub(super) fn while_followed<'a, T: 'a>(
     })
 }
 
-/// Whether this process will have to see to it.
+/// Whether a process sees to it already.
 pub(super) fn is_followed(spec: &Spec) -> Result<bool, CliError> {
     Ok(folder::owner(spec)?.is_some())
 }

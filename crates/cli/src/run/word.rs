@@ -7,11 +7,12 @@ use crate::{
     spec::{SinkSpec, Spec},
     wiring,
 };
-use crossfade_connector::{Inspect, Progress, Quarantine, QuarantineFilter, QuarantinedChange, Sink, Target};
+use crossfade_connector::{Progress, Quarantine, QuarantineFilter, QuarantinedChange, Sink, Target};
 use crossfade_event::{
     Cell, Column, ColumnType, Format, Identity, Logical, SchemaVersion, TableId, TableName, TableSchema, Value, codec,
 };
-use std::collections::BTreeSet;
+use crossfade_verify::scan_rows;
+use std::{collections::BTreeSet, ops::ControlFlow};
 
 /// What stands in the sink's database of the migration that it is a copy of.
 pub(super) struct Word {
@@ -68,22 +69,18 @@ async fn noted_tables(from: &Spec, into: &Spec) -> Result<BTreeSet<TableName>, C
     };
     let mut tables = BTreeSet::new();
     let mut inspect = wiring::sink_inspect(into)?;
-    inspect.scan(&schema).await?;
-    loop {
-        let page = inspect.scan_next().await?;
-        if page.is_empty() {
-            return Ok(tables);
+    scan_rows(&mut inspect, &schema, |row| {
+        let words: Vec<String> = row.cells().filter_map(|cell| text_of(&type_, cell)).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        if let [migration, "table" | "rows" | "column" | "existing", name, schema @ ..] = words.as_slice()
+            && *migration == from.name.as_str()
+        {
+            tables.insert(TableName::new(schema.first().copied().unwrap_or("main"), *name));
         }
-        for row in page {
-            let words: Vec<String> = row.cells().filter_map(|cell| text_of(&type_, cell)).collect();
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            if let [migration, "table" | "rows" | "column" | "existing", name, schema @ ..] = words.as_slice()
-                && *migration == from.name.as_str()
-            {
-                tables.insert(TableName::new(schema.first().copied().unwrap_or("main"), *name));
-            }
-        }
-    }
+        ControlFlow::Continue(())
+    })
+    .await?;
+    Ok(tables)
 }
 
 fn text_of(type_: &ColumnType, cell: Cell<'_>) -> Option<String> {

@@ -4,7 +4,7 @@
 use super::{Job, Output, Shared, plan::Range};
 use crate::{
     client::{replication::Lsn, wire::Wire},
-    source::{fetch::select_list, visibility},
+    source::{fetch::select_list, slot::END_OF_WAL, visibility},
 };
 use bytes::{Buf, Bytes, BytesMut};
 use crossfade_connector::Failure;
@@ -130,8 +130,7 @@ async fn open(wire: &mut Wire, schema: &TableSchema, leaf: Option<u32>) -> Resul
     }
     let sql = format!(
         "SELECT pg_catalog.pg_current_snapshot(), pg_catalog.pg_relation_filenode({oid}), \
-         {}::pg_catalog.regclass::pg_catalog.oid = {oid}, CASE WHEN pg_catalog.pg_is_in_recovery() \
-         THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_insert_lsn() END",
+         {}::pg_catalog.regclass::pg_catalog.oid = {oid}, {END_OF_WAL}",
         crate::quote_literal(table.as_str())
     );
     let row = wire.query(&sql).await?.into_iter().next().unwrap_or_default();
