@@ -11,7 +11,10 @@ use crossfade_log::{Entry, EventLog, Lane, LogError, LogReader};
 use crossfade_state::JournalFold;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use tokio::sync::{Mutex, watch};
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard, watch},
+    task::JoinError,
+};
 
 const PREFIX: &str = "journal";
 const FORMAT: u32 = 1;
@@ -68,6 +71,9 @@ pub enum JournalError {
         /// What is wrong.
         what: String,
     },
+    /// The process is ending; whether the command was written down, the next start says.
+    #[error("the process ended before the journal had written the command")]
+    Ending,
     /// Written by a newer Crossfade.
     #[error(
         "record {number} of the journal has format {found}, this program reads up to {FORMAT}. Use the newer crossfade that wrote it"
@@ -144,10 +150,27 @@ impl<L: EventLog> Journal<L> {
     /// Decides, writes it down, and returns what was decided once it is durable. A command that changes nothing
     /// writes nothing; one that is refused leaves a record of that.
     ///
+    /// Dropped before its turn has come, a command leaves nothing; dropped later it is followed all the same, and the
+    /// next one waits for its end: a record that reaches the disk is always in memory too, so no number comes twice.
+    ///
     /// # Errors
     /// [`JournalError::Refused`] with the remedy; otherwise nothing has changed.
     pub async fn command(&self, command: Command, by: &By) -> Result<Vec<Decision>, JournalError> {
-        let mut at = self.writing.lock().await;
+        let turn = self.writing.clone().lock_owned().await;
+        let (journal, by) = (self.clone(), by.clone());
+        match tokio::spawn(async move { journal.follow(command, by, turn).await }).await {
+            Ok(followed) => followed,
+            Err(ended) => Err(ending(ended)),
+        }
+    }
+
+    /// From the decision to the fold, in one's own turn. Never dropped half-way.
+    async fn follow(
+        self,
+        command: Command,
+        by: By,
+        mut at: OwnedMutexGuard<Cut>,
+    ) -> Result<Vec<Decision>, JournalError> {
         let folded = self.state.borrow().clone();
         let decided = decide(&folded.migration, command.clone());
         let (decisions, refused) = match &decided {
@@ -160,7 +183,7 @@ impl<L: EventLog> Journal<L> {
             number: folded.records + 1,
             unit: UNIT.to_owned(),
             at_us: by.at_us,
-            who: by.who.clone(),
+            who: by.who,
             command,
             decisions,
             refused,
@@ -190,6 +213,13 @@ impl<L: EventLog> Journal<L> {
         let folded = self.state.borrow().clone();
         let fold = serde_json::to_vec(&folded).map_err(|error| unwritable(folded.records, &error))?;
         Ok(JournalFold { upto: at.clone(), fold })
+    }
+}
+
+fn ending(ended: JoinError) -> JournalError {
+    match ended.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => JournalError::Ending,
     }
 }
 

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `GET /status` | the [`crate::Status`] as JSON |
 //! | `GET /metrics` | the same in Prometheus' text form |
-//! | `POST /pause` `{"who", "reason"}` · `POST /resume` `{"who", "add"}` · `POST /stop` | as the commands say |
+//! | `POST /pause` `{"who", "reason"}` · `POST /resume` `{"who"}` · `POST /stop` | as the commands say |
 //! | `POST /checkpoint/{name}` `{"who"}` | names the place where the sink stands; answers with it |
 //! | `POST /wait/{what}` | answers once it is so (`caught-up`); the caller bounds the wait by going away |
 //! | `POST /command/{verb}` | any other command of the running process; body and answer are the command's own |

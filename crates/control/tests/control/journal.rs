@@ -1,12 +1,12 @@
 //! The journal on the embedded log: what is decided is there after a restart, in order, with who and when.
 
-use crossfade_control::{By, Command, Decision, Journal, JournalError, Phase, Record};
+use crossfade_control::{By, Command, Decision, Journal, JournalError, Migration, Phase, Record, evolve};
 use crossfade_event::{Batch, Event, Mark, Position, SourceId, Stamped};
 use crossfade_log::{
     EventLog,
     embedded::{Embedded, Options},
 };
-use std::path::Path;
+use std::{path::Path, task::Poll};
 
 fn by(who: &str) -> By {
     By { who: who.into(), at_us: 1_700_000_000_000_000 }
@@ -116,6 +116,59 @@ async fn commands_from_many_tasks_are_written_one_after_another() {
     }
     let numbers: Vec<u64> = journal.records().unwrap().iter().map(|record| record.number).collect();
     assert_eq!(numbers, (1..=20).collect::<Vec<_>>());
+}
+
+/// Polls a command so many times, waiting for each wake-up, and drops it. True when it came to its end before.
+async fn polled(command: impl Future, times: usize) -> bool {
+    let mut command = std::pin::pin!(command);
+    let mut left = times;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(false);
+        }
+        left -= 1;
+        match command.as_mut().poll(context) {
+            Poll::Ready(_) => Poll::Ready(true),
+            Poll::Pending if left == 0 => Poll::Ready(false),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_whose_caller_goes_away_at_any_moment_is_followed_once_or_not_at_all() {
+    let home = tempfile::tempdir().unwrap();
+    let journal = open(home.path());
+    journal.command(plan(), &by("ann")).await.unwrap();
+    let (mut begun, mut ended) = (0, 0);
+    for round in 0..60 {
+        // One that waits for its turn behind another, and goes away; then those two, in either order.
+        for times in 0..5 {
+            let what = |who: &str| Command::Note { what: format!("{who} {round}.{times}") };
+            let (ann, bob) = (by("ann"), by("bob"));
+            let (first, second) = (journal.command(what("ann"), &ann), journal.command(what("bob"), &bob));
+            let (one, other) = tokio::join!(polled(first, times), polled(second, 4 - times));
+            begun += usize::from(times > 0) + usize::from(times < 4);
+            ended += usize::from(one) + usize::from(other);
+        }
+        journal.command(Command::RaiseEpoch, &by("run")).await.unwrap();
+    }
+    // Waits for the last one that nobody waits for.
+    journal.fold().await.unwrap();
+    let (before, said) = (journal.migration(), journal.records().unwrap());
+    let notes = said.iter().filter(|record| matches!(record.command, Command::Note { .. })).count();
+    assert!(ended <= notes && notes <= begun, "{ended} came to their end, {notes} of {begun} are on record");
+    assert!(ended < notes, "no command was followed after its caller had gone: the test has shown nothing");
+    drop(journal);
+
+    let journal = open(home.path());
+    let records = journal.records().unwrap();
+    assert_eq!(records, said);
+    let numbers: Vec<u64> = records.iter().map(|record| record.number).collect();
+    assert_eq!(numbers, (1..=records.len() as u64).collect::<Vec<_>>());
+    let folded = records.iter().flat_map(|record| &record.decisions).fold(Migration::default(), evolve);
+    assert_eq!((journal.migration(), folded), (before.clone(), before));
 }
 
 #[test]

@@ -47,8 +47,8 @@ pub trait Control: Send + Sync + 'static {
     /// Stop for now.
     fn pause(&self, who: String, reason: String) -> impl Future<Output = Result<(), Refused>> + Send;
 
-    /// Go on; with `add`, take in new tables that match the spec.
-    fn resume(&self, who: String, add: bool) -> impl Future<Output = Result<(), Refused>> + Send;
+    /// Go on.
+    fn resume(&self, who: String) -> impl Future<Output = Result<(), Refused>> + Send;
 
     /// Drain and end the process. Returns once the end has begun.
     fn stop(&self) -> impl Future<Output = Result<(), Refused>> + Send;
@@ -179,7 +179,7 @@ async fn pause<C: Control>(State(shared): From_<C>, request: Request) -> Respons
 async fn resume<C: Control>(State(shared): From_<C>, request: Request) -> Response {
     answer(async {
         let body = Body::of(request).await?;
-        shared.control.resume(body.text("who")?, body.flag("add")?).await.map(|()| json!({}))
+        shared.control.resume(body.text("who")?).await.map(|()| json!({}))
     })
     .await
 }
@@ -232,14 +232,6 @@ impl Body {
             None => Ok(String::new()),
             Some(Value::String(text)) => Ok(text.clone()),
             Some(_) => Err(Refused::new(2, format!("`{name}` must be a text"))),
-        }
-    }
-
-    fn flag(&self, name: &str) -> Result<bool, Refused> {
-        match self.0.get(name) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(_) => Err(Refused::new(2, format!("`{name}` must be true or false"))),
         }
     }
 }

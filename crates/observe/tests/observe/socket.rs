@@ -45,8 +45,8 @@ impl Control for Fake {
         Ok(())
     }
 
-    async fn resume(&self, who: String, add: bool) -> Result<(), Refused> {
-        self.note(format!("resume {who} {add}")).await;
+    async fn resume(&self, who: String) -> Result<(), Refused> {
+        self.note(format!("resume {who}")).await;
         Err(Refused::new(5, "the migration is lost: begin anew"))
     }
 
@@ -106,9 +106,9 @@ async fn every_route_is_answered_and_refusals_carry_their_exit_code() {
     let metrics = request_text(&path, Method::GET, "/metrics", None).await.unwrap();
     assert!(metrics.contains("crossfade_phase{migration=\"shop\",phase=\"draft\"} 1"), "{metrics}");
     post("/pause", json!({ "who": "ann", "reason": "lunch" })).await.unwrap();
-    let refused = post("/resume", json!({ "who": "ann", "add": true })).await.unwrap_err();
+    let refused = post("/resume", json!({ "who": "ann" })).await.unwrap_err();
     assert_eq!((refused.exit(), refused.to_string().as_str()), (5, "the migration is lost: begin anew"));
-    assert_eq!(*served.fake.asked.lock().await, ["pause ann lunch", "resume ann true"]);
+    assert_eq!(*served.fake.asked.lock().await, ["pause ann lunch", "resume ann"]);
     let place = post("/checkpoint/before-import", json!({ "who": "ann" })).await.unwrap();
     assert_eq!(place, json!({ "name": "before-import", "cut": "17", "who": "ann" }));
     assert_eq!(post("/wait/caught-up", json!({})).await.unwrap(), json!({ "held": 2 }));
@@ -117,7 +117,7 @@ async fn every_route_is_answered_and_refusals_carry_their_exit_code() {
     assert_eq!(answer, json!({ "verb": "quarantine-retry", "body": { "ids": [1, 2] } }));
     for (route, body, word) in [
         ("/pause", json!({ "who": 7 }), "`who` must be a text"),
-        ("/resume", json!({ "add": "yes" }), "`add` must be true or false"),
+        ("/resume", json!({ "who": false }), "`who` must be a text"),
         ("/pause", json!([1]), "no JSON object"),
         ("/pause", json!({ "reason": "x".repeat(2 << 20) }), "too long"),
         ("/nothing", json!({}), "no such route"),
