@@ -3,10 +3,11 @@
 
 use crate::{
     servers::{Databases, Pair, spawn, until_caught_up, until_true},
-    summary::row,
+    summary::{median, row},
     usage::{cpu_seconds, waited_children_seconds},
 };
 use anyhow::Result;
+use crossfade_testkit::postgres::Postgres;
 use std::time::Instant;
 
 const SCHEMA: &str = "CREATE TABLE items (id bigint PRIMARY KEY, kind int NOT NULL, price numeric(12,2) NOT NULL, \
@@ -16,7 +17,8 @@ const SCHEMA: &str = "CREATE TABLE items (id bigint PRIMARY KEY, kind int NOT NU
 /// One round's figures.
 struct Round {
     changes_per_second: f64,
-    cpu_seconds_per_million: f64,
+    /// Of the source's server, of the target's, and beside them.
+    cpu_seconds_per_million: [f64; 3],
 }
 
 pub(crate) async fn run(rounds: usize, changes: u64, per_transaction: u64) -> Result<()> {
@@ -37,10 +39,25 @@ pub(crate) async fn run(rounds: usize, changes: u64, per_transaction: u64) -> Re
         }
     }
     let speed = |rounds: &[Round]| rounds.iter().map(|round| round.changes_per_second).collect::<Vec<_>>();
-    let cpu = |rounds: &[Round]| rounds.iter().map(|round| round.cpu_seconds_per_million).collect::<Vec<_>>();
+    let cpu =
+        |rounds: &[Round]| rounds.iter().map(|round| round.cpu_seconds_per_million.iter().sum()).collect::<Vec<f64>>();
     row(&format!("backlog, transactions of {per_transaction}"), "changes/s", &speed(&peer), &speed(&ours));
     row("the same, processor time with both servers", "s per million", &cpu(&peer), &cpu(&ours));
+    println!(
+        "| of it source server · target server · beside them | s per million | {} | {} | |",
+        parts(&peer),
+        parts(&ours)
+    );
     Ok(())
+}
+
+fn parts(rounds: &[Round]) -> String {
+    let median_of = |part: usize| {
+        let figures: Vec<f64> =
+            rounds.iter().filter_map(|round| round.cpu_seconds_per_million.get(part)).copied().collect();
+        format!("{:.2}", median(&figures))
+    };
+    [0, 1, 2].map(median_of).join(" · ")
 }
 
 async fn fill(databases: &Databases, changes: u64) {
@@ -110,7 +127,7 @@ async fn subscription(pair: &Pair, databases: &Databases, changes: u64, per: u64
     databases.target.execute(&format!("ALTER SUBSCRIPTION {name} ENABLE")).await;
     until_true(&watcher, "SELECT EXISTS (SELECT FROM done)").await?;
     let took = begun.elapsed().as_secs_f64();
-    let cpu = cpu_seconds_of(pair) - before;
+    let cpu = since(before, cpu_seconds_of(pair));
     databases.target.execute(&format!("DROP SUBSCRIPTION {name}")).await;
     Ok(figures(changes, took, cpu))
 }
@@ -122,24 +139,35 @@ async fn crossfade(pair: &Pair, databases: &Databases, changes: u64, per: u64) -
     write(databases, changes, per).await?;
     pair.settle().await?;
     let watcher = databases.target.connect().await;
-    let before = cpu_seconds_of(pair) + waited_children_seconds();
+    let before = cpu_seconds_of(pair);
     let begun = Instant::now();
     let running = spawn(folder.path(), &spec, &[]);
     until_true(&watcher, "SELECT EXISTS (SELECT FROM done)").await?;
     let took = begun.elapsed().as_secs_f64();
     running.terminate();
     running.wait();
-    let cpu = cpu_seconds_of(pair) + waited_children_seconds() - before;
+    let cpu = since(before, cpu_seconds_of(pair));
     databases.free_slot().await;
     Ok(figures(changes, took, cpu))
 }
 
-fn figures(changes: u64, took: f64, cpu: f64) -> Round {
-    Round { changes_per_second: changes as f64 / took, cpu_seconds_per_million: cpu * 1_000_000.0 / changes as f64 }
+fn figures(changes: u64, took: f64, cpu: [f64; 3]) -> Round {
+    Round {
+        changes_per_second: changes as f64 / took,
+        cpu_seconds_per_million: cpu.map(|seconds| seconds * 1_000_000.0 / changes as f64),
+    }
 }
 
-fn cpu_seconds_of(pair: &Pair) -> f64 {
-    [&pair.source, &pair.target].into_iter().filter_map(|server| server.pid()).map(cpu_seconds).sum()
+/// Of the source's server, of the target's, and of what was started and waited for.
+fn cpu_seconds_of(pair: &Pair) -> [f64; 3] {
+    let of = |server: &Postgres| server.pid().map_or(0.0, cpu_seconds);
+    [of(&pair.source), of(&pair.target), waited_children_seconds()]
+}
+
+fn since(before: [f64; 3], now: [f64; 3]) -> [f64; 3] {
+    let mut took = now;
+    took.iter_mut().zip(before).for_each(|(now, before)| *now -= before);
+    took
 }
 
 impl Databases {

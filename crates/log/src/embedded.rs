@@ -3,7 +3,8 @@
 //! ```text
 //!  append ──▶ queue ──▶ writer thread: encode all that waits ─▶ few large writes ─▶ one fdatasync ─▶ publish the end
 //!                                                                                                       │
-//!  reader ◀── frames below the published end, read from the page cache in large pieces ◀────────────────┘
+//!  near reader ◀── the batches themselves, from memory, each once ◀───────────────────────────────────────┤
+//!  any reader  ◀── frames below the published end, read from the page cache in large pieces ◀─────────────┘
 //! ```
 //!
 //! In the folder: `<base>.log` segments, `<base>.idx` sparse indexes, `schemas`, `consumers`, each described at the top
@@ -18,6 +19,7 @@ mod consumers;
 mod disk;
 mod find;
 mod frames;
+mod fresh;
 mod index;
 mod open;
 mod reader;
@@ -196,6 +198,10 @@ impl EventLog for Embedded {
 
     fn latest_schemas(&self) -> Vec<Arc<TableSchema>> {
         self.0.shared.schemas().latest()
+    }
+
+    fn unread_bytes(&self) -> u64 {
+        self.0.shared.fresh.waiting_bytes()
     }
 
     fn hold(&self, consumer: &str, cut: &Cut) -> Result<(), LogError> {

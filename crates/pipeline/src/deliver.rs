@@ -23,7 +23,7 @@ use crate::{
     watch::Delivered,
 };
 use crossfade_connector::{Delivery, Failure, Guard, Progress, Sink, Stage};
-use crossfade_event::{Cut, Position, TableId};
+use crossfade_event::{Cut, Event, Position, TableId};
 use crossfade_log::{Entries, Entry, EventLog, Lane, LogReader};
 use tokio::{sync::mpsc, task::JoinHandle};
 
@@ -430,34 +430,32 @@ impl<L: EventLog> Producer<L> {
         loop {
             let Ok(entries) = self.fill(&mut reader, false).await? else { return Ok(Err(Gone)) };
             let mut at = self.progress.cut.clone();
-            for entry in &entries.entries {
-                let meaning = self.gather.stream(entry)?;
-                past(&mut at, entry);
-                match meaning {
-                    Meaning::More | Meaning::BackfillEnded { .. } => {}
-                    Meaning::Boundary(position) => self.boundary(&at, position),
-                    Meaning::Follow(follow) => {
-                        if self.follow(follow).await.is_err() {
-                            return Ok(Err(Gone));
+            for entry in entries.entries {
+                past(&mut at, &entry);
+                match entry {
+                    Entry { event: Event::Changed(change), offset, .. } => self.gather.changed(offset, change)?,
+                    entry => match self.gather.stream(&entry)? {
+                        Meaning::More | Meaning::BackfillEnded { .. } => {
+                            self.open |= matches!(entry.event, Event::Began(_));
                         }
-                    }
-                    Meaning::BackfillBegan { generation, tables } if generation > self.progress.generation => {
-                        if self.flush(true).await.is_err() {
-                            return Ok(Err(Gone));
+                        Meaning::Boundary(position) => self.boundary(&at, position),
+                        Meaning::Follow(follow) => {
+                            if self.follow(follow).await.is_err() {
+                                return Ok(Err(Gone));
+                            }
                         }
-                        self.begin_backfill(entry, generation, &tables)?;
-                        return Ok(Ok(()));
-                    }
-                    Meaning::BackfillBegan { .. } => {}
+                        Meaning::BackfillBegan { generation, tables } if generation > self.progress.generation => {
+                            if self.flush(true).await.is_err() {
+                                return Ok(Err(Gone));
+                            }
+                            self.begin_backfill(&entry, generation, &tables)?;
+                            return Ok(Ok(()));
+                        }
+                        Meaning::BackfillBegan { .. } => {}
+                    },
                 }
-                if matches!(entry.event, crossfade_event::Event::Began(_)) {
-                    self.open = true;
-                }
-                if self.gather.bytes() >= self.options.batch_bytes_max {
-                    let commits = !self.open;
-                    if self.flush(commits).await.is_err() {
-                        return Ok(Err(Gone));
-                    }
+                if self.gather.bytes() >= self.options.batch_bytes_max && self.flush(!self.open).await.is_err() {
+                    return Ok(Err(Gone));
                 }
             }
             if !self.open {

@@ -124,7 +124,7 @@ impl<L: EventLog> Gather<L> {
     /// Takes one entry of the stream in.
     pub(crate) fn stream(&mut self, entry: &Entry) -> Result<Meaning, PipelineError> {
         match &entry.event {
-            Event::Changed(change) => self.changed(entry, change)?,
+            Event::Changed(change) => self.changed(entry.offset, change.clone())?,
             Event::Began(transaction) => {
                 self.transaction = Some(*transaction);
                 self.tally.commit_time_us = Some(transaction.commit_time_us);
@@ -213,14 +213,15 @@ impl<L: EventLog> Gather<L> {
         Ok(())
     }
 
-    fn changed(&mut self, entry: &Entry, change: &Change) -> Result<(), PipelineError> {
-        let schema = self.schema(change.table, change)?;
+    /// Takes a change of the stream in, which stands at `offset`.
+    pub(crate) fn changed(&mut self, offset: Offset, change: Change) -> Result<(), PipelineError> {
+        let schema = self.schema(change.table, &change)?;
         *self.tally.tables.entry(change.table).or_default() += 1;
         let seen = self.transaction.is_some_and(|transaction| {
             self.visible.get(&change.table).is_some_and(|visible| visible.sees(transaction.xid))
         });
         if seen {
-            self.views.observe(&schema, change)?;
+            self.views.observe(&schema, &change)?;
             self.tally.read += 1;
             self.tally.filtered += 1;
             return Ok(());
@@ -229,30 +230,30 @@ impl<L: EventLog> Gather<L> {
         // beginning.
         let goes = change.old.is_some();
         if !goes {
-            self.views.observe(&schema, change)?;
+            self.views.observe(&schema, &change)?;
         }
         let route = self.routes.route(&schema)?;
         if let Some(target) = route.passthrough() {
             if goes {
-                self.views.observe(&schema, change)?;
+                self.views.observe(&schema, &change)?;
             }
             self.tally.read += 1;
             self.bytes += change.size_bytes();
-            let change = Change { table: target, ..change.clone() };
-            self.writes.push(Write::Change { at: Version { offset: entry.offset, ordinal: 0 }, change });
+            let change = Change { table: target, ..change };
+            self.writes.push(Write::Change { at: Version { offset, ordinal: 0 }, change });
             return Ok(());
         }
         self.tally.read += 1;
-        let laid_out = route.laid_out(change);
-        route.bound.apply(laid_out.as_ref().unwrap_or(change), &self.views, &mut self.outputs);
+        let laid_out = route.laid_out(&change);
+        route.bound.apply(laid_out.as_ref().unwrap_or(&change), &self.views, &mut self.outputs);
         self.views.check()?;
         let mut outputs = std::mem::take(&mut self.outputs);
         self.tally.filtered += u64::from(nothing_goes(&outputs));
         if goes {
-            self.views.observe(&schema, change)?;
+            self.views.observe(&schema, &change)?;
         }
         for (ordinal, output) in outputs.drain(..).enumerate() {
-            self.output(Version { offset: entry.offset, ordinal: ordinal as u32 }, output, false);
+            self.output(Version { offset, ordinal: ordinal as u32 }, output, false);
         }
         self.outputs = outputs;
         Ok(())

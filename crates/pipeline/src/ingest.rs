@@ -2,6 +2,7 @@
 
 use crate::{
     Folds, Patience, PipelineError, Stop, Watch,
+    pace::Pace,
     retry::Retry,
     watch::{Copying, Ingested},
 };
@@ -101,6 +102,7 @@ async fn session<S: Source, L: EventLog>(
     let mut in_flight: FuturesOrdered<BoxFuture<'static, Appended>> = FuturesOrdered::new();
     let mut in_flight_bytes = 0usize;
     let mut reading = true;
+    let mut pace = Pace::new();
     // Changes of a transaction whose last part has not come yet.
     let mut unfinished = 0u64;
     while reading || !in_flight.is_empty() {
@@ -117,7 +119,8 @@ async fn session<S: Source, L: EventLog>(
             }
             () = stop.requested(), if reading => reading = false,
             _ = health.tick(), if reading => watch.health(&source.health().await.map_err(Broken::Source)?),
-            batch = source.next(), if reading && in_flight_bytes < options.in_flight_bytes_max => {
+            () = pace.over(), if reading && pace.pauses() => {}
+            batch = source.next(), if reading && !pace.pauses() && in_flight_bytes < options.in_flight_bytes_max => {
                 match batch.map_err(Broken::Source)? {
                     None => reading = false,
                     Some(batch) => {
@@ -126,6 +129,7 @@ async fn session<S: Source, L: EventLog>(
                         unfinished += said.events;
                         said.events = if batch.whole { std::mem::take(&mut unfinished) } else { 0 };
                         in_flight_bytes += said.bytes as usize;
+                        pace.took(log.unread_bytes());
                         #[cfg(defect = "ack-before-append")]
                         {
                             let ticket = hasty.begin(batch.upto);

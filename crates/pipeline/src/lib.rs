@@ -13,6 +13,7 @@ mod fold;
 mod gather;
 mod heal;
 mod ingest;
+mod pace;
 mod retry;
 mod route;
 mod shutdown;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom},
+    num::NonZeroU64,
     path::Path,
 };
 
@@ -14,6 +15,12 @@ const PIECE: usize = 512 * 1024;
 
 /// How much is read after a large frame was passed over: perhaps the next one is passed over too.
 const GLANCE: usize = 4 * 1024;
+
+/// The system is told to forget so much at once.
+const DROPPED_BYTES: u64 = 1 << 20;
+
+/// No smaller than a page; one that was passed in part is not forgotten yet.
+const PAGE: u64 = 64 * 1024;
 
 /// Why there is no frame.
 #[derive(Debug)]
@@ -32,11 +39,13 @@ pub(super) struct Frames {
     piece_at: u64,
     at: u64,
     glance: bool,
+    /// Below it the system was told to forget.
+    dropped: u64,
 }
 
 impl Frames {
     pub(super) fn open(path: &Path, at: u64) -> io::Result<Self> {
-        Ok(Self { file: File::open(path)?, piece: Bytes::new(), piece_at: at, at, glance: false })
+        Ok(Self { file: File::open(path)?, piece: Bytes::new(), piece_at: at, at, glance: false, dropped: at })
     }
 
     /// Where the next frame begins.
@@ -69,6 +78,23 @@ impl Frames {
     pub(super) fn pass(&mut self, header: &FrameHeader) {
         self.glance = header.body_bytes as usize > GLANCE * 4;
         self.at += header.frame_bytes();
+    }
+
+    /// Moves to a place at or after this one, where a frame begins.
+    pub(super) fn jump(&mut self, at: u64) {
+        self.at = at;
+    }
+
+    /// Lets the system forget the file's pages that were passed, once they are many. They come back in use for what is
+    /// written next, rather than pushing out what a database on the same machine would like to keep.
+    pub(super) fn drop_pages(&mut self) {
+        if self.at - self.dropped < DROPPED_BYTES {
+            return;
+        }
+        let length = NonZeroU64::new(self.at - self.dropped);
+        // It is only advice: a system that does not take it keeps them longer.
+        let _ = rustix::fs::fadvise(&self.file, self.dropped, length, rustix::fs::Advice::DontNeed);
+        self.dropped = self.at & !(PAGE - 1);
     }
 
     /// Forgets what was read ahead.

@@ -3,6 +3,7 @@
 use super::{
     End, corrupt,
     frames::{Bad, Frames},
+    fresh::{Given, Handed, Spot},
     index::Index,
     io_error, offset_of,
     segment::{SEGMENT_HEADER, Segment},
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::{
     Entries, Entry, Lane, LogError, LogReader,
-    record::{FrameHeader, Records, flags, wanted},
+    record::{FrameHeader, Records, flags, kind_of, wanted},
 };
 use bytes::Bytes;
 use crossfade_event::{Cut, Offset, Partition};
@@ -32,6 +33,8 @@ pub struct Reader {
     log: Arc<Inner>,
     ends: watch::Receiver<End>,
     wanted: u16,
+    /// Whether the system may forget what was read: nobody reads the stream a second time soon.
+    drops_pages: bool,
     /// The first offset not yet given.
     next: Offset,
     place: Option<Place>,
@@ -57,19 +60,34 @@ impl Reader {
             return Err(LogError::Beyond { asked: from.clone(), end: Cut::single(end) });
         }
         let ends = log.shared.end.subscribe();
-        Ok(Self { log, ends, wanted: wanted(lane), next, place: None, whole: true })
+        let drops_pages = lane == Lane::Stream && !log.shared.read_only && log.shared.options.sync;
+        Ok(Self { log, ends, wanted: wanted(lane), drops_pages, next, place: None, whole: true })
     }
 
     fn collect(&mut self) -> Result<Option<Entries>, LogError> {
         let end = *self.ends.borrow_and_update();
         let (from, was_whole) = (self.next, self.whole);
         let (mut entries, mut taken, mut passed) = (Vec::new(), 0, 0);
-        while let Some((frame, limit)) = self.frame(&end)? {
-            let bytes = frame.frame_bytes();
+        loop {
             // A transaction in several parts is not begun behind others, so that those can be told as whole.
-            let begins_parts = self.whole && !frame.has(flags::WHOLE);
-            let enough = begins_parts || taken + bytes > ENTRIES_BYTES || entries.len() >= ENTRIES;
-            if (enough && !entries.is_empty()) || passed > PASSED_BYTES {
+            let enough = |whole: bool, bytes: u64, entries: &[Entry], was_whole: bool| {
+                let begins_parts = was_whole && !whole;
+                (begins_parts || taken + bytes > ENTRIES_BYTES || entries.len() >= ENTRIES) && !entries.is_empty()
+            };
+            let fits = |batch: &Handed| !enough(batch.whole, batch.bytes, &entries, self.whole);
+            let fresh = self.spot().map(|spot| self.log.shared.fresh.take(spot, &end, fits));
+            match fresh {
+                Some(Given::Batch(batch)) => {
+                    taken += batch.bytes;
+                    self.take_fresh(batch, &mut entries)?;
+                    continue;
+                }
+                Some(Given::Later) => break,
+                Some(Given::Nothing) | None => {}
+            }
+            let Some((frame, limit)) = self.frame(&end)? else { break };
+            let bytes = frame.frame_bytes();
+            if enough(frame.has(flags::WHOLE), bytes, &entries, self.whole) || passed > PASSED_BYTES {
                 break;
             }
             if frame.flags & self.wanted == 0 || frame.next() <= self.next {
@@ -84,6 +102,38 @@ impl Reader {
         // The end of a transaction may come alone, without an event.
         let moved = self.next > from || self.whole != was_whole;
         Ok(moved.then(|| Entries { entries, next: Cut::single(self.next), whole: self.whole }))
+    }
+
+    /// Where the next frame begins, if that is known.
+    fn spot(&self) -> Option<Spot> {
+        self.place.as_ref().map(|place| Spot { segment: place.segment.base(), at: place.frames.at() })
+    }
+
+    /// Takes a batch that never left memory, and moves past its frames.
+    fn take_fresh(&mut self, batch: Handed, entries: &mut Vec<Entry>) -> Result<(), LogError> {
+        let Handed { to, base, next, flags, whole, events, .. } = batch;
+        match &mut self.place {
+            Some(place) if place.segment.base() == to.segment => place.frames.jump(to.at),
+            _ => {
+                let segment = self.log.shared.segment_of(to.segment).ok_or_else(|| self.trimmed(to.segment))?;
+                self.place = Some(self.open(segment, to.at)?);
+            }
+        }
+        if flags & self.wanted != 0 {
+            entries.reserve(events.len());
+            for (offset, stamped) in (base.0..).map(Offset).zip(events) {
+                if offset >= self.next && kind_of(&stamped.event).lane_flag() & self.wanted != 0 {
+                    let (position, event) = (stamped.position, stamped.event);
+                    entries.push(Entry { partition: Partition(0), offset, position, event });
+                }
+            }
+        }
+        self.next = self.next.max(next);
+        self.whole = whole;
+        if let Some(place) = self.place.as_mut().filter(|_| self.drops_pages) {
+            place.frames.drop_pages();
+        }
+        Ok(())
     }
 
     /// The next frame's header, and the limit of its file, from the next segment where this one is at its end.
@@ -162,6 +212,9 @@ impl Reader {
         let body = place.frames.body(frame, limit).map_err(|bad| damage(&place.segment, at, bad))?;
         decode(frame, body, self.next, self.wanted, entries).map_err(|what| corrupt(&place.segment.path, at, what))?;
         self.went_past(frame);
+        if let Some(place) = self.place.as_mut().filter(|_| self.drops_pages) {
+            place.frames.drop_pages();
+        }
         Ok(())
     }
 

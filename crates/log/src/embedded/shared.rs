@@ -3,6 +3,7 @@
 use super::{
     End, Options,
     consumers::Consumers,
+    fresh::Fresh,
     index::index_path,
     io_error,
     recover::{Verified, scrub},
@@ -63,6 +64,7 @@ pub(super) struct Shared {
     pub(super) read_only: bool,
     pub(super) segments: RwLock<Vec<Arc<Segment>>>,
     pub(super) end: watch::Sender<End>,
+    pub(super) fresh: Fresh,
     pub(super) schemas: RwLock<Schemas>,
     pub(super) consumers: Mutex<Consumers>,
     pub(super) trimming: Mutex<()>,
@@ -101,6 +103,7 @@ impl Shared {
             options: options.unwrap_or_default(),
             segments: RwLock::new(found.segments.into_iter().map(Arc::new).collect()),
             end: watch::Sender::new(found.end),
+            fresh: Fresh::default(),
             schemas: RwLock::new(found.schemas),
             consumers: Mutex::new(found.consumers),
             trimming: Mutex::new(()),

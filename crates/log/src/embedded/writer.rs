@@ -3,6 +3,7 @@
 
 use super::{
     End,
+    fresh::{Handed, Spot},
     index::{Index, index_path},
     io_error,
     open::{create, reserve},
@@ -57,6 +58,8 @@ pub(super) struct Tape {
     /// How long the register is, and where the schemas are in it that came since the last end of a batch.
     register: (u64, Vec<Added>),
     rolled: bool,
+    /// Of the batch being written: where its first frame begins, and the lanes of its events.
+    writing: (Option<Spot>, u16),
 }
 
 impl Tape {
@@ -83,6 +86,7 @@ impl Tape {
             epoch,
             register,
             rolled: false,
+            writing: (None, 0),
         }
     }
 
@@ -98,6 +102,8 @@ impl Tape {
             at = self.at;
         }
         self.index.note(at, frame);
+        self.writing.0.get_or_insert(Spot { segment: self.segment.base(), at });
+        self.writing.1 |= frame.flags;
         if frame.has(flags::WHOLE) {
             self.end = End {
                 next: frame.next(),
@@ -194,6 +200,8 @@ pub(super) struct Writer {
     tape: Tape,
     buffer: Vec<u8>,
     register: RegisterFile,
+    /// Batches that are written but not yet durable, for readers.
+    fresh: Vec<Handed>,
     /// The offset of the next record.
     next: Offset,
     /// All below is durable.
@@ -216,7 +224,8 @@ impl Writer {
         let next = tape.end.next;
         let durable = if shared.options.sync { next } else { Offset(0) };
         let buffer = Vec::with_capacity(WRITE_BYTES + WRITE_BYTES / 2);
-        Self { shared, encoder, tape, buffer, register, next, durable, inside: false, broken: None, _lock: lock }
+        let fresh = Vec::new();
+        Self { shared, encoder, tape, buffer, register, fresh, next, durable, inside: false, broken: None, _lock: lock }
     }
 
     pub(super) fn run(mut self) {
@@ -228,7 +237,7 @@ impl Writer {
                     continue;
                 }
                 match job {
-                    Job::Append(batch, reply) => self.put(&batch, reply, &mut answers),
+                    Job::Append(batch, reply) => self.put(batch, reply, &mut answers),
                     Job::Abandon(reply) => {
                         self.settle(&mut answers);
                         // Whoever stopped waiting has no use for an answer, here and below.
@@ -243,10 +252,15 @@ impl Writer {
     }
 
     /// Encodes one append; it is answered once it is durable. One that is refused is answered after those before it.
-    fn put(&mut self, batch: &Batch, reply: Reply, answers: &mut Answers) {
+    fn put(&mut self, batch: Batch, reply: Reply, answers: &mut Answers) {
         let (start, written) = (self.buffer.len(), self.tape.at);
-        match self.write(batch) {
-            Ok(next) => answers.push((reply, Cut::single(next))),
+        let base = self.next;
+        self.tape.writing = (None, 0);
+        match self.write(&batch) {
+            Ok(next) => {
+                answers.push((reply, Cut::single(next)));
+                self.hand_over(batch, base);
+            }
             Err(error) => {
                 if matches!(error, LogError::Contract(_)) {
                     // What is in the file of it already ends no batch: nobody will see it, and opening cuts it.
@@ -259,6 +273,15 @@ impl Writer {
                 let _ = reply.send(Err(error));
             }
         }
+    }
+
+    /// Keeps what was just written for a reader that is near.
+    fn hand_over(&mut self, batch: Batch, base: Offset) {
+        let (Some(from), flags) = self.tape.writing else { return };
+        let to = Spot { segment: self.tape.segment.base(), at: self.tape.at + self.buffer.len() as u64 };
+        let bytes = if to.segment == from.segment { to.at - from.at } else { to.at };
+        let Batch { events, whole, .. } = batch;
+        self.fresh.push(Handed { from, to, base, next: self.next, flags, whole, bytes, events });
     }
 
     /// Drops the unfinished head. Readers never saw it.
@@ -279,6 +302,7 @@ impl Writer {
 
     fn rewind(&mut self) -> Result<(), LogError> {
         self.tape.rewind()?;
+        self.shared.fresh.cut(&self.tape.end);
         if let Some(first) = self.tape.register.1.first() {
             self.register.cut(first.at)?;
             let mut schemas = self.shared.schemas.write().unwrap_or_else(PoisonError::into_inner);
@@ -348,6 +372,7 @@ impl Writer {
             self.broken = done.err().map(|error| why(&error));
         }
         if let Some(why) = &self.broken {
+            self.fresh.clear();
             self.shared.poison(why.clone());
             for (reply, _) in answers.drain(..) {
                 let _ = reply.send(Err(self.refusal()));
@@ -356,6 +381,12 @@ impl Writer {
         }
         if self.shared.options.sync {
             self.durable = self.next;
+        }
+        // With no reader open there is nobody to keep anything for.
+        if self.shared.end.receiver_count() > 0 {
+            self.shared.fresh.keep(&mut self.fresh);
+        } else {
+            self.fresh.clear();
         }
         if self.tape.end != self.shared.end() {
             self.shared.end.send_replace(self.tape.end);

@@ -6,4 +6,5 @@ mod crash;
 mod damage;
 mod disk;
 mod keeping;
+mod near;
 mod records;

@@ -1,0 +1,141 @@
+//! Readers that are near the writer are handed what was appended without its going through the file: they must be given
+//! exactly what the file holds, and nothing that it does not hold.
+
+use crate::conformance::open;
+use crossfade_event::{Batch, Event};
+use crossfade_log::{Entry, EventLog, Lane, LogError, LogReader, embedded::Embedded};
+use crossfade_testkit::log_suite::{at, batch, good, insert, part, read_all, row, rows, schema, snapshot, transaction};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{fs, os::unix::fs::FileExt};
+
+fn seed() -> u64 {
+    let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
+    eprintln!("SEED={seed}");
+    seed
+}
+
+fn first() -> Batch {
+    batch(1, vec![Event::SchemaSeen(schema(1, 1))], Some(at(1, u32::MAX)), true)
+}
+
+fn some(random: &mut StdRng) -> Vec<Event> {
+    let change =
+        |random: &mut StdRng| insert(&random.random::<u32>().to_string(), &"v".repeat(random.random_range(0..900)));
+    (0..random.random_range(1..40)).map(|_| change(random)).collect()
+}
+
+/// A reader and what it was given so far.
+struct Near {
+    lane: Lane,
+    reader: <Embedded as EventLog>::Reader,
+    entries: Vec<Entry>,
+}
+
+impl Near {
+    fn read(&mut self) -> bool {
+        let Some(given) = good(self.reader.try_next()) else { return false };
+        self.entries.extend(given.entries);
+        true
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_near_and_far_are_given_what_the_file_holds() {
+    let mut random = StdRng::seed_from_u64(seed());
+    for _ in 0..12 {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(dir.path());
+        good(log.append(first()).await);
+        let mut readers: Vec<Near> = [Lane::Stream, Lane::Stream, Lane::Snapshot, Lane::All]
+            .map(|lane| Near { lane, reader: good(log.read(&log.start(), lane)), entries: Vec::new() })
+            .into();
+        let mut waiting = Vec::new();
+        for n in 2..120 {
+            match random.random_range(0..12) {
+                0 => {
+                    waiting.push(log.append(part(n, some(&mut random))));
+                    good(log.abandon().await);
+                }
+                1 => {
+                    waiting.push(log.append(part(n, some(&mut random))));
+                    waiting.push(log.append(transaction(n, some(&mut random))));
+                }
+                2 => waiting.push(log.append(snapshot(vec![rows(1, &["a", "b"])]))),
+                _ => waiting.push(log.append(transaction(n, some(&mut random)))),
+            }
+            if random.random_bool(0.5) {
+                for appended in waiting.drain(..) {
+                    good(appended.await);
+                }
+            }
+            // The first reads often, the others seldom.
+            let turn = if random.random_bool(0.7) { 0 } else { random.random_range(0..readers.len()) };
+            for _ in 0..random.random_range(0..4) {
+                readers[turn].read();
+            }
+        }
+        for appended in waiting {
+            good(appended.await);
+        }
+        for near in &mut readers {
+            while near.read() {}
+        }
+        drop(log);
+        let from_files = good(Embedded::open_read_only(dir.path()));
+        for near in &readers {
+            assert!(near.entries == read_all(&from_files, &from_files.start(), near.lane), "{:?}", near.lane);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_near_reader_needs_no_file_and_a_second_one_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    good(log.append(first()).await);
+    let mut one = good(log.read(&log.tail().cut, Lane::Stream));
+    let mut two = good(log.read(&log.tail().cut, Lane::Stream));
+    assert!(good(one.try_next()).is_none() && good(two.try_next()).is_none());
+
+    good(log.append(transaction(2, vec![insert("key", "note")])).await);
+    let segment = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let segment = segment.into_iter().find(|path| path.extension().is_some_and(|kind| kind == "log")).unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(&segment).unwrap();
+    let mut bytes = fs::read(&segment).unwrap();
+    let needle = row("key", crossfade_event::Cell::Bytes(b"note"));
+    let found = bytes.windows(needle.as_bytes().len()).position(|window| window == needle.as_bytes()).unwrap();
+    bytes[found] ^= 1;
+    file.write_all_at(&bytes[found..=found], found as u64).unwrap();
+
+    let given = good(one.try_next()).expect("it is handed over");
+    assert!(given.whole && given.entries.iter().any(|entry| matches!(entry.event, Event::Changed(_))));
+    assert!(matches!(two.try_next(), Err(LogError::Corrupt { .. })), "the file is what the second one reads");
+}
+
+#[tokio::test]
+async fn what_a_near_reader_has_not_come_to_is_told_and_what_nobody_reads_is_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    good(log.append(first()).await);
+    let mut near = good(log.read(&log.tail().cut, Lane::Stream));
+    assert!(good(near.try_next()).is_none());
+    good(log.append(transaction(2, vec![insert("key", "note")])).await);
+    assert_eq!(log.unread_bytes(), 0, "nobody has come near yet");
+    good(near.try_next()).expect("given");
+    let note = "n".repeat(100_000);
+    good(log.append(transaction(3, vec![insert("key", &note)])).await);
+    good(near.try_next()).expect("given");
+    let mut most = 0;
+    for n in 4..304 {
+        good(log.append(transaction(n, vec![insert("key", &note)])).await);
+        most = most.max(log.unread_bytes());
+    }
+    // How much was told depends on how fast the disk is; that it never was more than what is kept does not.
+    assert!(most <= 17 << 20, "{most}");
+    let mut count = 0;
+    while let Some(given) = good(near.try_next()) {
+        count += given.entries.len();
+    }
+    assert_eq!(count, 300 * 3, "what was let go is read from the file");
+    assert_eq!(read_all(&log, &log.start(), Lane::Stream).len(), 1 + 302 * 3);
+}
