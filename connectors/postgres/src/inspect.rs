@@ -8,6 +8,7 @@ mod objects;
 mod parts;
 mod preflight;
 mod scan;
+mod sizes;
 
 use crate::{
     Config, Patterns,

@@ -15,6 +15,7 @@
 mod alter;
 mod apply;
 mod attempt;
+mod collide;
 mod ddl;
 mod finish;
 mod fold;
@@ -118,6 +119,11 @@ pub struct PostgresSink {
     shapes: HashMap<usize, i64>,
     /// Set while something is under way and after it failed: the position must be read before anything else.
     lost: bool,
+    /// A part of a transaction is in, or a change of shape waits for it: only this session can end it.
+    in_part: bool,
+    /// Changes of shape, from and to, that go into the transaction of the rows after them. They are made when those come,
+    /// for until its commit such a transaction keeps everybody else from the table.
+    shaping: Vec<(TargetTable, TargetTable)>,
     standing: Option<Progress>,
     written_schemas: Option<Vec<(TableId, crossfade_event::SchemaVersion)>>,
     load_end: Cut,
@@ -147,6 +153,8 @@ impl PostgresSink {
             held: Held::default(),
             shapes: HashMap::new(),
             lost: false,
+            in_part: false,
+            shaping: Vec::new(),
             standing: None,
             written_schemas: None,
             load_end: Cut::default(),
@@ -213,6 +221,40 @@ impl PostgresSink {
 
     fn give_back(&mut self, link: Link) {
         self.link = Some(link);
+    }
+
+    fn must_stand(&self) -> Result<(), Failure> {
+        if self.lost {
+            return Err(Failure::retry(
+                "writing to the target",
+                "the session was lost: the position must be read again",
+            ));
+        }
+        self.must_be_prepared()
+    }
+
+    /// Takes the session out for work that belongs to what it has done before: another session cannot go on with it.
+    fn same_link(&mut self) -> Result<Link, Failure> {
+        self.lost = true;
+        match self.link.take() {
+            Some(link) if !link.session.is_closed() => Ok(link),
+            _ => Err(Failure::reconnect("writing to the target", "the session was lost")),
+        }
+    }
+
+    /// Makes the changes of shape that wait, in the transaction of what comes next.
+    async fn shape_up(&mut self, link: &mut Link) -> Result<(), Failure> {
+        if self.shaping.is_empty() {
+            return Ok(());
+        }
+        if !link.open {
+            link.execute("beginning a transaction", &link.begin).await?;
+            link.open = true;
+        }
+        for (before, after) in std::mem::take(&mut self.shaping) {
+            self.alter_on(link, &before, &after).await?;
+        }
+        Ok(())
     }
 
     fn must_be_prepared(&self) -> Result<(), Failure> {
@@ -313,6 +355,7 @@ impl PostgresSink {
         }
         let streaming = progress.as_ref().is_some_and(|progress| progress.stage == Stage::Streaming);
         if streaming {
+            collide::make_injective(link, migration, &tables, self.config.on_error).await?;
             finish::make_keys(link, target, &mut tables).await?;
         }
         self.load_end = store::load_end(link, migration).await?;
@@ -337,14 +380,15 @@ impl PostgresSink {
     }
 
     async fn apply_on(&mut self, link: &mut Link, delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
-        let Some(target) = self.target.clone() else {
-            return Err(Failure::retry("writing to the target", "the sink must be prepared first"));
-        };
+        let unprepared = || Failure::retry("writing to the target", "the sink must be prepared first");
+        let target = self.target.clone().ok_or_else(unprepared)?;
         let streaming = delivery.upto.stage == Stage::Streaming;
         if streaming && !link.open && self.tables.iter().any(|table| table.bulk && !table.key.is_empty() && table.made)
         {
             finish::make_keys(link, &target, &mut self.tables).await?;
         }
+        self.shape_up(link).await?;
+        let target = self.target.clone().ok_or_else(unprepared)?;
         let (commits, upto) = (delivery.commits, delivery.upto.clone());
         let mut position = None;
         if commits && guard == Guard::Forward {
@@ -436,18 +480,27 @@ impl Ddl for PostgresSink {
 
 impl Sink for PostgresSink {
     async fn prepare(&mut self, target: &Target) -> Result<(), Failure> {
-        let mut link = self.take_link().await?;
-        Box::pin(self.prepare_on(&mut link, target)).await?;
+        let mut link = if self.in_part { self.same_link()? } else { self.take_link().await? };
+        self.lost = true;
+        Box::pin(async {
+            self.shape_up(&mut link).await?;
+            self.prepare_on(&mut link, target).await
+        })
+        .await?;
         self.give_back(link);
         self.lost = false;
         Ok(())
     }
 
     async fn alter(&mut self, before: &TargetTable, after: &TargetTable) -> Result<(), Failure> {
-        self.must_be_prepared()?;
-        let mut link = self.take_link().await?;
-        self.lost = true;
-        Box::pin(self.alter_on(&mut link, before, after)).await?;
+        self.must_stand()?;
+        let mut link = self.same_link()?;
+        self.in_part = true;
+        if link.open {
+            Box::pin(self.alter_on(&mut link, before, after)).await?;
+        } else {
+            self.shaping.push((before.clone(), after.clone()));
+        }
         self.give_back(link);
         self.lost = false;
         Ok(())
@@ -460,24 +513,18 @@ impl Sink for PostgresSink {
             link.execute("rolling back what was left open", "ROLLBACK").await?;
             link.open = false;
         }
+        self.in_part = false;
+        self.shaping.clear();
         let progress = store::progress(&mut link, &migration, 0).await?;
         self.give_back(link);
         Ok(progress)
     }
 
     async fn apply(&mut self, delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
-        if self.lost {
-            return Err(Failure::retry(
-                "writing to the target",
-                "the session was lost: the position must be read again",
-            ));
-        }
-        self.must_be_prepared()?;
-        self.lost = true;
-        let Some(mut link) = self.link.take() else {
-            return Err(Failure::reconnect("writing to the target", "the session was lost"));
-        };
+        self.must_stand()?;
+        let mut link = self.same_link()?;
         let applied = Box::pin(self.apply_on(&mut link, delivery, guard)).await?;
+        self.in_part = link.open;
         self.give_back(link);
         self.lost = false;
         Ok(applied)
@@ -490,13 +537,16 @@ impl Sink for PostgresSink {
         let streaming = self.standing.as_ref().is_some_and(|standing| standing.stage == Stage::Streaming);
         self.lost = true;
         let mut tables = std::mem::take(&mut self.tables);
-        finish::after_load(&mut link, &target, &mut tables).await?;
+        let doubled = finish::after_load(&mut link, &target, &mut tables, self.config.on_error).await?;
         if streaming {
             let whole = finish::complete(&mut link, &target, &mut tables).await?;
             self.constraints_at = (!whole).then(|| Instant::now() + CONSTRAINT_PAUSE);
         }
         self.install_tables(tables);
         self.give_back(link);
+        if doubled {
+            self.reload_held().await?;
+        }
         self.lost = false;
         Ok(())
     }

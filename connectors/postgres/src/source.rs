@@ -106,6 +106,9 @@ pub struct SourceConfig {
     pub heartbeat: Duration,
     /// Make the slot one that standbys synchronise (PostgreSQL 17 and later).
     pub failover: bool,
+    /// Hand a transaction over only when every session sees it: needed where the sink writes into the same tables, for
+    /// a row that it does not see yet is to it one that is gone.
+    pub seen_first: bool,
 }
 
 impl SourceConfig {
@@ -122,6 +125,7 @@ impl SourceConfig {
             partitions: Partitions::default(),
             heartbeat: Duration::from_secs(30),
             failover: false,
+            seen_first: false,
         }
     }
 

@@ -84,8 +84,9 @@ impl CliError {
     }
 
     /// An error with its causes; a second sentence in it is advice.
-    pub(crate) fn of(exit: Exit, error: &dyn Error) -> Self {
+    pub(crate) fn of(exit: Exit, error: &(dyn Error + 'static)) -> Self {
         let (message, hint) = sentence_and_advice(&with_causes(error));
+        let hint = hint.or_else(|| is_full_disk(error).then(|| MAKE_ROOM.to_owned()));
         Self { exit, message, hint, passing: false }
     }
 
@@ -97,7 +98,8 @@ impl CliError {
 
     /// An error of the operating system about a named object.
     pub(crate) fn io(doing: impl fmt::Display, cause: &io::Error) -> Self {
-        Self::failed(format!("{doing}: {cause}"))
+        let hint = is_full_disk(cause).then(|| MAKE_ROOM.to_owned());
+        Self { hint, ..Self::failed(format!("{doing}: {cause}")) }
     }
 }
 
@@ -108,6 +110,16 @@ impl fmt::Display for CliError {
 }
 
 impl Error for CliError {}
+
+/// What to do about a full disk: nothing is lost by it.
+const MAKE_ROOM: &str = "make room on that disk, then start crossfade again; nothing is lost";
+
+/// Whether the disk being full is among an error's causes.
+fn is_full_disk(error: &(dyn Error + 'static)) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        || error.source().is_some_and(is_full_disk)
+}
 
 /// An error and all its causes, in one line, leaving out a cause that the line above has said already.
 fn with_causes(error: &dyn Error) -> String {
@@ -146,15 +158,20 @@ impl From<Failure> for CliError {
 impl From<LogError> for CliError {
     fn from(error: LogError) -> Self {
         let exit = match error {
-            LogError::Corrupt { .. } | LogError::TooNew { .. } | LogError::Beyond { .. } => Exit::Lost,
-            LogError::Locked { .. } => Exit::Locked,
-            LogError::Trimmed { .. } => Exit::Refused,
-            LogError::NotBuilt(_) => Exit::Misconfigured,
-            LogError::Poisoned { .. } | LogError::Io { .. } | LogError::ReadOnly { .. } | LogError::Contract(_) => {
-                Exit::Failed
+            LogError::Corrupt { .. } | LogError::TooNew { .. } | LogError::Beyond { .. } | LogError::Lost { .. } => {
+                Exit::Lost
             }
+            LogError::Locked { .. } | LogError::Fenced { .. } => Exit::Locked,
+            LogError::Trimmed { .. } | LogError::Refused { .. } => Exit::Refused,
+            LogError::NotBuilt(_) => Exit::Misconfigured,
+            LogError::Poisoned { .. }
+            | LogError::Io { .. }
+            | LogError::ReadOnly { .. }
+            | LogError::Server { .. }
+            | LogError::Contract(_) => Exit::Failed,
         };
-        Self::of(exit, &error)
+        let passing = matches!(error, LogError::Server { passing: true, .. });
+        Self { passing, ..Self::of(exit, &error) }
     }
 }
 
@@ -251,6 +268,7 @@ impl From<JournalError> for CliError {
         match error {
             JournalError::Refused(refusal) => refusal.into(),
             JournalError::Log(error) => error.into(),
+            JournalError::Ending => Self::of(Exit::Failed, &error),
             JournalError::Damaged { .. } | JournalError::TooNew { .. } => Self::of(Exit::Lost, &error),
         }
     }

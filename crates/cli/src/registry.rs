@@ -195,6 +195,7 @@ impl AnySource {
                     },
                     heartbeat: keys.heartbeat.0,
                     failover: keys.failover,
+                    seen_first: crate::wiring::writes_beside(spec),
                 };
                 Ok(Self::Postgres(Box::new(PostgresSource::new(config)?)))
             }

@@ -59,6 +59,12 @@ pub(crate) fn plan_options(spec: &Spec, secret: Vec<u8>) -> PlanOptions {
     PlanOptions { schema, dialect, write, secret }
 }
 
+/// Whether a table of the source is itself written: new columns beside the old ones.
+pub(crate) fn writes_beside(spec: &Spec) -> bool {
+    let usual = matches!(&spec.sink, SinkSpec::Postgres(keys) if keys.write == WriteTo::ShadowColumns);
+    usual || spec.rules.table.iter().any(|table| table.write == Some(WriteKind::ShadowColumns))
+}
+
 /// Whether tables that hold somebody else's rows may be written.
 pub(crate) fn into_existing(spec: &Spec) -> bool {
     let existing = match &spec.sink {

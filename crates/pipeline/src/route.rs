@@ -162,6 +162,7 @@ impl Routes {
         if self.follows(schema) {
             return Ok(None);
         }
+        let schema = &self.without_shadows(schema);
         let known = self.catalog.table(&schema.name).is_some()
             || self.catalog.tables.iter().any(|table| schema.native_id != 0 && table.native_id == schema.native_id);
         let first = !self.followed.contains_key(&schema.id);
@@ -194,6 +195,21 @@ impl Routes {
         Ok((!changed.is_empty()).then_some(Follow::Alter(changed)))
     }
 
+    /// The schema without the columns that we made beside the source's own: those are no part of what the rules speak of.
+    fn without_shadows(&self, schema: &Arc<TableSchema>) -> Arc<TableSchema> {
+        let planned = self.catalog.table(&schema.name);
+        let target = self.target.tables.iter().find(|table| table.schema.name == schema.name);
+        let Some((target, WriteMode::Columns { columns })) = target.map(|table| (table, &table.mode)) else {
+            return schema.clone();
+        };
+        let is_ours = |name: &str| {
+            columns.iter().any(|at| target.schema.columns.get(*at).is_some_and(|column| &*column.name == name))
+                && planned.is_some_and(|table| table.columns.iter().all(|def| &*def.column.name != name))
+        };
+        let columns = schema.columns.iter().filter(|column| !is_ours(&column.name)).cloned().collect();
+        Arc::new(TableSchema { columns, ..(**schema).clone() })
+    }
+
     /// The way of rows written under `schema`.
     pub(crate) fn route(&mut self, schema: &Arc<TableSchema>) -> Result<Arc<Route>, PipelineError> {
         let key = (schema.id, schema.version);
@@ -201,8 +217,7 @@ impl Routes {
             return Ok(route.clone());
         }
         let newest = self.followed.get(&schema.id).cloned().unwrap_or_else(|| schema.clone());
-        let layout = (newest.version != schema.version && newest.columns != schema.columns)
-            .then(|| layout(&schema.columns, &newest.columns));
+        let layout = (newest.columns != schema.columns).then(|| layout(&schema.columns, &newest.columns));
         let planned_name = self.planned_name(&newest);
         let as_planned = if planned_name == newest.name {
             newest.clone()

@@ -1,6 +1,9 @@
 //! Tables and columns, from the catalog.
 
-use super::{objects, parts};
+use super::{
+    objects, parts,
+    sizes::{self, Size},
+};
 use crate::{
     Patterns,
     client::failure,
@@ -18,11 +21,13 @@ use std::{
 };
 use tokio_postgres::Client;
 
+/// `pg_get_expr` opens the relation that it is given, and would wait for whoever has locked it; what names no column of
+/// its own needs none.
 const RELATIONS: &str = "\
 SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-  pn.nspname::text, p.relname::text, pg_catalog.pg_get_expr(c.relpartbound, c.oid),
+  pn.nspname::text, p.relname::text, pg_catalog.pg_get_expr(c.relpartbound, 0),
   CASE WHEN c.relkind = 'p' THEN pg_catalog.pg_get_partkeydef(c.oid) END,
-  pg_catalog.greatest_zero(c.reltuples), rn.nspname::text, r.relname::text
+  rn.nspname::text, r.relname::text
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_inherits i ON c.relispartition AND i.inhrelid = c.oid
 LEFT JOIN pg_catalog.pg_class p ON p.oid = i.inhparent
@@ -45,12 +50,10 @@ struct Relation {
     parent: Option<TableName>,
     bound: Option<String>,
     strategy: Option<String>,
-    estimate: u64,
     root: Option<TableName>,
     /// A partition tree that is taken as one table.
     as_one: bool,
     in_the_way: Option<(String, String)>,
-    leaves: u64,
 }
 
 /// Everything that the patterns mean.
@@ -70,7 +73,6 @@ pub(super) async fn read(client: &Client, patterns: &Patterns) -> Result<Catalog
             let members = tree::members(client, root.oid).await?;
             root.as_one = true;
             root.in_the_way = tree::obstacle(&root.name, &members, patterns);
-            (root.leaves, root.estimate) = leaves(client, root.oid).await?;
         }
     }
     let taken: HashSet<TableName> = wanted.iter().map(|relation| relation.name.clone()).collect();
@@ -78,12 +80,12 @@ pub(super) async fn read(client: &Client, patterns: &Patterns) -> Result<Catalog
     let columns = columns(client, &oids).await?;
     let facts = facts(client, &wanted, &columns).await?;
     let parts = parts::read(client, &oids).await?;
-    let sizes = sizes(client, &wanted).await?;
+    let sizes = measure(client, &wanted).await?;
     let mut tables: Vec<TableDef> = wanted
         .into_iter()
         .map(|relation| {
-            let bytes = sizes.get(&relation.oid).copied().unwrap_or(relation.leaves);
-            table(relation, &columns, &facts, &parts, &taken, bytes)
+            let size = sizes.get(&relation.oid).copied().unwrap_or_default();
+            table(relation, &columns, &facts, &parts, &taken, size)
         })
         .collect();
     tables.sort_by(|one, other| one.name.cmp(&other.name));
@@ -97,8 +99,7 @@ pub(super) async fn read(client: &Client, patterns: &Patterns) -> Result<Catalog
 }
 
 async fn relations(client: &Client) -> Result<Vec<Relation>, Failure> {
-    let sql = RELATIONS.replace("pg_catalog.greatest_zero(c.reltuples)", "GREATEST(c.reltuples, 0)::pg_catalog.int8");
-    let rows = client.query(sql.as_str(), &[]).await.map_err(|error| failure("listing the tables", error))?;
+    let rows = client.query(RELATIONS, &[]).await.map_err(|error| failure("listing the tables", error))?;
     let pair = |schema: Option<String>, name: Option<String>| Some(TableName::new(schema?, name?));
     Ok(rows
         .into_iter()
@@ -111,11 +112,9 @@ async fn relations(client: &Client) -> Result<Vec<Relation>, Failure> {
             parent: pair(row.get(6), row.get(7)),
             bound: row.get(8),
             strategy: row.get(9),
-            estimate: row.get::<_, i64>(10) as u64,
-            root: pair(row.get(11), row.get(12)),
+            root: pair(row.get(10), row.get(11)),
             as_one: false,
             in_the_way: None,
-            leaves: 0,
         })
         .collect())
 }
@@ -138,7 +137,8 @@ struct Found {
 
 const COLUMNS: &str = "\
 SELECT a.attrelid, a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
-  pg_catalog.pg_get_expr(d.adbin, d.adrelid), a.attidentity::text, a.attgenerated::text,
+  CASE WHEN a.attgenerated = '' THEN pg_catalog.pg_get_expr(d.adbin, 0)
+    ELSE pg_catalog.pg_get_expr(d.adbin, d.adrelid) END, a.attidentity::text, a.attgenerated::text,
   CASE WHEN a.attcollation <> 0 AND a.attcollation <> t.typcollation
     THEN pg_catalog.format('%I.%I', cn.nspname, co.collname) END,
   a.attnum::int4, pg_catalog.array_position(i.indkey::int2[], a.attnum)::int4, sn.nspname::text, s.relname::text
@@ -209,26 +209,27 @@ async fn facts(client: &Client, relations: &[Relation], columns: &HashMap<u32, V
     Ok(Facts { types, text })
 }
 
-/// The bytes on disk of all leaves of a tree together, and about how many rows they have.
-async fn leaves(client: &Client, root: u32) -> Result<(u64, u64), Failure> {
-    let sql = "SELECT COALESCE(pg_catalog.sum(pg_catalog.pg_table_size(c.oid)), 0)::int8, \
-               COALESCE(pg_catalog.sum(GREATEST(c.reltuples, 0)), 0)::int8 \
-               FROM pg_catalog.pg_partition_tree($1::oid::regclass) t JOIN pg_catalog.pg_class c ON c.oid = t.relid \
-               WHERE c.relkind = 'r'";
-    let row = client.query_one(sql, &[&root]).await.map_err(|error| failure("reading the sizes of a tree", error))?;
-    Ok((row.get::<_, i64>(0) as u64, row.get::<_, i64>(1) as u64))
-}
-
-/// Sizes on disk; a table that is locked or gone counts as nothing.
-async fn sizes(client: &Client, relations: &[Relation]) -> Result<HashMap<u32, u64>, Failure> {
-    let oids: Vec<u32> = relations
-        .iter()
-        .filter(|relation| matches!(relation.kind.as_str(), "r" | "m"))
+/// The sizes of all that has rows; those of a tree that is taken as one table are its leaves' together.
+async fn measure(client: &Client, relations: &[Relation]) -> Result<HashMap<u32, Size>, Failure> {
+    let stored = relations.iter().filter(|relation| matches!(relation.kind.as_str(), "r" | "m"));
+    let roots: Vec<u32> = relations.iter().filter(|relation| relation.as_one).map(|relation| relation.oid).collect();
+    let trees = if roots.is_empty() { HashMap::new() } else { sizes::leaves(client, &roots).await? };
+    let oids: Vec<u32> = stored
         .map(|relation| relation.oid)
+        .chain(trees.values().flatten().copied())
+        .collect::<HashSet<_>>()
+        .into_iter()
         .collect();
-    let sql = "SELECT oid, COALESCE(pg_catalog.pg_table_size(oid), 0) FROM pg_catalog.pg_class WHERE oid = ANY($1)";
-    let rows = client.query(sql, &[&oids]).await.map_err(|error| failure("reading the sizes of the tables", error))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1) as u64)).collect())
+    let mut found = sizes::read(client, &oids).await?;
+    for (root, leaves) in trees {
+        let sizes = leaves.iter().filter_map(|leaf| found.get(leaf));
+        let whole = sizes.fold(Size::default(), |whole, leaf| Size {
+            bytes: whole.bytes + leaf.bytes,
+            rows: whole.rows + leaf.rows,
+        });
+        found.insert(root, whole);
+    }
+    Ok(found)
 }
 
 fn table(
@@ -237,7 +238,7 @@ fn table(
     facts: &Facts,
     parts: &parts::Parts,
     taken: &HashSet<TableName>,
-    bytes: u64,
+    size: Size,
 ) -> TableDef {
     let own = columns.get(&relation.oid).map(Vec::as_slice).unwrap_or_default();
     let inherits = relation.parent.as_ref().is_some_and(|parent| taken.contains(parent));
@@ -261,8 +262,8 @@ fn table(
         checks: parts.checks,
         foreign_keys: parts.foreign_keys,
         indexes: parts.indexes,
-        rows_estimate: relation.estimate,
-        bytes,
+        rows_estimate: size.rows,
+        bytes: size.bytes,
         native_id: relation.oid,
         obstacle,
     }

@@ -17,8 +17,8 @@ use super::{
 use crate::client::failure;
 use bytes::Bytes;
 use crossfade_connector::{Applied, Delivery, Failure, Guard, Rejection, Stage, Write};
-use crossfade_event::{Change, Identity, Op, TableId, Version};
-use std::collections::HashMap;
+use crossfade_event::{Change, Identity, Offset, Op, TableId, Version};
+use std::collections::{HashMap, HashSet};
 
 /// What is done about a change that cannot be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -54,6 +54,8 @@ pub(super) struct Writer<'a> {
     pub(super) loading: bool,
     pub(super) applied: Applied,
     pub(super) records: Vec<Record>,
+    /// Rows whose own place in the mapping table was refused, just before them.
+    pub(super) collided: HashSet<(Offset, u32)>,
 }
 
 /// What a sink lends to a writer.
@@ -83,6 +85,7 @@ impl<'a> Writer<'a> {
             loading: false,
             applied: Applied::default(),
             records: Vec::new(),
+            collided: HashSet::new(),
         }
     }
 

@@ -99,7 +99,7 @@ impl Writer<'_> {
 
     async fn try_once(&mut self, units: &[Unit], tail: Option<&Bind>, way: Way) -> Result<bool, Trouble> {
         let mark = self.held.mark();
-        let folded = fold(units, self.tables, self.held);
+        let folded = fold(units, self.tables, self.held, &self.collided);
         let point = self.point();
         let context = Context {
             migration: self.migration,
@@ -128,9 +128,11 @@ impl Writer<'_> {
             Ok(with_tail) => {
                 self.applied.applied += folded.applied;
                 for (unit, why) in folded.held {
-                    let (kind, reason) = match why {
-                        Why::Key => ("held", "an earlier change of this key is in quarantine"),
-                        Why::Parent => ("child", "the row that it refers to is in quarantine"),
+                    let (kind, origin, reason) = match why {
+                        Why::Key => ("held", "sink", "an earlier change of this key is in quarantine"),
+                        Why::Parent => ("child", "sink", "the row that it refers to is in quarantine"),
+                        // Tried again it would overwrite the other row: only another key helps, and those the spec makes.
+                        Why::Mapping => ("rejected", "transform", "its old key became the new key of another row"),
                     };
                     self.applied.held += 1;
                     self.records.push(Record {
@@ -139,7 +141,7 @@ impl Writer<'_> {
                         key: self.key_of(unit.table, &unit.change),
                         change: unit.change.clone(),
                         kind,
-                        origin: "sink",
+                        origin,
                         reason: reason.to_owned(),
                     });
                 }

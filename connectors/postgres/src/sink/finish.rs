@@ -1,11 +1,14 @@
 //! After a load: primary keys, unique constraints, indexes, foreign keys, sequences. All of it idempotent, for it may
-//! be killed anywhere.
+//! be killed anywhere; what is made and the note of it are one transaction, for an index whose name another relation has
+//! is known by its note alone.
 //!
 //! In two steps, for a load's rows come from different moments: keys (and plain indexes) as soon as the load is in, all
 //! else once the stream has passed the load's end. In between two rows may well hold one unique value, or a row's
 //! parent be gone, as they never did in the source.
 
 use super::{
+    apply::OnError,
+    collide,
     ddl::{self, RowKey},
     link::Link,
     make, store,
@@ -54,8 +57,8 @@ pub(super) async fn make_key(link: &mut Link, target: &Target, table: &TargetTab
             }
             let is_free = is_free(link, name, &key.name).await?;
             let sql = ddl::constraint(name, key, "PRIMARY KEY", is_free)?;
-            unique_or_dedupe(link, &doing, &sql, quoted.as_str(), &ddl::list(&key.columns)?).await?;
-            store::note_object(link, &target.migration, "constraint", &name.schema, &name.name, &key.name).await
+            let note = store::note_sql(&target.migration, "constraint", &name.schema, &name.name, &key.name);
+            unique_or_dedupe(link, &doing, &Making { sql, note }, quoted.as_str(), &ddl::list(&key.columns)?).await
         }
         RowKey::Index(columns) => {
             let sql = "SELECT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = ($1::text)::regclass AND i.indisunique AND \
@@ -65,30 +68,53 @@ pub(super) async fn make_key(link: &mut Link, target: &Target, table: &TargetTab
             if rows.first().is_some_and(|row| row.get::<_, bool>(0)) {
                 return Ok(());
             }
-            let sql = ddl::key_index(name, &columns)?;
-            unique_or_dedupe(link, &doing, &sql, quoted.as_str(), &ddl::list(&columns)?).await
+            // Known by its columns: a note would add nothing.
+            let making = Making { sql: ddl::key_index(name, &columns)?, note: String::new() };
+            unique_or_dedupe(link, &doing, &making, quoted.as_str(), &ddl::list(&columns)?).await
         }
+    }
+}
+
+/// A statement that makes something, and the note of it: together one transaction.
+pub(super) struct Making {
+    pub(super) sql: String,
+    pub(super) note: String,
+}
+
+impl Making {
+    pub(super) fn both(&self) -> String {
+        format!("{}; {}", self.sql, self.note)
     }
 }
 
 /// Adds something unique. Where a key came twice (its row moved while it was copied) one of the two goes first: the
 /// stream has the row's last image still to come.
-async fn unique_or_dedupe(link: &mut Link, doing: &str, sql: &str, table: &str, columns: &str) -> Result<(), Failure> {
-    let savepoint = |sql: &str| match link.open {
-        true => format!("SAVEPOINT making; {sql}; RELEASE SAVEPOINT making"),
-        false => sql.to_owned(),
+async fn unique_or_dedupe(
+    link: &mut Link,
+    doing: &str,
+    making: &Making,
+    table: &str,
+    columns: &str,
+) -> Result<(), Failure> {
+    let both = making.both();
+    let framed = match link.open {
+        true => format!("SAVEPOINT making; {both}; RELEASE SAVEPOINT making"),
+        false => both.clone(),
     };
-    let Err(error) = link.session.batch_execute(&savepoint(sql)).await else { return Ok(()) };
+    let Err(error) = link.session.batch_execute(&framed).await else { return Ok(()) };
     if error.code().is_none_or(|code| code.code() != "23505") {
-        return if link.open { Err(failure(doing, error)) } else { make::run(link, doing, sql).await };
+        return match link.open {
+            true => Err(failure(doing, error)),
+            false => make::run_noted(link, doing, &making.sql, &making.note).await,
+        };
     }
     let dedupe = format!(
         "DELETE FROM {table} d USING (SELECT ctid AS at, tableoid AS part, row_number() OVER (PARTITION BY {columns}) AS n \
          FROM {table}) x WHERE x.n > 1 AND d.ctid = x.at AND d.tableoid = x.part"
     );
     let sql = match link.open {
-        true => format!("ROLLBACK TO SAVEPOINT making; {dedupe}; {sql}; RELEASE SAVEPOINT making"),
-        false => format!("BEGIN; {dedupe}; {sql}; COMMIT"),
+        true => format!("ROLLBACK TO SAVEPOINT making; {dedupe}; {both}; RELEASE SAVEPOINT making"),
+        false => format!("BEGIN; {dedupe}; {both}; COMMIT"),
     };
     let done = link.session.batch_execute(&sql).await;
     if done.is_err() && !link.open {
@@ -106,36 +132,47 @@ async fn is_free(link: &mut Link, table: &TableName, name: &str) -> Result<bool,
 }
 
 async fn make_unique(link: &mut Link, target: &Target, table: &TargetTable, key: &KeyDef) -> Result<bool, Failure> {
+    let doing = format!("making the unique constraint {} of {}", key.name, table.schema.name);
+    match missing_unique(link, &target.migration, table, key).await? {
+        Some(making) => optional(link, &doing, &making).await,
+        None => Ok(true),
+    }
+}
+
+/// What makes a unique constraint; `None` when it is there.
+pub(super) async fn missing_unique(
+    link: &mut Link,
+    migration: &str,
+    table: &TargetTable,
+    key: &KeyDef,
+) -> Result<Option<Making>, Failure> {
     let name = &table.schema.name;
     let quoted = quote_table(name)?;
-    let doing = format!("making the unique constraint {} of {name}", key.name);
+    let doing = format!("looking for the unique constraint {} of {name}", key.name);
     let columns = ddl::sorted(&key.columns);
     let sql = "SELECT EXISTS (SELECT FROM pg_constraint c WHERE c.conrelid = ($1::text)::regclass AND c.contype IN ('u', 'p') \
                AND ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.conrelid \
                AND a.attnum = ANY (c.conkey) ORDER BY a.attname) = $2)";
     let rows = link.query(&doing, sql, &[&quoted.as_str(), &columns]).await?;
     if rows.first().is_some_and(|row| row.get(0)) {
-        return Ok(true);
+        return Ok(None);
     }
     let is_free = is_free(link, name, &key.name).await?;
     let sql = ddl::constraint(name, key, "UNIQUE", is_free)?;
-    let done = optional(link, &doing, &sql).await?;
-    if done {
-        store::note_object(link, &target.migration, "constraint", &name.schema, &name.name, &key.name).await?;
-    }
-    Ok(done)
+    let note = store::note_sql(migration, "constraint", &name.schema, &name.name, &key.name);
+    Ok(Some(Making { sql, note }))
 }
 
 /// Makes something that rows of the moment may not satisfy yet: two rows may hold one unique value between two points
 /// of the source's history, as a load brings them. Then it is made the next time. True when it is there.
-async fn optional(link: &mut Link, doing: &str, sql: &str) -> Result<bool, Failure> {
-    match link.session.batch_execute(sql).await {
+async fn optional(link: &mut Link, doing: &str, making: &Making) -> Result<bool, Failure> {
+    match link.session.batch_execute(&making.both()).await {
         Ok(()) => Ok(true),
         Err(error) if error.code().is_some_and(|code| matches!(code.code(), "23505" | "23503" | "23P01")) => {
             tracing::warn!(doing, "the rows of the moment do not allow it; it is tried again later");
             Ok(false)
         }
-        Err(_) => make::run(link, doing, sql).await.map(|()| true),
+        Err(_) => make::run_noted(link, doing, &making.sql, &making.note).await.map(|()| true),
     }
 }
 
@@ -153,19 +190,17 @@ async fn make_index(link: &mut Link, target: &Target, table: &TargetTable, index
     }
     let is_free = is_free(link, name, &index.name).await?;
     let sql = ddl::index(name, index, is_free)?;
-    let done = match link.session.batch_execute(&sql).await {
-        Ok(()) => true,
+    let note = store::note_sql(&target.migration, "index", &name.schema, &name.name, &index.name);
+    let making = Making { sql, note };
+    match link.session.batch_execute(&making.both()).await {
+        Ok(()) => Ok(true),
         Err(error) if !link.open && is_unknown(&error) => {
-            tracing::warn!(%error, %sql, "the target cannot make this index, for it uses what is not there; it is left out");
-            return Ok(true);
+            tracing::warn!(%error, sql = making.sql, "the target cannot make this index, for it uses what is not there; it is left out");
+            Ok(true)
         }
-        Err(_) if index.unique => optional(link, &doing, &sql).await?,
-        Err(_) => make::run(link, &doing, &sql).await.map(|()| true)?,
-    };
-    if done {
-        store::note_object(link, &target.migration, "index", &name.schema, &name.name, &index.name).await?;
+        Err(_) if index.unique => optional(link, &doing, &making).await,
+        Err(_) => make::run_noted(link, &doing, &making.sql, &making.note).await.map(|()| true),
     }
-    Ok(done)
 }
 
 /// The statement names a function, a type or an operator class that the server does not have.
@@ -188,25 +223,26 @@ async fn make_foreign_key(
         return Ok(true);
     }
     let ddl::ForeignKeySql { add, validate } = ddl::foreign_key(table, foreign)?;
-    let note = async |link: &mut Link| {
-        store::note_object(link, &target.migration, "constraint", &name.schema, &name.name, &foreign.name).await
-    };
-    let Some(validate) = validate else {
-        let done = optional(link, &doing, &add).await?;
-        if done {
-            note(link).await?;
-        }
-        return Ok(done);
-    };
+    let note = store::note_sql(&target.migration, "constraint", &name.schema, &name.name, &foreign.name);
+    let Some(validate) = validate else { return optional(link, &doing, &Making { sql: add, note }).await };
     if there.is_empty() {
-        make::run(link, &doing, &add).await?;
-        note(link).await?;
+        make::run_noted(link, &doing, &add, &note).await?;
     }
-    optional(link, &format!("checking the foreign key {} of {name}", foreign.name), &validate).await
+    let checking = Making { sql: validate, note: String::new() };
+    optional(link, &format!("checking the foreign key {} of {name}", foreign.name), &checking).await
 }
 
 /// What the stream needs once the load is in: keys, and what makes reading fast.
-pub(super) async fn after_load(link: &mut Link, target: &Target, tables: &mut [Table]) -> Result<(), Failure> {
+///
+/// True when keys were doubled, and are held since.
+pub(super) async fn after_load(
+    link: &mut Link,
+    target: &Target,
+    tables: &mut [Table],
+    on_error: OnError,
+) -> Result<bool, Failure> {
+    link.execute("preparing to make keys", PLAN_WHOLE).await?;
+    let held = collide::make_injective(link, &target.migration, tables, on_error).await?;
     make_keys(link, target, tables).await?;
     link.execute("preparing to make indexes", PLAN_WHOLE).await?;
     for table in tables.iter().filter(|table| is_ours(table)) {
@@ -219,7 +255,8 @@ pub(super) async fn after_load(link: &mut Link, target: &Target, tables: &mut [T
         }
     }
     link.forget();
-    link.execute("preparing to write sets", PLAN_SETS).await
+    link.execute("preparing to write sets", PLAN_SETS).await?;
+    Ok(held)
 }
 
 fn is_ours(table: &Table) -> bool {

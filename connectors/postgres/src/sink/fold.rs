@@ -7,8 +7,8 @@ use super::{
     held::{Held, Why},
     table::Table,
 };
-use crossfade_event::{Cell, Change, Identity, Key, Op, Row, Version};
-use std::collections::HashMap;
+use crossfade_event::{Cell, Change, Identity, Key, Offset, Op, Row, Version};
+use std::collections::{HashMap, HashSet};
 
 /// A change on its way.
 #[derive(Debug, Clone)]
@@ -94,12 +94,24 @@ pub(super) struct Fold<'u> {
 }
 
 /// Folds changes in order. Held keys are left out, and the keys that wait behind them join them.
-pub(super) fn fold<'u>(units: &'u [Unit], tables: &[Table], held: &mut Held) -> Fold<'u> {
+///
+/// A row whose new key belongs to another row already, as the mapping table said just before (`collided`), would overwrite
+/// that one: it waits, and so does whatever comes for this new key.
+pub(super) fn fold<'u>(
+    units: &'u [Unit],
+    tables: &[Table],
+    held: &mut Held,
+    collided: &HashSet<(Offset, u32)>,
+) -> Fold<'u> {
     let mut fold = Fold { tables: Vec::new(), held: Vec::new(), applied: 0 };
     fold.tables.resize_with(tables.len(), || None);
     for unit in units {
         let Some(table) = tables.get(unit.table) else { continue };
-        if let Some(why) = held.check(table, &unit.change) {
+        let mapping = collided.contains(&(unit.at.offset, unit.at.ordinal)).then_some(Why::Mapping);
+        if mapping.is_some() {
+            held.hold(table, &unit.change);
+        }
+        if let Some(why) = mapping.or_else(|| held.check(table, &unit.change)) {
             fold.held.push((unit, why));
             continue;
         }

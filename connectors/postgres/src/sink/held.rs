@@ -18,6 +18,8 @@ pub(super) enum Why {
     Key,
     /// Its parent's row is.
     Parent,
+    /// Its own row of the mapping table is: its new key is another row's.
+    Mapping,
 }
 
 impl Held {
@@ -82,6 +84,14 @@ impl Held {
             self.add(schema.id, key);
         }
         Some(why)
+    }
+
+    /// Makes the keys of a change wait.
+    pub(super) fn hold(&mut self, table: &Table, change: &Change) {
+        let schema = &table.target.schema;
+        for key in change.key(schema).into_iter().chain(change.replaced_key(schema)) {
+            self.add(schema.id, key);
+        }
     }
 
     fn parent_held(&self, table: &Table, row: &Row) -> bool {

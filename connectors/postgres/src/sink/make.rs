@@ -241,7 +241,8 @@ pub(super) async fn make_table(
         }
         (_, Found::Adopted) => {
             let name = &table.schema.name;
-            store::note_object(link, &target.migration, "rows", &name.schema, &name.name, "").await
+            let note = store::note_sql(&target.migration, "rows", &name.schema, &name.name, "");
+            link.execute("noting what was made", &note).await
         }
         (_, Found::Foreign) => Ok(()),
     }
@@ -279,9 +280,10 @@ async fn create_table(link: &mut Link, target: &Target, table: &TargetTable) -> 
     let sql = ddl::table(table, parent_is_there)?;
     let doing = format!("making the table {name}");
     let note = |kind| store::note_sql(&target.migration, kind, &name.schema, &name.name, "");
+    let new = format!("{}; {}", note("table"), super::alter::note_shape_sql(&target.migration, name, None));
     let notes = match table.mode {
-        WriteMode::InsertOnce => format!("{}; {}", note("table"), note("mapping")),
-        _ => note("table"),
+        WriteMode::InsertOnce => format!("{new}; {}", note("mapping")),
+        _ => new,
     };
     run_noted(link, &doing, &sql, &notes).await?;
     complete_table(link, target, table).await

@@ -91,7 +91,10 @@ impl PostgresSink {
         workers: u32,
         target: &Target,
     ) -> Result<Applied, Failure> {
-        if self.crew_is_stale || self.crew.is_empty() {
+        // Only the migration's own connection may write while its transaction is open, or keys are held; and only it sees
+        // the types and the shape that an open transaction has made.
+        let alone = link.open || !self.held.is_empty();
+        if !alone && (self.crew_is_stale || self.crew.is_empty()) {
             self.gather_crew(target, workers).await?;
         }
         let on_error = self.config.on_error;
@@ -100,8 +103,7 @@ impl PostgresSink {
         writer.calm_down();
         writer.loading = upto.stage == Stage::Loading;
         let runs = writer.runs(writes)?;
-        let idle = !self_is_busy(&writer);
-        let shares = if idle { split(runs, writer.tables, workers as usize) } else { Err(runs) };
+        let shares = if alone { Err(runs) } else { split(runs, writer.tables, workers as usize) };
         let shares = match shares {
             Err(runs) => return Box::pin(writer.work(runs, commits, position)).await,
             Ok(shares) => shares,
@@ -145,11 +147,6 @@ impl PostgresSink {
         rest.applied += applied;
         Ok(rest)
     }
-}
-
-/// True while only the migration's own connection may write: its transaction is open, or keys are held.
-fn self_is_busy(writer: &Writer<'_>) -> bool {
-    writer.link.open || !writer.held.is_empty()
 }
 
 /// True if the last run had as many workers; otherwise their positions speak of other keys, and are forgotten.

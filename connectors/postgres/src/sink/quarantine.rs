@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crossfade_connector::{
     Delivery, Failure, Guard, Quarantine, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Write,
 };
-use crossfade_event::{Cell, Change, Key, Offset, Row, TableId, TableName, TableSchema, Version};
+use crossfade_event::{Cell, Change, Column, Key, Offset, Row, TableId, TableName, TableSchema, Version};
 use std::collections::{BTreeMap, HashSet};
 
 /// Notes the shape that a quarantined change is written in; returns its number.
@@ -104,17 +104,19 @@ async fn entries(
         .collect()
 }
 
-/// A row laid out as the table is now: columns are found by the source's number, or by name.
+/// A row laid out as the table is now: columns are found by the source's number, or where it has none, by name.
 fn laid_out(row: &Row, from: &TableSchema, to: &TableSchema, missing: Cell<'static>) -> Row {
     let cells: Vec<Cell<'_>> = row.cells().collect();
     to.columns
         .iter()
         .map(|column| {
-            let same = |old: &&crossfade_event::Column| {
-                (old.native_id != 0 && old.native_id == column.native_id && old.type_ == column.type_)
-                    || old.name == column.name
-            };
-            let old = from.columns.iter().find(same).and_then(|old| from.column_index(&old.name));
+            let find = |same: &dyn Fn(&Column) -> bool| from.columns.iter().position(same);
+            let numbered = |old: &Column| old.native_id != 0 && old.native_id == column.native_id;
+            // Two columns of the target may come from one of the source: then the name tells them apart, or the type.
+            let old = find(&|old| numbered(old) && old.name == column.name)
+                .or_else(|| find(&|old| numbered(old) && old.type_ == column.type_))
+                .or_else(|| find(&numbered))
+                .or_else(|| find(&|old| old.name == column.name && (old.native_id == 0 || column.native_id == 0)));
             old.and_then(|index| cells.get(index)).copied().unwrap_or(missing)
         })
         .collect()
@@ -157,12 +159,21 @@ impl Quarantine for PostgresSink {
             };
             keys.entry(place).or_default().push(entry);
         }
-        for changes in keys.values() {
-            let done = self.retry_key(changes).await?;
-            outcome.applied += done;
-            outcome.remaining += changes.len() as u64 - done;
+        // A child stands before its parent where an earlier retry was cut off in the middle of the parent's changes: as
+        // long as something goes in, the rest is tried again.
+        let mut left: Vec<&[&Entry]> = keys.values().map(Vec::as_slice).collect();
+        loop {
+            let (before, tried) = (outcome.applied, std::mem::take(&mut left));
+            for changes in tried {
+                let done = self.retry_key(changes).await?;
+                outcome.applied += done;
+                left.extend(changes.get(done as usize..).filter(|rest| !rest.is_empty()));
+            }
+            if left.is_empty() || outcome.applied == before {
+                outcome.remaining = left.iter().map(|rest| rest.len() as u64).sum();
+                return Ok(outcome);
+            }
         }
-        Ok(outcome)
     }
 
     async fn discard(&mut self, filter: &QuarantineFilter) -> Result<QuarantineOutcome, Failure> {

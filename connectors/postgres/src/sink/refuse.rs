@@ -8,7 +8,7 @@ use super::{
     quarantine, record,
 };
 use crate::client::failure;
-use crossfade_connector::{Failure, Guard, Rejection};
+use crossfade_connector::{Failure, Guard, Rejection, WriteMode};
 use crossfade_event::{Change, Key, Version};
 
 /// A change that goes to quarantine.
@@ -34,6 +34,10 @@ impl Writer<'_> {
         let key = unit.change.key(schema);
         for key in key.iter().cloned().chain(unit.change.replaced_key(schema)) {
             self.held.add(schema.id, key);
+        }
+        if table.target.mode == WriteMode::InsertOnce && !self.loading {
+            // The row whose key it maps is the next output of the same change.
+            self.collided.insert((unit.at.offset, unit.at.ordinal + 1));
         }
         let reason = trouble.reason();
         self.applied.rejected.push(Rejection {

@@ -93,9 +93,17 @@ async fn undo_table(link: &mut Link, migration: &str, table: &Table, report: &mu
         table.quoted,
         key.join(" AND "),
     );
+    // Whoever writes such a row meanwhile does so before it is looked at, or after it was put back: never in between.
+    let lock = format!(
+        "SELECT FROM {} t, (SELECT u.key FROM crossfade.undo u WHERE {filter} AND ($4::text[] IS NULL OR u.key > $4) \
+         ORDER BY u.key LIMIT $5) u WHERE {} FOR UPDATE OF t",
+        table.quoted,
+        key.join(" AND "),
+    );
     let mut after: Option<Vec<Option<String>>> = None;
     loop {
         link.execute(&doing, &link.begin).await?;
+        link.query(&doing, &lock, &[&migration, &&*name.schema, &&*name.name, &after, &UNDO_ROWS]).await?;
         let rows = link.query(&doing, &page, &[&migration, &&*name.schema, &&*name.name, &after, &UNDO_ROWS]).await?;
         for row in &rows {
             let record = Record { key: row.get(0), existed: row.get(1), columns: row.get(2), before: row.get(3) };

@@ -1,7 +1,8 @@
 //! The SQL by which a table is written.
 
-use super::table::Table;
-use crossfade_connector::WriteMode;
+use super::{ddl, table::Table};
+use crossfade_connector::{Failure, WriteMode};
+use crossfade_event::catalog::KeyDef;
 use std::sync::Arc;
 
 /// The statements of every delivery, written once.
@@ -205,8 +206,8 @@ impl Table {
         )
     }
 
-    /// Reads the row under each key, all columns in their formats.
-    pub(super) fn select_sql(&self) -> String {
+    /// All columns of `t` in their formats.
+    fn formatted(&self) -> String {
         let columns: Vec<String> = self
             .columns
             .iter()
@@ -215,9 +216,27 @@ impl Table {
                 false => format!("t.{}", column.quoted),
             })
             .collect();
+        columns.join(", ")
+    }
+
+    /// Takes rows out, and gives them, of which another one has the same values in the columns of `unique`: all but the
+    /// first in the order of the key.
+    pub(super) fn collisions_sql(&self, unique: &KeyDef) -> Result<String, Failure> {
+        Ok(format!(
+            "DELETE FROM {0} t USING (SELECT n.at FROM (SELECT ctid AS at, row_number() OVER (PARTITION BY {1} ORDER BY {2}) AS n \
+               FROM {0}) n WHERE n.n > 1 LIMIT $1) x WHERE t.ctid = x.at RETURNING {3}",
+            self.quoted,
+            ddl::list(&unique.columns)?,
+            self.key_columns_sql(),
+            self.formatted(),
+        ))
+    }
+
+    /// Reads the row under each key, all columns in their formats.
+    pub(super) fn select_sql(&self) -> String {
         format!(
             "SELECT {} FROM {} t JOIN unnest($1::{}[]) s ON {}",
-            columns.join(", "),
+            self.formatted(),
             self.quoted,
             self.key_type.name,
             self.matches_key("t", false)

@@ -245,18 +245,3 @@ pub(super) fn note_sql(migration: &str, kind: &str, schema: &str, name: &str, pa
         "INSERT INTO crossfade.objects (migration, kind, schema, name, part) VALUES ({values}) ON CONFLICT DO NOTHING"
     )
 }
-
-/// Notes that we made something.
-pub(super) async fn note_object(
-    link: &mut Link,
-    migration: &str,
-    kind: &str,
-    schema: &str,
-    name: &str,
-    part: &str,
-) -> Result<(), Failure> {
-    let sql = "INSERT INTO crossfade.objects (migration, kind, schema, name, part) VALUES ($1, $2, $3, $4, $5) \
-               ON CONFLICT DO NOTHING";
-    let params = [migration, kind, schema, name, part].map(Param::text).to_vec();
-    link.run("noting what was made", sql, params).await.map(drop)
-}

@@ -6,7 +6,7 @@
 //! Domains are taken by their base type, and modifiers (`varchar(20)`) are left to the assignment.
 
 use super::{link::Link, statements::Sql};
-use crate::client::{quote_ident, quote_table};
+use crate::client::{failure, quote_ident, quote_table};
 use crossfade_connector::{Failure, TargetTable};
 use crossfade_event::{Format, Identity, TableId};
 use std::sync::Arc;
@@ -137,7 +137,7 @@ impl Table {
             };
             let declared: &str = row.get(3);
             let fits = same_type(declared, &column.type_.name)
-                || (!link.open && is_type(link, row.get(7), declared, &column.type_.name).await);
+                || is_type(link, row.get(7), declared, &column.type_.name).await?;
             if !text && !fits {
                 let told = format!(
                     "the column {} of {name} is {declared}, the migration needs {}",
@@ -297,17 +297,24 @@ fn same_type(one: &str, other: &str) -> bool {
 
 /// Whether the server knows `wanted` (`varchar(20)`) as the type of that number that it spells `declared`
 /// (`character varying(20)`).
-async fn is_type(link: &mut Link, oid: u32, declared: &str, wanted: &str) -> bool {
+async fn is_type(link: &mut Link, oid: u32, declared: &str, wanted: &str) -> Result<bool, Failure> {
     let modifiers = |text: &str| text.find('(').map(|at| text.split_at(at).1.replace(' ', ""));
     // `timestamp(3) with time zone` has words after its modifiers: only the modifiers count here.
     let only = |text: &str| modifiers(text).and_then(|tail| tail.split_once(')').map(|(inside, _)| inside.to_owned()));
     if only(declared) != only(wanted) {
-        return false;
+        return Ok(false);
+    }
+    let doing = "asking the server for a type";
+    if link.open {
+        link.execute(doing, "SAVEPOINT asking").await?;
+    }
+    let statement = link.statement("SELECT to_regtype($1)::oid").await.map_err(|error| failure(doing, error))?;
+    let asked = link.session.query(&statement, &[&wanted]).await;
+    if link.open {
+        link.execute(doing, "ROLLBACK TO SAVEPOINT asking; RELEASE SAVEPOINT asking").await?;
     }
     // A word that is no type at all may be an error of the server's parser: then the two differ.
-    let Ok(statement) = link.statement("SELECT to_regtype($1)::oid").await else { return false };
-    let rows = link.session.query(&statement, &[&wanted]).await.unwrap_or_default();
-    rows.first().is_some_and(|row| row.get::<_, Option<u32>>(0) == Some(oid))
+    Ok(asked.unwrap_or_default().first().is_some_and(|row| row.get::<_, Option<u32>>(0) == Some(oid)))
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ pub(super) struct Assembler {
     pub(super) resolving: HashMap<TableId, Lsn>,
     /// The beginning of a backfill is among the events.
     backfill_waits: bool,
+    /// A schema is among the events: rows that are copied under it come after it.
+    schema_waits: bool,
 }
 
 /// The transaction being read.
@@ -86,6 +88,7 @@ impl Assembler {
             unresolved: Vec::new(),
             resolving: HashMap::new(),
             backfill_waits: false,
+            schema_waits: false,
         }
     }
 
@@ -115,9 +118,9 @@ impl Assembler {
         Position { commit, ordinal: u32::MAX, ..self.origin }
     }
 
-    /// True until the beginning of a backfill is handed over.
+    /// True until the beginning of a backfill, or a schema under which rows are copied by now, is handed over.
     pub(super) fn backfill_waits(&self) -> bool {
-        self.backfill_waits
+        self.backfill_waits || self.schema_waits
     }
 
     /// Everything of the stream up to here was read.
@@ -148,6 +151,7 @@ impl Assembler {
 
     /// A schema that holds from here on.
     pub(super) fn push_schema(&mut self, event: Event) {
+        self.schema_waits = true;
         if self.open.is_some() { self.push(event) } else { self.push_outside(event) }
     }
 
@@ -331,12 +335,14 @@ impl Assembler {
                 open.in_parts = true;
                 open.first = 0;
                 self.bytes = 0;
+                self.schema_waits = false;
                 Some(Batch { events: taken(&mut self.events), upto: None, whole: false })
             }
             Some(open) if open.began => {
                 let rest = self.events.split_off(open.first);
                 open.first = 0;
                 self.backfill_waits = false;
+                self.schema_waits = rest.iter().any(|stamped| matches!(stamped.event, Event::SchemaSeen(_)));
                 self.bytes = rest.iter().map(|stamped| stamped.event.size_bytes() + 24).sum();
                 Some(Batch { events: std::mem::replace(&mut self.events, rest), upto, whole: true })
             }
@@ -344,6 +350,7 @@ impl Assembler {
             _ => {
                 self.bytes = 0;
                 self.backfill_waits = false;
+                self.schema_waits = false;
                 Some(Batch { events: taken(&mut self.events), upto, whole: true })
             }
         }

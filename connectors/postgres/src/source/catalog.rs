@@ -14,7 +14,7 @@ use std::{
 use tokio_postgres::Client;
 
 /// A table as the catalog has it now.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct LiveTable {
     pub(super) oid: u32,
     pub(super) name: TableName,
@@ -25,7 +25,7 @@ pub(super) struct LiveTable {
 }
 
 /// A column as the catalog has it now; generated ones are left out.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct LiveColumn {
     pub(super) attnum: u32,
     pub(super) name: Arc<str>,
@@ -119,11 +119,18 @@ pub(super) async fn uncaptured(
     Ok(found.into_iter().filter(|table| !captured.has(table.oid)).map(|table| table.name.to_string()).collect())
 }
 
+/// The constant that rows from before a column read stands with the rows: for the root of a tree, with its leaves. Leaves
+/// that were rewritten since, or came later, hold the value themselves.
 const COLUMNS: &str = "\
+WITH RECURSIVE tree (root, relid) AS (
+  SELECT h.inhparent, h.inhrelid FROM pg_catalog.pg_inherits h JOIN pg_catalog.pg_class p ON p.oid = h.inhparent
+  WHERE h.inhparent = ANY($1) AND p.relkind = 'p'
+  UNION SELECT t.root, h.inhrelid FROM tree t JOIN pg_catalog.pg_inherits h ON h.inhparent = t.relid)
 SELECT c.oid, n.nspname::text, c.relname::text, c.relreplident::text, a.attnum::int4, a.attname::text, a.atttypid,
   a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
   pg_catalog.array_position(i.indkey::int2[], a.attnum)::int4,
-  CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END, a.atthasmissing,
+  CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] ELSE m.said[1] END,
+  a.atthasmissing OR COALESCE(pg_catalog.cardinality(m.said) = 1, false),
   a.atthasdef OR a.attidentity <> '', i.indrelid IS NOT NULL,
   pg_catalog.array_length(i.indkey::int2[], 1), c.relkind = 'p'
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -131,6 +138,10 @@ LEFT JOIN pg_catalog.pg_attribute a
   ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
   AND (CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'n' THEN false ELSE i.indisprimary END)
+LEFT JOIN LATERAL (
+  SELECT pg_catalog.array_agg(DISTINCT (l.attmissingval::text::text[])[1]) AS said
+  FROM tree t JOIN pg_catalog.pg_attribute l ON l.attrelid = t.relid AND l.attname = a.attname AND l.atthasmissing
+  WHERE t.root = c.oid) m ON c.relkind = 'p'
 WHERE c.oid = ANY($1) ORDER BY c.oid, a.attnum";
 
 /// Looks up tables by oid. What does not exist any more is left out.

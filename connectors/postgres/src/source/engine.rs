@@ -3,6 +3,7 @@
 mod ending;
 mod grow;
 mod roots;
+mod shapes;
 
 pub(super) use grow::Command;
 
@@ -33,6 +34,7 @@ use crossfade_event::{Batch, Event, Stamped, TableId, TableSchema};
 use ending::Ending;
 use grow::Tree;
 use roots::Look;
+use shapes::Suspects;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
@@ -69,6 +71,8 @@ pub(super) struct Engine {
     generation: u32,
     /// Tables that begin a backfill once the transaction being read has ended.
     again: BTreeSet<TableId>,
+    /// Tables of the running backfill whose copy is not in.
+    copying: BTreeSet<TableId>,
     /// A backfill of which all rows are handed over, but whose end is not said yet.
     ending: Option<Ending>,
     /// Whatever the chunks saw so far was committed before this place.
@@ -77,6 +81,8 @@ pub(super) struct Engine {
     stale: Vec<(u32, Lsn)>,
     /// Those of `again` whose new shape is to be taken from the catalog.
     refresh: BTreeSet<u32>,
+    suspects: Suspects,
+    shapes_due: Option<Instant>,
     /// Published tables that are not captured, as the stream said them.
     passed_over: HashMap<u32, Relation>,
     tree: Tree,
@@ -148,6 +154,7 @@ impl Engine {
             assembler.resolving.insert(*table, until);
         }
         let generation = snapshot.generation;
+        let copying = snapshot.tables.iter().filter(|(_, state)| !state.ended).map(|(table, _)| *table).collect();
         let snapshot = if snapshot.generation > 0 && !snapshot.ended {
             let plan = Plan { config: config.clone(), version, state: snapshot, schemas };
             Some(SnapshotRun::start(plan))
@@ -172,10 +179,13 @@ impl Engine {
             text,
             generation,
             again: BTreeSet::new(),
+            copying,
             ending: None,
             copied: current,
             stale: Vec::new(),
             refresh: BTreeSet::new(),
+            suspects: Suspects::new(),
+            shapes_due: None,
             passed_over: HashMap::new(),
             tree,
             roots,
@@ -235,15 +245,24 @@ impl Engine {
         if may_hold && let Some(batch) = self.held.take() {
             return Ok(Some(batch));
         }
+        self.take_batch().await
+    }
+
+    /// The stream's next batch, as complete as the sink needs it.
+    async fn take_batch(&mut self) -> Result<Option<Batch>, Failure> {
         self.resolve_unchanged().await?;
-        Ok(self.assembler.take_batch())
+        let batch = self.assembler.take_batch();
+        if let Some(batch) = batch.as_ref().filter(|_| self.config.seen_first) {
+            let xids: Vec<u64> = batch.events.iter().filter_map(|stamped| began(&stamped.event)).collect();
+            fetch::wait_visible(&self.session, &xids).await?;
+        }
+        Ok(batch)
     }
 
     /// Hands over everything that makes a batch; waits until it is taken.
     async fn hand_over(&mut self) -> Result<(), End> {
         while self.assembler.has_batch() {
-            self.resolve_unchanged().await?;
-            let Some(batch) = self.assembler.take_batch() else { break };
+            let Some(batch) = self.take_batch().await? else { break };
             self.out.send(Ok(batch)).await.map_err(|_| End::Unheard)?;
         }
         Ok(())
@@ -339,7 +358,14 @@ impl Engine {
         let types = catalog::column_types(&self.session, live.values()).await?;
         self.check_text(&old.name, &live, &types)?;
         let schema = match relations::follow(&old, relation, live.get(&relation.oid), &types, self.text)? {
-            Followed::Same => old,
+            Followed::Same => {
+                let numbers = old.columns.iter().map(|column| column.native_id);
+                if live.get(&relation.oid).is_some_and(|live| live.columns.iter().map(|live| live.attnum).ne(numbers)) {
+                    // It may be another one that looks the same: the catalog will tell.
+                    self.shapes_due = None;
+                }
+                old
+            }
             Followed::Changed(next) => self.announce(next),
             Followed::Rewritten(next, why) => {
                 self.rewritten(&next, &why).await?;
@@ -386,6 +412,7 @@ impl Engine {
                 let bound = if self.awaits_a_copy(table) { Lsn(u64::MAX) } else { until };
                 self.assembler.resolving.insert(table, bound);
                 self.copied = self.copied.max(until);
+                self.copying.remove(&table);
                 self.hold(events);
             }
             Output::Stale { table, until } => self.stale.push((table, until)),
@@ -410,6 +437,10 @@ impl Engine {
         }
         Box::pin(self.begin_again()).await?;
         Box::pin(self.watch_trees()).await?;
+        Box::pin(self.watch_shapes()).await?;
+        if !self.suspects.is_empty() {
+            Box::pin(self.believe_shapes()).await?;
+        }
         if self.heartbeat_due.is_some_and(|due| due <= Instant::now()) {
             self.heartbeat_due = Some(Instant::now() + self.config.heartbeat);
             self.heartbeat().await?;
@@ -427,6 +458,14 @@ impl Engine {
             }
             Err(error) => Err(failure("writing a heartbeat", error)),
         }
+    }
+}
+
+/// The transaction that begins with this event.
+fn began(event: &Event) -> Option<u64> {
+    match event {
+        Event::Began(transaction) => Some(transaction.xid),
+        _ => None,
     }
 }
 

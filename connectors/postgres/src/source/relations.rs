@@ -32,8 +32,36 @@ pub(super) enum Followed {
     Rewritten(TableSchema, String),
 }
 
-/// Compares a relation message with the schema that is known.
+/// What the stream says of a table, against the schema that is known. Where that is word for word what is known, a
+/// column may still be another one of the same name and type; the catalog knows, but whether its word holds for this
+/// place in the stream or for a later one it does not say. Nothing is new then until the stream has passed it.
 pub(super) fn follow(
+    old: &TableSchema,
+    relation: &Relation,
+    live: Option<&LiveTable>,
+    types: &HashMap<u32, TypeFacts>,
+    text: bool,
+) -> Result<Followed, Failure> {
+    let told = compare(old, relation, live, types, text)?;
+    let is_replaced = |next: &TableSchema| {
+        let both = old.columns.iter().zip(&next.columns);
+        both.clone().any(|(old, next)| old.native_id != next.native_id)
+            && both.clone().all(|(old, next)| old.type_ == next.type_)
+    };
+    match told {
+        Followed::Rewritten(next, _) if says(relation, old) && is_replaced(&next) => Ok(Followed::Same),
+        told => Ok(told),
+    }
+}
+
+/// Whether a relation message names the columns of a schema, in their order.
+pub(super) fn says(relation: &Relation, schema: &TableSchema) -> bool {
+    let said = relation.columns.iter().map(|column| (column.name.as_str(), column.type_oid));
+    said.eq(schema.columns.iter().map(|column| (&*column.name, column.type_.native_id)))
+}
+
+/// Compares a shape with the schema that is known.
+pub(super) fn compare(
     old: &TableSchema,
     relation: &Relation,
     live: Option<&LiveTable>,
@@ -50,6 +78,10 @@ pub(super) fn follow(
         let (next, why) = follow_column(old, column, live, types, text)?;
         rewritten = rewritten.or(why);
         columns.push(next);
+    }
+    // The stream names columns by their numbers, in order: names that were exchanged since would exchange values.
+    if !columns.is_sorted_by(|one, other| one.native_id < other.native_id) {
+        return Err(ahead(old, "its columns were"));
     }
     let mut next = TableSchema {
         id: old.id,
@@ -102,11 +134,7 @@ fn follow_column(
         // The catalog is ahead. What is known already keeps its number; what is not cannot be told.
         return match same_name.filter(|known| known.type_.native_id == column.type_oid) {
             Some(known) => Ok((known.clone(), None)),
-            None => Err(Failure::halt(
-                format!("following the change of {}", old.name),
-                format!("column {} was changed again before its first change was read", column.name),
-                "Take the table in anew: exclude it, run, and add it again with `resume --add`",
-            )),
+            None => Err(ahead(old, &format!("column {} was", column.name))),
         };
     };
     let mut next = live.column(types, text);
@@ -124,6 +152,14 @@ fn follow_column(
         }
     };
     Ok((next, why))
+}
+
+fn ahead(table: &TableSchema, what: &str) -> Failure {
+    Failure::halt(
+        format!("following the change of {}", table.name),
+        format!("{what} changed again before the first change was read"),
+        "Take the table in anew: exclude it, run, and add it again with `resume --add`",
+    )
 }
 
 /// Retypes that leave every value as it is, and rewrite nothing.

@@ -116,6 +116,53 @@ async fn an_undo_puts_back_what_was_overwritten_and_leaves_alone_what_others_cha
 }
 
 #[tokio::test]
+async fn an_undo_puts_values_back_into_their_columns_whatever_those_are_called_now() {
+    let texts = |names: [&str; 2]| {
+        let [one, other] = names.map(|name| column(name, "text", None));
+        table(1, "people", vec![column("id", "integer", Some(0)), one, other])
+    };
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.people (id int PRIMARY KEY, a text, b text); \
+               INSERT INTO app.people VALUES (1, 'old a', 'old b')";
+    let (before, after) = (texts(["a", "b"]), texts(["b", "a"]));
+    let Some(mut rig) = rig(sql, vec![before.clone()]).await else { return };
+    rig.load(vec![block(1, 1, &[row(&[V::Int(1), V::Text("A"), V::Text("B")])])]).await.unwrap();
+    rig.sink.alter(&before, &after).await.unwrap();
+    rig.stream(Vec::new()).await.unwrap();
+    assert_eq!(rig.ask("SELECT a, b FROM app.people").await, ["B|A"]);
+    rig.target.tables = vec![after];
+    let report = rig.sink.undo(&rig.target.clone()).await.unwrap();
+    assert_eq!((report.restored, report.left_alone.len()), (1, 0), "{report:?}");
+    assert_eq!(rig.ask("SELECT a, b FROM app.people").await, ["old b|old a"]);
+}
+
+#[tokio::test]
+async fn an_undo_leaves_alone_what_somebody_changes_at_that_very_moment() {
+    let Some(mut rig) = rig(PEOPLE, vec![people()]).await else { return };
+    rig.load(vec![block(1, 1, &[row(&[V::Int(1), V::Text("new1")]), row(&[V::Int(2), V::Text("new2")])])])
+        .await
+        .unwrap();
+    let mut other = rig.database.connect().await;
+    let theirs = other.transaction().await.unwrap();
+    theirs.execute("UPDATE app.people SET name = 'theirs' WHERE id = 1", &[]).await.unwrap();
+    let watcher = rig.database.connect().await;
+    let target = rig.target.clone();
+    let blocked = async {
+        loop {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND application_name = 'crossfade sink test' AND wait_event_type = 'Lock'";
+            if watcher.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+                break theirs.commit().await.unwrap();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let (report, ()) = tokio::join!(rig.sink.undo(&target), blocked);
+    let report = report.unwrap();
+    assert_eq!((report.restored, report.left_alone.len()), (1, 1), "{report:?}");
+    assert_eq!(rig.ask("SELECT * FROM app.people WHERE id < 3 ORDER BY id").await, ["1|theirs", "2|old2"]);
+}
+
+#[tokio::test]
 async fn a_wipe_drops_what_we_made_and_nothing_else() {
     let orders = table(2, "orders", vec![column("id", "integer", Some(0)), column("person", "integer", None)]);
     let orders = crate::rig::refers(orders, "person", "people", "id");

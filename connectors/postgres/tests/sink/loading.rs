@@ -158,3 +158,31 @@ async fn a_table_that_is_copied_anew_is_made_ready_for_rows_of_different_moments
     assert_eq!(rig.ask(constraints).await, all);
     assert_eq!(rig.ask("SELECT * FROM app.people ORDER BY id").await, ["1|a", "2|b"]);
 }
+
+#[tokio::test]
+async fn an_index_is_not_made_twice_when_the_run_ends_before_it_is_noted() {
+    use crossfade_event::catalog::IndexDef;
+    let mut people = table(1, "people", vec![column("id", "integer", Some(0)), column("name", "text", None)]);
+    people.def.indexes.push(IndexDef {
+        name: "by_name".to_owned(),
+        unique: false,
+        definition: "USING btree (name)".to_owned(),
+        columns: vec!["name".to_owned()],
+        plain: true,
+    });
+    let Some(mut rig) = Rig::empty(vec![people]).await else { return };
+    rig.prepare().await.unwrap();
+    // The name belongs to another relation: the server names the index, and only the note tells that it is there.
+    rig.database.execute("CREATE SEQUENCE app.by_name").await;
+    rig.database.execute("ALTER TABLE crossfade.objects ADD CONSTRAINT ended CHECK (kind <> 'index')").await;
+    let upto = rig.upto(Stage::Loading);
+    rig.sink.apply(Delivery { writes: Vec::new(), upto, commits: true }, Guard::Forward).await.unwrap();
+    rig.sink.finish_load().await.unwrap_err();
+    rig.database.execute("ALTER TABLE crossfade.objects DROP CONSTRAINT ended").await;
+    rig.restart().await;
+    for _ in 0..2 {
+        rig.sink.finish_load().await.unwrap();
+        let made = "SELECT count(*) FROM pg_index WHERE indrelid = 'app.people'::regclass AND NOT indisprimary";
+        assert_eq!(rig.ask(made).await, ["1"]);
+    }
+}

@@ -6,6 +6,7 @@ mod columns;
 mod enforced;
 mod errors;
 mod loading;
+mod mapping;
 mod parallel;
 mod recovery;
 mod rig;

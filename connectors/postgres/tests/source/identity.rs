@@ -175,3 +175,20 @@ async fn own_writes_do_not_come_back_with_and_without_an_origin() {
     assert_eq!(replica.rows("app.t").len(), 3);
     assert_eq!(log.changes().len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_is_made_for_standbys_where_the_spec_says_so_and_the_server_can() {
+    for version in Version::ALL {
+        let Some(fixture) = Fixture::new(version, "failover", TABLE).await else { return };
+        let mut config = fixture.config(&["app.*"]);
+        config.failover = true;
+        let slot = config.object_name();
+        let mut source = PostgresSource::new(config).unwrap();
+        let mut log = Log::default();
+        open(&mut source, &mut log).await;
+        ingest_all(&fixture, &mut source, &mut log).await;
+        let sql = format!("SELECT to_jsonb(s) ->> 'failover' FROM pg_replication_slots s WHERE slot_name = '{slot}'");
+        let wanted = (version != Version::V15).then_some("true");
+        assert_eq!(fixture.database.value(&sql).await.as_deref(), wanted, "{version}");
+    }
+}

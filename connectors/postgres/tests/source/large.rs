@@ -79,3 +79,41 @@ async fn a_transaction_that_was_cut_off_in_the_middle_comes_again_as_a_whole() {
     ingest_all(&fixture, &mut source, &mut log).await;
     assert_eq!(log.changes().len(), 300_000);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewrite_inside_a_large_transaction_does_not_wait_for_a_copy_that_waits_for_the_stream() {
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.a (n int, pad text); ALTER TABLE app.a REPLICA IDENTITY FULL;
+        CREATE TABLE app.b (id int PRIMARY KEY, a int); CREATE TABLE app.big (id int PRIMARY KEY, pad text);
+        CREATE TABLE app.c (id int PRIMARY KEY, a int NOT NULL);
+        INSERT INTO app.a SELECT n % 5000, repeat('x', 500) FROM generate_series(1, 16000) n;
+        INSERT INTO app.b SELECT n, n FROM generate_series(1, 300) n; INSERT INTO app.c SELECT * FROM app.b";
+    for version in [Version::V15, Version::V18] {
+        let Some(fixture) = Fixture::new(version, "rewrite_large", sql).await else { return };
+        // One worker, and nobody takes its rows: it is in the first table until everything has happened.
+        let mut config = fixture.config(&["app.*"]);
+        config.snapshot.workers = 1;
+        let mut source = crossfade_postgres::PostgresSource::new(config).unwrap();
+        let mut log = Log::default();
+        open(&mut source, &mut log).await;
+        fixture
+            .database
+            .execute(
+                "BEGIN; INSERT INTO app.big SELECT n, repeat('y', 300) FROM generate_series(1, 30000) n;
+                 ALTER TABLE app.b ALTER a TYPE text USING 'was ' || a; INSERT INTO app.b VALUES (-1, 'new');
+                 INSERT INTO app.a VALUES (1, 'new'); COMMIT",
+            )
+            .await;
+        fixture.database.execute("ALTER TABLE app.c ALTER a TYPE text USING 'was ' || a").await;
+        fixture.database.execute("UPDATE app.c SET a = 'then' WHERE id = 5; DELETE FROM app.a WHERE n = 7").await;
+        let replica = ingest_all(&fixture, &mut source, &mut log).await;
+        assert_eq!(replica.rows("app.a").len(), 16_001 - 4, "{version}");
+        assert_eq!((log.schema("app.b").version.0, log.schema("app.c").version.0), (2, 2), "{version}");
+        assert!(log.parts > 3, "the transaction came as a whole, and nothing is tested");
+        // A restart goes on with what the log says.
+        drop(source);
+        fixture.database.execute("UPDATE app.b SET a = 'later' WHERE id = 5").await;
+        let mut source = fixture.source();
+        open(&mut source, &mut log).await;
+        ingest_all(&fixture, &mut source, &mut log).await;
+    }
+}

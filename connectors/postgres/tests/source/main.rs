@@ -4,11 +4,14 @@
 mod basics;
 mod ending;
 mod growth;
+mod held;
 mod identity;
+mod inspected;
 mod large;
 mod lost;
 mod roots;
 mod secured;
 mod shapes;
 mod support;
+mod text;
 mod writers;

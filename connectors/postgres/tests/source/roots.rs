@@ -254,3 +254,42 @@ async fn a_locked_leaf_does_not_hold_up_the_stream() {
         ingest_all(&fixture, &mut source, &mut log).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_with_a_constant_default_is_followed_on_a_tree_and_one_without_has_it_copied_again() {
+    for version in Version::ALL {
+        let Some((fixture, mut source, mut log)) = following(version, "roots_default").await else { return };
+        fixture
+            .database
+            .execute(
+                "ALTER TABLE app.events ADD word text DEFAULT 'it''s', ADD at_once timestamptz DEFAULT now();
+                 UPDATE app.events SET note = 'then' WHERE id = 5",
+            )
+            .await;
+        ingest_all(&fixture, &mut source, &mut log).await;
+        assert_eq!(copies(&log), 1, "{version}: a constant is no reason to copy");
+        let default = |log: &Log, name: &str| {
+            let schema = log.schema("app.events");
+            schema.columns.iter().find(|column| *column.name == *name).unwrap().default.clone()
+        };
+        assert_eq!(default(&log, "word").as_deref(), Some("'it''s'::text"));
+        // A leaf that was rewritten since has the value in its rows, and must not hide what the others read.
+        for sql in [
+            "ALTER TABLE app.events ADD n int NOT NULL DEFAULT 7",
+            "VACUUM FULL app.events_1",
+            "UPDATE app.events SET note = 'now' WHERE id = 5",
+        ] {
+            fixture.database.execute(sql).await;
+        }
+        copied(&fixture, &mut source, &mut log, 2, "rewritten by a VACUUM FULL").await;
+        assert_eq!(default(&log, "n").as_deref(), Some("'7'::integer"));
+        fixture
+            .database
+            .execute(
+                "ALTER TABLE app.events ADD v float8 DEFAULT random(); UPDATE app.events SET note = 'x' WHERE id = 6",
+            )
+            .await;
+        copied(&fixture, &mut source, &mut log, 3, "added with a default that is not constant").await;
+        assert_eq!(default(&log, "v"), None);
+    }
+}

@@ -118,8 +118,8 @@ impl Log {
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        self.count(|event| matches!(event, Event::BackfillBegan(_)))
-            == self.count(|event| matches!(event, Event::BackfillEnded { .. }))
+        let begun = self.count(|event| matches!(event, Event::BackfillBegan(_)));
+        begun > 0 && begun == self.count(|event| matches!(event, Event::BackfillEnded { .. }))
     }
 
     pub(crate) fn changes(&self) -> Vec<Change> {
@@ -165,9 +165,30 @@ pub(crate) async fn try_open(source: &mut PostgresSource, log: &mut Log) -> Resu
 /// Takes so many batches.
 pub(crate) async fn take(source: &mut PostgresSource, log: &mut Log, batches: usize) {
     for _ in 0..batches {
-        let next = tokio::time::timeout(Duration::from_secs(2), source.next()).await;
-        let Ok(batch) = next else { return };
-        keep(source, log, batch.unwrap().unwrap()).await;
+        if !take_within(source, log, Duration::from_secs(2)).await {
+            return;
+        }
+    }
+}
+
+/// Takes a batch if one comes by then.
+pub(crate) async fn take_within(source: &mut PostgresSource, log: &mut Log, time: Duration) -> bool {
+    let Ok(batch) = tokio::time::timeout(time, source.next()).await else { return false };
+    keep(source, log, batch.unwrap_or_else(|failure| panic!("{failure}")).unwrap()).await;
+    true
+}
+
+/// Takes what comes until something is so in the log or in the database.
+pub(crate) async fn take_until(
+    source: &mut PostgresSource,
+    log: &mut Log,
+    why: &str,
+    mut wanted: impl AsyncFnMut(&Log) -> bool,
+) {
+    let began = std::time::Instant::now();
+    while !wanted(log).await {
+        assert!(began.elapsed() < PATIENCE, "in vain: {why}");
+        take_within(source, log, Duration::from_millis(20)).await;
     }
 }
 

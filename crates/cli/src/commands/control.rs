@@ -171,7 +171,7 @@ pub(crate) async fn pause(spec: &Spec, reason: &str) -> Result<(), CliError> {
 /// Lets it go on.
 pub(crate) async fn resume(spec: &Spec, add: bool) -> Result<(), CliError> {
     let by = folder::by_hand();
-    let body = json!({ "who": by.who, "add": false });
+    let body = json!({ "who": by.who });
     if ask(spec, Method::POST, "/resume", Some(body)).await?.is_some() {
         output::line(format!("{} goes on", spec.name))?;
         if !add {

@@ -6,11 +6,11 @@ use crate::{
     error::CliError,
     output::{self, Table},
     registry::AnySink,
-    run::Session,
+    run::{self, Session},
     spec::Spec,
     values, wiring,
 };
-use crossfade_connector::{Quarantine, QuarantineFilter, QuarantinedChange, Sink, Target};
+use crossfade_connector::{Quarantine, QuarantineFilter, QuarantinedChange, Target};
 use crossfade_control::Command;
 use crossfade_event::{Change, TableName};
 use hyper::Method;
@@ -123,10 +123,9 @@ async fn change_alone(spec: &Spec, filter: &QuarantineFilter, what: &'static str
     let note = Command::Note { what: format!("quarantine {what}: {}", describe_filter(filter)) };
     session.journal.command(note, &session.by).await?;
     let mut sink = AnySink::new(spec)?;
-    sink.prepare(session.routes.target()).await?;
     let outcome = match what {
-        "retry" => sink.retry(filter).await?,
-        _ => sink.discard(filter).await?,
+        "retry" => run::retry(&session.log, &session.routes, &mut sink, filter).await?,
+        _ => run::discard(&session.log, &session.routes, &mut sink, filter).await?,
     };
     serde_json::to_value(outcome).map_err(|error| CliError::failed(format!("writing the answer: {error}")))
 }

@@ -143,13 +143,16 @@ impl Shared {
 
     pub(super) async fn pause(&self, who: String, reason: String) -> Result<(), Refused> {
         self.valve.close(format!("paused by {who}: {reason}"));
-        self.command(Command::Pause { by: who, reason }).await
+        self.command(&who, Command::Pause { by: who.clone(), reason }).await
     }
 
-    async fn command(&self, command: Command) -> Result<(), Refused> {
-        self.journal.command(command, &self.now()).await.map(drop).map_err(|error| match &error {
-            JournalError::Refused(_) => Refused::new(3, error.to_string()),
-            _ => Refused::new(1, error.to_string()),
+    /// What somebody asks for goes into the journal under their name.
+    async fn command(&self, who: &str, command: Command) -> Result<(), Refused> {
+        self.journal.command(command, &By { who: who.to_owned(), ..self.now() }).await.map(drop).map_err(|error| {
+            match &error {
+                JournalError::Refused(_) => Refused::new(3, error.to_string()),
+                _ => Refused::new(1, error.to_string()),
+            }
         })
     }
 
@@ -216,13 +219,10 @@ impl Control for Answers {
         self.0.pause(who, reason).await
     }
 
-    async fn resume(&self, _who: String, add: bool) -> Result<(), Refused> {
-        self.0.command(Command::Resume).await?;
+    async fn resume(&self, who: String) -> Result<(), Refused> {
+        self.0.command(&who, Command::Resume).await?;
         held(&self.0.meter).1.clear();
         self.0.valve.open();
-        if add {
-            self.0.add_tables().await?;
-        }
         Ok(())
     }
 
@@ -232,7 +232,7 @@ impl Control for Answers {
         Ok(())
     }
 
-    async fn checkpoint(&self, _who: String, name: String) -> Result<Value, Refused> {
+    async fn checkpoint(&self, who: String, name: String) -> Result<Value, Refused> {
         let progress = self.0.watcher.progress.borrow().clone();
         let Some(progress) = progress.filter(|progress| progress.stage == Stage::Streaming) else {
             return Err(Refused::new(3, "the sink is still being filled: there is no place to name yet"));
@@ -244,7 +244,7 @@ impl Control for Answers {
             position: progress.position,
             at_us,
         };
-        self.0.command(command).await?;
+        self.0.command(&who, command).await?;
         let position = progress.position.map(|position| position.to_string());
         Ok(json!({ "name": name, "cut": progress.cut.to_string(), "position": position }))
     }
@@ -259,13 +259,14 @@ impl Control for Answers {
     }
 
     async fn command(&self, verb: String, body: Value) -> Result<Value, Refused> {
+        let who = body.get("who").and_then(Value::as_str).unwrap_or(&self.0.by.who).to_owned();
         match verb.as_str() {
             "replay" => {
                 let text = body.get("from").and_then(Value::as_str).unwrap_or_default();
                 let from = args::From::from_str(text).map_err(|error| Refused::new(2, error))?;
                 let cut = super::place::cut_of(&from, &self.0.log, &self.0.journal.migration())
                     .map_err(|error| refused(&error))?;
-                self.0.command(Command::Note { what: format!("replay from {text}") }).await?;
+                self.0.command(&who, Command::Note { what: format!("replay from {text}") }).await?;
                 let report = self.0.job(|answer| SinkJob::Heal(cut, answer)).await?;
                 Ok(super::replay::heal_json(&report))
             }
@@ -279,7 +280,7 @@ impl Control for Answers {
                 serde_json::to_value(outcome).map_err(|error| Refused::new(1, error.to_string()))
             }
             "quarantine-discard" => {
-                self.0.command(Command::Note { what: format!("discard from quarantine: {body}") }).await?;
+                self.0.command(&who, Command::Note { what: format!("discard from quarantine: {body}") }).await?;
                 let outcome = self.0.job(|answer| SinkJob::Discard(filter_of(&body), answer)).await?;
                 serde_json::to_value(outcome).map_err(|error| Refused::new(1, error.to_string()))
             }

@@ -1,7 +1,7 @@
 //! The two tasks of a run, each with the means to do something else for a moment with what it owns.
 
 use crate::{error::CliError, registry::AnySink};
-use crossfade_connector::{Quarantine, QuarantineFilter, QuarantineOutcome, Sink, Target};
+use crossfade_connector::{Quarantine, QuarantineFilter, QuarantineOutcome, Sink};
 use crossfade_event::Cut;
 use crossfade_log::embedded::Embedded;
 use crossfade_pipeline::{
@@ -54,7 +54,7 @@ pub(super) async fn deliver_with_jobs(
         match job {
             None => return Ok(Ending::Stopped),
             Some(SinkJob::Adopt(grown, answer)) => {
-                let adopted = adopt(&log, &grown, &mut sink).await;
+                let adopted = prepare_as_followed(&log, &grown, &mut sink).await;
                 if adopted.is_ok() {
                     routes = *grown;
                 }
@@ -74,40 +74,46 @@ async fn run_job(log: &Embedded, routes: &Routes, sink: &mut AnySink, job: SinkJ
             let _ = answer.send(healed);
         }
         SinkJob::Retry(filter, answer) => {
-            let _ = answer.send(retry(sink, routes.target(), &filter).await);
+            let _ = answer.send(retry(log, routes, sink, &filter).await);
         }
         // Whoever owns the routes has done it.
         SinkJob::Adopt(_, answer) => drop(answer),
         SinkJob::Discard(filter, answer) => {
-            let _ = answer.send(discard(sink, routes.target(), &filter).await);
+            let _ = answer.send(discard(log, routes, sink, &filter).await);
         }
     }
 }
 
-/// Makes in the target what the new routes need, before the first row comes; refused, nothing has changed.
-async fn adopt(log: &Embedded, routes: &Routes, sink: &mut AnySink) -> Result<(), CliError> {
+/// Makes in the target what the routes need, in the shape to which the sink has followed the source; refused, nothing has
+/// changed. What a delivery left open is rolled back, and comes again.
+async fn prepare_as_followed(log: &Embedded, routes: &Routes, sink: &mut AnySink) -> Result<(), CliError> {
+    let progress = sink.progress().await?;
     let mut routes = routes.clone();
-    if let Some(progress) = sink.progress().await? {
+    if let Some(progress) = progress {
         routes.restore(log, &progress.schemas)?;
     }
     Ok(sink.prepare(routes.target()).await?)
 }
 
-pub(super) async fn retry(
+/// Applies quarantined changes again.
+pub(crate) async fn retry(
+    log: &Embedded,
+    routes: &Routes,
     sink: &mut AnySink,
-    target: &Target,
     filter: &QuarantineFilter,
 ) -> Result<QuarantineOutcome, CliError> {
-    sink.prepare(target).await?;
+    prepare_as_followed(log, routes, sink).await?;
     Ok(Quarantine::retry(sink, filter).await?)
 }
 
-pub(super) async fn discard(
+/// Drops quarantined changes.
+pub(crate) async fn discard(
+    log: &Embedded,
+    routes: &Routes,
     sink: &mut AnySink,
-    target: &Target,
     filter: &QuarantineFilter,
 ) -> Result<QuarantineOutcome, CliError> {
-    sink.prepare(target).await?;
+    prepare_as_followed(log, routes, sink).await?;
     Ok(Quarantine::discard(sink, filter).await?)
 }
 

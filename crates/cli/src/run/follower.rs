@@ -100,6 +100,24 @@ impl Origin {
     }
 }
 
+/// Where a sink stands that was filled from a log, by its own word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stand {
+    /// Up to where it has the log.
+    pub(super) upto: Cut,
+    /// Where the log ended when it was looked at.
+    pub(super) end: Cut,
+    /// It is being filled: of some tables it holds a part.
+    pub(super) in_copy: bool,
+}
+
+impl Stand {
+    /// It has all of the log.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.in_copy && self.upto.covers(&self.end)
+    }
+}
+
 /// Fills a sink from another migration's log. Owns the work folder of the sink's migration.
 pub(super) struct Follower {
     from: Spec,
@@ -196,12 +214,12 @@ impl Follower {
         Ok(Self { from: from.clone(), sink, routes, folds, _own: own })
     }
 
-    /// Applies what is in the log now; returns how it ended, and the place in the log.
-    pub(super) async fn catch_up(&mut self, stop: Stop) -> Result<(Ending, Cut), CliError> {
+    /// Applies what is in the log now.
+    pub(super) async fn catch_up(&mut self, stop: Stop) -> Result<Stand, CliError> {
         self.apply(&folder::log(&self.from)?, stop).await
     }
 
-    async fn apply(&mut self, log: &Embedded, mut stop: Stop) -> Result<(Ending, Cut), CliError> {
+    async fn apply(&mut self, log: &Embedded, mut stop: Stop) -> Result<Stand, CliError> {
         let fold = self.folds.refreshed(log)?;
         let tail = log.tail().cut;
         let options =
@@ -226,26 +244,37 @@ impl Follower {
             Some(ending) => ending,
             None => {
                 stopper.stop();
-                delivering.await?
+                (&mut delivering).await?
             }
         };
-        Ok((ending, tail))
+        drop(delivering);
+        if ending == Ending::Reached {
+            return Ok(Stand { end: tail.clone(), upto: tail, in_copy: false });
+        }
+        let progress = self.sink.progress().await?;
+        let in_copy = progress.as_ref().is_none_or(|progress| progress.stage == Stage::Loading);
+        let upto = progress.map_or_else(|| log.start(), |progress| progress.cut);
+        Ok(Stand { end: tail, upto, in_copy })
     }
 
     /// Follows the log until told to stop.
-    pub(super) async fn follow(&mut self, mut stop: Stop) -> Result<Cut, CliError> {
-        let mut applied = None;
+    pub(super) async fn follow(&mut self, mut stop: Stop) -> Result<Stand, CliError> {
+        let mut applied: Option<Stand> = None;
         loop {
             let log = folder::log(&self.from)?;
             let tail = log.tail().cut;
             // A session asks and prepares the sink: none is begun while nothing has come.
-            if applied.as_ref() != Some(&tail) {
-                applied = Some(Box::pin(self.apply(&log, stop.clone())).await?.1);
-            }
+            let stand = match applied.take().filter(|stand| stand.end == tail) {
+                Some(stand) => stand,
+                None => Box::pin(self.apply(&log, stop.clone())).await?,
+            };
             tokio::select! {
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
-                () = stop.requested() => return Ok(applied.unwrap_or(tail)),
+                () = tokio::time::sleep(LOOK_AGAIN) => applied = Some(stand),
+                () = stop.requested() => return Ok(stand),
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

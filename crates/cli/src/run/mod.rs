@@ -19,6 +19,8 @@ mod plan_file;
 mod replay;
 mod rollback;
 mod session;
+#[cfg(test)]
+mod shop;
 mod supervise;
 mod upkeep;
 mod verify;
@@ -26,6 +28,7 @@ mod watcher;
 mod word;
 
 pub(crate) use dry::dry_run;
+pub(crate) use ends::{discard, retry};
 pub(crate) use keep::whole;
 pub(crate) use plan_file::{PlanFile, secret_of};
 pub(crate) use replay::replay;

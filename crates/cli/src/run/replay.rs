@@ -1,6 +1,12 @@
 //! `replay`: applies the log again. Into the same sink it heals; into another one it builds anew.
 
-use super::{ends::heal_offline, follower::Follower, place::cut_of, session::Session};
+use super::{
+    ends::heal_offline,
+    follower::{Follower, Stand},
+    place::cut_of,
+    session::Session,
+    supervise::Signals,
+};
 use crate::{
     args::{self, ReplayArgs},
     commands::folder,
@@ -86,27 +92,84 @@ async fn build(spec: &Spec, into: &Spec, args: &ReplayArgs) -> Result<(), CliErr
     let mut follower = Box::pin(Follower::open(spec, into, args.base.then_some(&place))).await?;
     let (stopper, stop) = stop_channel();
     let replay = async {
-        let (_, upto) = follower.catch_up(stop.clone()).await?;
-        if args.follow { follower.follow(stop.clone()).await } else { Ok(upto) }
+        let stand = follower.catch_up(stop.clone()).await?;
+        if args.follow { follower.follow(stop.clone()).await } else { Ok(stand) }
     };
     let mut replay = Box::pin(replay);
-    let end = tokio::select! {
-        ended = &mut replay => ended?,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted.map_err(|error| CliError::io("listening for signals", &error))?;
+    let mut signals = Signals::listen()?;
+    let (stand, stopped) = tokio::select! {
+        ended = &mut replay => (ended?, false),
+        _ = signals.next() => {
             stopper.stop();
-            replay.await?
+            (replay.await?, true)
         }
     };
-    let end = end.to_string();
     if args.json {
-        return output::json(&json!({ "into": into.name.as_str(), "upto": end }));
+        let (upto, end) = (stand.upto.to_string(), stand.end.to_string());
+        output::json(&json!({ "into": into.name.as_str(), "upto": upto, "end": end, "complete": stand.is_whole() }))?;
+    } else if stand.is_whole() {
+        let upto = &stand.upto;
+        output::line(format!("replayed the log of {} into {} up to offset {upto}", spec.name, into.name))?;
     }
-    output::line(format!("replayed the log of {} into {} up to offset {end}", spec.name, into.name))
+    match unfinished(spec, into, &stand, stopped) {
+        // Whoever follows is always ended before the end; the next time it goes on.
+        Some(why) if args.follow && !args.json => output::line(why.message),
+        Some(why) if !args.follow => Err(why),
+        _ => Ok(()),
+    }
+}
+
+/// Why the other sink does not have all of the log.
+fn unfinished(spec: &Spec, into: &Spec, stand: &Stand, stopped: bool) -> Option<CliError> {
+    let Stand { upto, end, in_copy } = stand;
+    let (spec_file, into_name) = (spec.file.display(), &into.name);
+    if stand.is_whole() {
+        return None;
+    }
+    let filled = if *in_copy { "is still being filled" } else { "does not have all of it" };
+    Some(if stopped {
+        CliError::failed(format!(
+            "stopped while replaying the log of {}: {into_name} stands at offset {upto} of {end}, and {filled}",
+            spec.name
+        ))
+        .hint("say the same again: it goes on from there")
+    } else {
+        CliError::failed(format!(
+            "the log of {} ends in the middle of a copy of the source: {into_name} stands at offset {upto} of {end}, and {filled}",
+            spec.name
+        ))
+        .hint(format!(
+            "let `crossfade run {spec_file}` finish the copy, then say the same again; or say --follow, which waits for it"
+        ))
+    })
 }
 
 /// What the journal says, also beside the process that writes it.
 fn checkpoints_of(spec: &Spec) -> Result<Migration, CliError> {
     let path = WorkFolder::journal_path(&folder::existing(spec)?);
     Ok(Journal::open(Embedded::open_read_only(path)?, None)?.migration())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{error::Exit, run::shop::Shop};
+    use crossfade_event::{Cut, Offset};
+
+    #[test]
+    fn what_is_not_whole_is_no_success_and_says_what_to_do() {
+        let shop = Shop::new();
+        let (from, into) = (shop.spec("first"), shop.spec("second"));
+        let at = |upto: u64, in_copy| Stand { upto: Cut::single(Offset(upto)), end: Cut::single(Offset(9)), in_copy };
+        assert_eq!(unfinished(&from, &into, &at(9, false), false), None);
+        let said = |stand: Stand, stopped| unfinished(&from, &into, &stand, stopped).unwrap();
+        let copying = said(at(9, true), false);
+        assert_eq!(copying.exit, Exit::Failed);
+        assert!(copying.message.contains("first ends in the middle of a copy"), "{copying}");
+        assert!(copying.message.contains("second stands at offset 9 of 9, and is still being filled"), "{copying}");
+        assert!(copying.hint.unwrap().contains("--follow"));
+        let stopped = said(at(4, false), true);
+        assert!(stopped.message.contains("stands at offset 4 of 9, and does not have all of it"), "{stopped}");
+        assert!(stopped.hint.unwrap().contains("goes on from there"));
+    }
 }

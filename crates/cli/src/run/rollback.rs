@@ -1,14 +1,20 @@
 //! `rollback`: takes back what a migration wrote. Both ways can be killed and run again.
 
 use super::{
+    follower::Origin,
     plan_file::{PlanFile, secret_of},
     session::routes,
 };
-use crate::{args::RollbackArgs, commands::folder, error::CliError, output, spec::Spec, wiring};
-use crossfade_connector::{Rollback, UndoReport};
-use crossfade_control::Command;
+use crate::{args::RollbackArgs, commands::folder, error::CliError, output, registry::AnySink, spec::Spec, wiring};
+use crossfade_connector::{Rollback, Sink, UndoReport};
+use crossfade_control::{Command, Phase, RollbackKind};
+use crossfade_log::embedded::Embedded;
+use crossfade_pipeline::Routes;
 use crossfade_state::WorkFolder;
-use std::io::{IsTerminal, Write};
+use std::{
+    io::{IsTerminal, Write},
+    path::Path,
+};
 
 /// Rolls back.
 pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), CliError> {
@@ -16,12 +22,17 @@ pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), Cli
     if args.wipe && !args.yes {
         confirm(spec)?;
     }
+    let (journal, by) = (folder::journal(&owned)?, folder::by_hand());
     let Some(plan) = PlanFile::read(owned.dir())? else {
+        if journal.migration().phase == Phase::RollingBack(RollbackKind::Wipe) {
+            // Everything was dropped, the plan as the last of it; what was left to do is to say so.
+            forget(&owned)?;
+            journal.command(Command::RollbackDone, &by).await?;
+            return say(&UndoReport::default(), args);
+        }
         return output::line(format!("the migration {} has made nothing yet", spec.name));
     };
     plan.check(spec)?;
-    let journal = folder::journal(&owned)?;
-    let by = folder::by_hand();
     journal.command(if args.wipe { Command::Wipe } else { Command::Undo }, &by).await?;
     // Every worker of before is refused from here on.
     journal.command(Command::RaiseEpoch, &by).await?;
@@ -32,6 +43,7 @@ pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), Cli
         wiring::release_source(spec, owned.dir()).await?;
         report
     } else {
+        let routes = as_followed(owned.dir(), routes, &mut sink).await?;
         sink.undo(routes.target()).await?
     };
     if args.wipe {
@@ -39,6 +51,21 @@ pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), Cli
     }
     journal.command(Command::RollbackDone, &by).await?;
     say(&report, args)
+}
+
+/// The target's tables as they are now: the sink has followed the source's changes of shape.
+async fn as_followed(dir: &Path, mut routes: Routes, sink: &mut AnySink) -> Result<Routes, CliError> {
+    let path = WorkFolder::log_path(dir);
+    let log = match Origin::read(dir)? {
+        Some(origin) => Some(folder::log(&origin.load()?)?),
+        None if path.is_dir() => Some(Embedded::open_read_only(path)?),
+        // Without a log there is nothing that it could have followed.
+        None => None,
+    };
+    if let (Some(progress), Some(log)) = (sink.progress().await?, log) {
+        routes.restore(&log, &progress.schemas)?;
+    }
+    Ok(routes)
 }
 
 /// The log and the state speak of a target that is gone. The journal stays.

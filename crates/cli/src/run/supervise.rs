@@ -260,7 +260,7 @@ async fn count_what_is_there(
 }
 
 /// SIGINT and SIGTERM.
-struct Signals {
+pub(super) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     first: bool,
@@ -268,7 +268,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn listen() -> Result<Self, CliError> {
+    pub(super) fn listen() -> Result<Self, CliError> {
         use tokio::signal::unix::{SignalKind, signal};
         let listen = |kind| signal(kind).map_err(|error| CliError::io("listening for signals", &error));
         Ok(Self {
@@ -280,7 +280,7 @@ impl Signals {
     }
 
     /// Waits for the next one; true for any but the first.
-    async fn next(&mut self) -> bool {
+    pub(super) async fn next(&mut self) -> bool {
         let received = tokio::select! {
             received = self.interrupt.recv() => received,
             received = self.terminate.recv() => received,

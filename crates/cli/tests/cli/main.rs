@@ -1,5 +1,6 @@
 //! The binary as a person meets it when something is wrong: one clear sentence, the remedy, the right exit code, and
 //! nothing half done. None of this needs a server.
+#![cfg(test)]
 
 mod asking;
 mod beginning;

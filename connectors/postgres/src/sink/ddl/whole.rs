@@ -78,6 +78,11 @@ impl<'t> Walk<'t> {
         for table in ours() {
             out.extend(self.row_key(table)?);
         }
+        for table in target.tables.iter().filter(|table| table.mode == WriteMode::InsertOnce) {
+            for key in &table.def.uniques {
+                out.extend(self.key(table, key, "UNIQUE")?);
+            }
+        }
         for table in ours() {
             for index in table.def.indexes.iter().filter(|index| !index.unique) {
                 let is_free = self.take(&table.schema.name, &index.name);

@@ -10,12 +10,12 @@ use crate::{
     OnRewrite,
     client::{failure, replication::Lsn},
     codec::{
-        pgoutput::{CellRule, Relation, RelationColumn},
+        pgoutput::{CellRule, Relation},
         types::TypeFacts,
     },
     source::{
         catalog::{self, Candidate, LiveTable},
-        relations::{self, Captured, Followed},
+        relations::{self, Captured},
         setup, slot,
         snapshot::{Plan, SnapshotRun},
         tree::Member,
@@ -226,6 +226,7 @@ impl Engine {
         for table in &tables {
             self.assembler.resolving.insert(*table, Lsn(u64::MAX));
         }
+        self.copying = tables.iter().copied().collect();
         let schemas = self.assembler.tables.values().map(|captured| captured.schema.clone()).collect();
         let tables = tables.into_iter().map(|table| (table, TableSnapshot::default())).collect();
         let state = SnapshotState { generation, ended: false, visible: Some(visible), tables };
@@ -236,16 +237,21 @@ impl Engine {
 
     /// Rows of the table changed without an event: it is copied again once this transaction has ended, or we stop.
     pub(super) async fn rewritten(&mut self, schema: &TableSchema, why: &str) -> Result<(), End> {
-        let doing = format!("following the change of {}", schema.name);
+        self.may_rewrite(schema, why)?;
+        self.again_after_commit(schema.id).await
+    }
+
+    /// Whether the spec has a table that was rewritten copied again.
+    pub(super) fn may_rewrite(&self, schema: &TableSchema, why: &str) -> Result<(), Failure> {
         if self.config.on_rewrite == OnRewrite::Stop {
-            return Err(End::Failed(Failure::halt(
-                doing,
+            return Err(Failure::halt(
+                format!("following the change of {}", schema.name),
                 format!("{why}: rows that were there before changed without an event"),
                 "Set on_rewrite = \"snapshot\" to have the table copied again, and run",
-            )));
+            ));
         }
         tracing::info!(table = %schema.name, why, "the table is copied again");
-        self.again_after_commit(schema.id, doing).await
+        Ok(())
     }
 
     /// Begins the backfill of what waits for one, where nothing stands in the way.
@@ -260,16 +266,14 @@ impl Engine {
         self.begin_backfill(tables.into_iter().collect()).await
     }
 
-    async fn again_after_commit(&mut self, table: TableId, doing: String) -> Result<(), End> {
+    async fn again_after_commit(&mut self, table: TableId) -> Result<(), End> {
         if let Some(snapshot) = &self.snapshot {
             snapshot.abandon(table);
             if self.assembler.in_parts() {
-                return Err(End::Failed(Failure::retry(
-                    doing,
-                    "a backfill is running and a large transaction is being read; it is read again later",
-                )));
+                self.give_up_backfill();
+            } else {
+                self.finish_backfill().await?;
             }
-            self.finish_backfill().await?;
         }
         self.again.insert(table);
         Ok(())
@@ -287,6 +291,20 @@ impl Engine {
             let output = run.next().await?;
             self.take_output(output);
         }
+    }
+
+    /// Between the parts of a large transaction nothing of a backfill can be handed over: the running one ends with what
+    /// the log has of it, and the tables whose copy is not in are copied anew by the next one.
+    fn give_up_backfill(&mut self) {
+        self.snapshot = None;
+        let waiting = self.held.take().map(|batch| batch.events).unwrap_or_default();
+        self.copying.extend(waiting.iter().filter_map(|stamped| match &stamped.event {
+            Event::SnapshotEnded { table, .. } => Some(*table),
+            _ => None,
+        }));
+        let unfinished: Vec<TableId> = std::mem::take(&mut self.copying).into_iter().collect();
+        tracing::info!(tables = unfinished.len(), "what is not copied yet is copied anew after a large transaction");
+        self.copied_all(self.generation, unfinished);
     }
 
     /// A chunk that waits for the stream to say its table's new shape would wait for ever while the stream waits for it:
@@ -320,7 +338,7 @@ impl Engine {
         let tables = self.capture(&[relation.oid]).await?;
         self.tree.note(BTreeSet::from([relation.oid])).await?;
         for table in tables {
-            self.again_after_commit(table, doing.clone()).await?;
+            self.again_after_commit(table).await?;
         }
         let Some(captured) = self.assembler.tables.get_mut(&relation.oid) else { return Ok(()) };
         let names = captured.schema.columns.iter().map(|column| &*column.name);
@@ -328,46 +346,6 @@ impl Engine {
             return Err(End::Failed(Failure::retry(doing, "the catalog is ahead of the stream")));
         }
         captured.rules = Some(relations::rules(&captured.schema, relation));
-        Ok(())
-    }
-
-    /// Takes a table's shape from the catalog, once the stream has come to where a chunk found it changed.
-    pub(super) async fn reshape_from_catalog(&mut self) -> Result<(), Failure> {
-        if self.assembler.is_open() {
-            return Ok(());
-        }
-        let seen = self.assembler.seen();
-        let (due, later) = std::mem::take(&mut self.stale).into_iter().partition(|(_, until)| *until <= seen);
-        self.stale = later;
-        let due: Vec<(u32, Lsn)> = due;
-        for (oid, _) in due {
-            self.take_shape(oid).await?;
-        }
-        Ok(())
-    }
-
-    /// A table's shape as the catalog has it. Where its rows were rewritten and a backfill is running, the table waits
-    /// for the next one, and its shape with it.
-    async fn take_shape(&mut self, oid: u32) -> Result<(), Failure> {
-        let live = catalog::live_tables(&self.session, &[oid]).await?;
-        let types = catalog::column_types(&self.session, live.values()).await?;
-        let (Some(table), Some(captured)) = (live.get(&oid), self.assembler.tables.get(&oid)) else { return Ok(()) };
-        let old = captured.schema.clone();
-        self.check_text(&old.name, &live, &types)?;
-        let next = match relations::follow(&old, &as_relation(table), Some(table), &types, self.text)? {
-            Followed::Same => return Ok(()),
-            Followed::Changed(next) => next,
-            Followed::Rewritten(next, _) => {
-                if let Some(snapshot) = &self.snapshot {
-                    snapshot.abandon(old.id);
-                    self.refresh.insert(oid);
-                    return Ok(());
-                }
-                next
-            }
-        };
-        let schema = self.announce(next);
-        self.assembler.tables.insert(oid, Captured { schema, rules: None });
         Ok(())
     }
 
@@ -451,22 +429,5 @@ impl Engine {
 
     pub(super) async fn end_of_wal(&self) -> Result<Lsn, Failure> {
         slot::end_of_wal(&self.session).await
-    }
-}
-
-/// The catalog's shape as the stream would say it.
-fn as_relation(table: &LiveTable) -> Relation {
-    let column = |column: &catalog::LiveColumn| RelationColumn {
-        name: column.name.to_string(),
-        type_oid: column.type_oid,
-        type_modifier: column.type_modifier,
-        is_key: column.key.is_some(),
-    };
-    Relation {
-        oid: table.oid,
-        schema: table.name.schema.to_string(),
-        name: table.name.name.to_string(),
-        identity: b'd',
-        columns: table.columns.iter().map(column).collect(),
     }
 }
