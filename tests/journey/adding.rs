@@ -98,14 +98,8 @@ async fn a_wish_for_new_tables_is_kept_for_the_next_run_and_what_cannot_be_is_re
     assert!(said.stdout.contains("taken in by the next run"), "{said}");
     // Somebody else's rows stand where it should go: the run goes on without it, and says why.
     let mut run = desk.start();
-    desk.until("the refusal to be said", &mut run, async || true).await;
     desk.wait(&mut run);
-    let mut refused = false;
-    while !refused {
-        refused = run.stderr().contains("rows that are not ours");
-        assert!(run.is_running(), "{}", run.stderr());
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    desk.until_said("rows that are not ours", &mut run);
     target.execute("DROP TABLE invoices").await;
     desk.stop(run);
 

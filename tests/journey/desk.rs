@@ -100,6 +100,16 @@ impl Desk {
         }
     }
 
+    /// Waits until a run has said something.
+    pub(crate) fn until_said(&self, word: &str, run: &mut Running) {
+        let what = format!("the run to say {word:?}");
+        crossfade_testkit::wait::wait_for_blocking(&what, || {
+            let said = run.stderr();
+            assert!(run.is_running(), "the run ended before {what}\n{said}");
+            said.contains(word).then_some(())
+        });
+    }
+
     /// Ends the run in order; it must drain and say so by its code.
     pub(crate) fn stop(&self, run: Running) {
         run.interrupt();

@@ -10,6 +10,7 @@ mod demo;
 mod desk;
 mod lookups;
 mod planned;
+mod replayed;
 mod shapes;
 mod six_tables;
 mod small;

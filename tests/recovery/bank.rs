@@ -82,6 +82,32 @@ pub(crate) async fn backlog(end: &End, writer: i64, transactions: i64, mark: i64
     write_mark(end, mark).await;
 }
 
+/// Badges for [`hand_around`]; only where several connections write.
+pub(crate) async fn create_badges(end: &End) {
+    end.execute(
+        "ALTER TABLE movements ADD PRIMARY KEY (writer, number);
+         CREATE TABLE badges (id bigint PRIMARY KEY, badge text UNIQUE);
+         INSERT INTO badges SELECT i, 'badge ' || i FROM generate_series(1, 500) i",
+    )
+    .await;
+}
+
+/// Commits transactions of which each gives one row's unique value away, and the next gives it to another row: a worker that is
+/// ahead of the others may have the second without the first.
+pub(crate) async fn hand_around(end: &End, transactions: i64, mark: i64) {
+    end.execute(&format!(
+        "DO $$ DECLARE a bigint; b bigint; was text; BEGIN FOR i IN 1..{transactions} LOOP
+           a := 1 + (i * 7 + {mark}) % 500; b := 1 + (i * 13 + 1) % 500;
+           IF a <> b THEN
+             SELECT badge INTO was FROM badges WHERE id = a;
+             UPDATE badges SET badge = 'of {mark} ' || i WHERE id = a; COMMIT;
+             UPDATE badges SET badge = was WHERE id = b; COMMIT;
+           END IF;
+         END LOOP; END $$"
+    ))
+    .await;
+}
+
 /// A row by whose arrival one knows that everything before it has arrived.
 pub(crate) async fn write_mark(end: &End, mark: i64) {
     end.execute(&format!("INSERT INTO marks VALUES ({mark})")).await;
@@ -170,8 +196,7 @@ impl Drop for Teller {
 }
 
 fn work(end: &End, mut rng: StdRng, stop: &AtomicBool, committed: &AtomicU64, pause: Duration) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.unwrap_or_else(|error| panic!("no runtime for the teller: {error}"));
+    let runtime = quietly();
     let mut writer = Writer::new(end);
     // Counts attempts, so that a transaction whose end nobody knows never shares a number with the next.
     let mut number = 0;
@@ -190,25 +215,32 @@ fn work(end: &End, mut rng: StdRng, stop: &AtomicBool, committed: &AtomicU64, pa
     }
 }
 
+/// A runtime for a writer's own thread.
+pub(crate) fn quietly() -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap_or_else(|error| panic!("no runtime for a writer: {error}"))
+}
+
 /// A connection that is made again when it is lost.
-enum Writer {
+pub(crate) enum Writer {
     Postgres(String, Option<tokio_postgres::Client>),
     Sqlite(rusqlite::Connection),
 }
 
 impl Writer {
-    fn new(end: &End) -> Self {
+    pub(crate) fn new(end: &End) -> Self {
         match end {
             End::Postgres(database) => Self::Postgres(database.url.clone(), None),
             End::Sqlite(path) => Self::Sqlite(open_sqlite(path)),
         }
     }
 
-    async fn commit(&mut self, sql: &str) -> bool {
+    /// Commits, or says that nobody knows.
+    pub(crate) async fn commit(&mut self, sql: &str) -> bool {
         match self {
             Self::Sqlite(connection) => {
                 let done = connection.execute_batch(&format!("BEGIN IMMEDIATE; {sql} COMMIT;"));
-                done.unwrap_or_else(|error| panic!("the teller cannot write: {error}"));
+                done.unwrap_or_else(|error| panic!("a writer cannot write: {error}"));
                 true
             }
             Self::Postgres(url, client) => {

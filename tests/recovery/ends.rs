@@ -2,7 +2,7 @@
 
 use crossfade_testkit::{
     compare::{self, Rows},
-    postgres::{Database, Postgres, Version},
+    postgres::Database,
 };
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
@@ -16,49 +16,6 @@ pub(crate) enum End {
     Sqlite(PathBuf),
 }
 
-/// Which systems, from where to where.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Direction {
-    PostgresToPostgres,
-    SqliteToSqlite,
-    PostgresToSqlite,
-    SqliteToPostgres,
-}
-
-impl Direction {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::PostgresToPostgres => "PostgreSQL to PostgreSQL",
-            Self::SqliteToSqlite => "SQLite to SQLite",
-            Self::PostgresToSqlite => "PostgreSQL to SQLite",
-            Self::SqliteToPostgres => "SQLite to PostgreSQL",
-        }
-    }
-
-    /// Fresh ends: databases of their own on the shared servers, files in `folder`. `None` where a server cannot be had,
-    /// which has been said.
-    pub(crate) async fn ends(self, folder: &Path) -> Option<(End, End)> {
-        let source = match self {
-            Self::PostgresToPostgres | Self::PostgresToSqlite => {
-                End::Postgres(Postgres::shared(Version::V15)?.create_database("source").await)
-            }
-            Self::SqliteToSqlite | Self::SqliteToPostgres => End::Sqlite(folder.join("source.db")),
-        };
-        let target = match self {
-            Self::PostgresToPostgres | Self::SqliteToPostgres => {
-                End::Postgres(Postgres::shared_target(Version::V15)?.create_database("target").await)
-            }
-            Self::SqliteToSqlite | Self::PostgresToSqlite => End::Sqlite(folder.join("target.db")),
-        };
-        Some((source, target))
-    }
-
-    /// Whether both ends are of one system, so that every value can be held against its twin bit for bit.
-    pub(crate) fn is_straight(self) -> bool {
-        matches!(self, Self::PostgresToPostgres | Self::SqliteToSqlite)
-    }
-}
-
 impl End {
     /// Runs statements.
     pub(crate) async fn execute(&self, sql: &str) {
@@ -68,6 +25,23 @@ impl End {
                 open_sqlite(path).execute_batch(sql).unwrap_or_else(|error| panic!("{error}\nin: {sql}"));
             }
         }
+    }
+
+    /// Runs a statement beside a run that writes the same rows: one of the two may be the victim of a deadlock.
+    pub(crate) async fn execute_at_last(&self, sql: &str) {
+        let Self::Postgres(database) = self else { return self.execute(sql).await };
+        let client = database.connect().await;
+        crossfade_testkit::wait::wait_until("a statement not to be the victim of a deadlock", async || {
+            match client.batch_execute(sql).await {
+                Ok(()) => true,
+                Err(error) => {
+                    let deadlock = error.code() == Some(&tokio_postgres::error::SqlState::T_R_DEADLOCK_DETECTED);
+                    assert!(deadlock, "{error:?}\nin: {sql}");
+                    false
+                }
+            }
+        })
+        .await;
     }
 
     /// The first value of a query as a number; `None` when there is no row, no table, or no file yet.

@@ -1,22 +1,27 @@
 //! What a user is promised: kill it whenever you like. The release binary is ended by SIGKILL at random moments, under live
 //! writers, in every phase; it is started again, and at the end both sides are compared value by value, by the tests' own
-//! comparison. Also here: the state folder lost or damaged, servers and network that go away, a second run, and builds
-//! with a defect, which these tests must find.
+//! comparison. Also here: the state folder lost or damaged, servers and network that go away, disks that are full, a second
+//! run, and builds with a defect, which these tests must find.
 //!
 //! The short round runs with all tests; `CROSSFADE_SOAK=1` (`make soak`) makes it long. Every random choice follows from a
 //! seed that is printed.
 #![cfg(test)]
 
 mod bank;
+mod disk;
 mod ends;
+mod growing;
 mod kills;
 mod mutants;
 mod page;
 mod round;
 mod servers;
+mod setup;
+mod shadow;
 mod stand;
 mod state;
 mod tally;
+mod yard;
 
 /// Whether this is the long round.
 fn is_soak() -> bool {

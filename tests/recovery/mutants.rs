@@ -4,9 +4,9 @@
 //! Each needs a release build of its own, so they run in the long round, and where `CROSSFADE_MUTANTS=1` asks for them.
 
 use crate::{
-    ends::Direction,
     is_soak,
     round::{Kills, play_forward},
+    setup::{Direction, Setup},
 };
 use crossfade_testkit::seeded;
 use std::{
@@ -58,13 +58,13 @@ fn is_found(direction: Direction, binary: &Path) -> bool {
         let (seed, binary) = (seed.wrapping_add(round), binary.to_owned());
         let played = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-            runtime.block_on(play_forward(direction, kills, seed, binary))
+            runtime.block_on(play_forward(direction.into(), kills, seed, binary))
         });
         match played.join() {
             Ok(None) => return true,
             Ok(Some(_)) => {}
             Err(failed) => {
-                println!("{}: found in round {}: {}", direction.name(), round + 1, sentence(failed));
+                println!("{}: found in round {}: {}", Setup::from(direction).name(), round + 1, sentence(failed));
                 return true;
             }
         }
@@ -87,7 +87,7 @@ fn fails_with(defect: &str) {
     }
     let binary = build(defect);
     for direction in [Direction::PostgresToPostgres, Direction::SqliteToSqlite] {
-        assert!(is_found(direction, &binary), "{}: {defect} was not found", direction.name());
+        assert!(is_found(direction, &binary), "{}: {defect} was not found", Setup::from(direction).name());
     }
 }
 

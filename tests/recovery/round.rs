@@ -3,9 +3,12 @@
 
 use crate::{
     bank::{self, Teller},
-    ends::{Direction, End},
+    ends::End,
+    setup::{Mode, Setup},
+    shadow,
     stand::{SPEC, Stand},
     tally::{Phase, Tally},
+    yard::{self, Yard},
 };
 use crossfade_testkit::{
     crossfade::Running,
@@ -33,17 +36,19 @@ const TRIES: usize = 12;
 
 const WIPE: [&str; 4] = ["rollback", SPEC, "--wipe", "--yes"];
 
+const RETRY: [&str; 4] = ["quarantine", "retry", SPEC, "--all"];
+
 const SHOP: Size = Size { customers: 60, zoo: 60 };
 
 /// Plays one round. `None` where a server cannot be had, which has been said.
-pub(crate) async fn play(direction: Direction, kills: Kills, seed: u64) -> Option<Tally> {
-    let stand = Stand::new(direction).await?;
+pub(crate) async fn play(setup: Setup, kills: Kills, seed: u64) -> Option<Tally> {
+    let stand = Stand::new(setup).await?;
     Some(Round::begin(stand, kills, seed).await.play().await)
 }
 
 /// The first three phases only, with a build of one's own; the sides are compared at the end.
-pub(crate) async fn play_forward(direction: Direction, kills: Kills, seed: u64, binary: PathBuf) -> Option<Tally> {
-    let stand = Stand::with_binary(direction, binary).await?;
+pub(crate) async fn play_forward(setup: Setup, kills: Kills, seed: u64, binary: PathBuf) -> Option<Tally> {
+    let stand = Stand::with_binary(setup, binary).await?;
     let mut round = Round::begin(stand, kills, seed).await;
     round.forward().await;
     let run = round.stand.start();
@@ -60,6 +65,9 @@ struct Round {
     teller: Option<Teller>,
     /// The shop's writers; only between systems of one kind, for the shop's values have no twin in the other one.
     writers: Option<Writers>,
+    yard: Option<Yard>,
+    /// What was born before this migration: see [`yard::last_birth`].
+    births_after: i64,
     /// The longest delay before a kill that still hit its phase, roughly.
     reach: Duration,
 }
@@ -67,7 +75,7 @@ struct Round {
 impl Round {
     async fn begin(stand: Stand, kills: Kills, seed: u64) -> Self {
         let mut writers = None;
-        if stand.direction.is_straight() {
+        if stand.setup.is_straight() && stand.setup.mode != Mode::Shadow {
             match &stand.source {
                 End::Postgres(database) => {
                     shop::create_postgres(database, SHOP, seed).await;
@@ -79,10 +87,23 @@ impl Round {
                 }
             }
         }
-        bank::create(&stand.source, kills.ballast).await;
+        stand.fill(kills.ballast).await;
+        let is_yard = matches!(stand.setup.mode, Mode::Yard { .. });
+        let yard = is_yard.then(|| Yard::start(&stand.source, seed, 60));
         let teller = Some(Teller::start(&stand.source, seed, 80));
         let rng = seeded::worker(seed, 99);
-        Self { stand, kills, rng, tally: Tally::default(), mark: 0, teller, writers, reach: Duration::from_millis(400) }
+        Self {
+            stand,
+            kills,
+            rng,
+            tally: Tally::default(),
+            mark: 0,
+            teller,
+            writers,
+            yard,
+            births_after: 0,
+            reach: Duration::from_millis(400),
+        }
     }
 
     async fn play(mut self) -> Tally {
@@ -95,6 +116,10 @@ impl Round {
 
     async fn forward(&mut self) {
         self.snapshot().await;
+        if self.yard.is_some() {
+            self.births_after = yard::last_birth(&self.stand.source).await;
+            yard::refuse_bad_letters(&self.stand.target).await;
+        }
         self.catch_up().await;
         self.streaming().await;
     }
@@ -163,7 +188,7 @@ impl Round {
                 break;
             }
             let mark = self.next_mark();
-            bank::backlog(&self.stand.source, 1_000 + mark, self.kills.backlog, mark).await;
+            self.backlog(mark).await;
             self.kill_while_behind(mark).await;
         }
     }
@@ -176,13 +201,21 @@ impl Round {
             self.stand.until("something new is in the log", &mut run, async || self.stand.log_end() > before).await;
             self.a_moment().await;
             let unfinished = self.kill(run).await;
-            let arrived = bank::has_mark(&self.stand.target, mark).await;
+            let arrived = self.stand.has_mark(mark).await;
             self.tally.note(if arrived { Phase::Streaming } else { Phase::CatchUp }, unfinished);
             self.aim(!arrived);
             if arrived || self.tally.kills(Phase::CatchUp) >= self.kills.per_phase {
                 return;
             }
         }
+    }
+
+    /// What somebody who was away has to catch up with.
+    async fn backlog(&self, mark: i64) {
+        if self.stand.setup.mode == Mode::Parallel {
+            bank::hand_around(&self.stand.source, self.kills.backlog, mark).await;
+        }
+        bank::backlog(&self.stand.source, 1_000 + mark, self.kills.backlog, mark).await;
     }
 
     async fn streaming(&mut self) {
@@ -206,13 +239,17 @@ impl Round {
         let mark = self.next_mark();
         let mut run = self.stand.start();
         self.stand.until_caught_up(&mut run, mark).await;
+        // A worker may have the mark before the migration's own place has moved.
+        self.stand.wait_caught_up();
         self.stand.crossfade.succeed(&["checkpoint", SPEC, "before-the-damage"]);
         let mark = self.next_mark();
-        bank::backlog(&self.stand.source, 1_000 + mark, self.kills.backlog, mark).await;
+        self.backlog(mark).await;
         self.stand.source.execute("UPDATE accounts SET note = 'changed after the checkpoint'").await;
         let mark = self.next_mark();
         self.stand.until_caught_up(&mut run, mark).await;
-        self.stand.target.execute("UPDATE accounts SET note = 'damaged' WHERE id % 3 = 0").await;
+        let damaged = if self.stand.setup.mode == Mode::Shadow { "note_copy" } else { "note" };
+        let damage = format!("UPDATE accounts SET {damaged} = 'damaged' WHERE id % 3 = 0");
+        self.stand.target.execute_at_last(&damage).await;
         self.reach = Duration::from_millis(150);
         for _ in 0..TRIES * self.kills.per_phase {
             if self.tally.kills(Phase::Replay) >= self.kills.per_phase {
@@ -250,9 +287,18 @@ impl Round {
         let committed = self.teller.take().map_or(0, Teller::stop);
         assert!(committed > 0, "the teller committed nothing: this proves nothing");
         let tally = self.writers.take().map(Writers::stop);
+        let run = match self.yard.take() {
+            Some(yard) => self.settle_the_yard(run, yard).await,
+            None => run,
+        };
         self.stand.wait_caught_up();
         let held = self.stand.crossfade.json(&["quarantine", "ls", SPEC]);
         assert_eq!(held.as_array().map(Vec::len), Some(0), "nothing may be in quarantine: {held}");
+        if self.stand.setup.mode == Mode::Shadow {
+            self.mark += 2;
+            shadow::assert_no_echo(&self.stand, self.mark - 1).await;
+            self.stand.wait_caught_up();
+        }
         self.stand.assert_equal(tally.is_some()).await;
         if let Some(tally) = tally {
             let reading = match &self.stand.target {
@@ -268,6 +314,37 @@ impl Round {
             check_count(&reading, tally).unwrap_or_else(|violation| panic!("{violation}"));
         }
         self.kill_streaming(run).await;
+    }
+
+    /// The yard is compared without what is in quarantine; then all of that goes in, by retries that are killed, and it is compared
+    /// as a whole.
+    async fn settle_the_yard(&mut self, mut run: Running, yard: Yard) -> Running {
+        assert!(yard.stop() > 0, "the yard's writer committed nothing: this proves nothing");
+        self.stand.wait_caught_up();
+        yard::assert_equal(&self.stand, self.births_after).await;
+        yard::let_all_in(&self.stand).await;
+        self.reach = Duration::from_millis(60);
+        for _ in 0..TRIES * self.kills.per_phase {
+            if self.tally.kills(Phase::Retry) >= self.kills.per_phase || yard::held(&self.stand) == 0 {
+                break;
+            }
+            let mut retry = self.stand.crossfade.spawn(&RETRY);
+            self.a_moment().await;
+            let hit = retry.is_running();
+            let unfinished = self.kill(run).await;
+            let finished = retry.wait();
+            assert!(hit || finished.code == Some(0), "a retry that nobody disturbed failed\n{finished}");
+            let hit = finished.code != Some(0);
+            self.tally.note(if hit { Phase::Retry } else { Phase::Streaming }, hit || unfinished);
+            self.aim(hit);
+            let mark = self.next_mark();
+            run = self.stand.start();
+            self.stand.until_caught_up(&mut run, mark).await;
+        }
+        self.stand.crossfade.succeed(&RETRY);
+        self.stand.wait_caught_up();
+        yard::assert_letters_equal(&self.stand).await;
+        run
     }
 
     /// Wipes, killed and run again; each wipe that was not in time to be killed is followed by another migration.
@@ -300,8 +377,12 @@ impl Round {
     }
 
     async fn assert_wiped(&self) {
-        let left = self.stand.target.leftovers().await;
-        assert_eq!(left.count(), 0, "a wipe left something in the target: {left:?}");
+        if self.stand.setup.mode == Mode::Shadow {
+            assert_eq!(shadow::leftovers(&self.stand.target).await, Some(0), "a wipe left something in the tables");
+        } else {
+            let left = self.stand.target.leftovers().await;
+            assert_eq!(left.count(), 0, "a wipe left something in the target: {left:?}");
+        }
         match &self.stand.source {
             End::Postgres(_) => {
                 let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";

@@ -3,27 +3,38 @@
 
 use crate::{
     bank::{self, Teller},
-    ends::{Direction, End},
+    ends::End,
+    is_soak,
+    setup::Direction,
     stand::{SPEC, Stand},
 };
 use crossfade_testkit::{
     crossfade::{Running, binary},
-    postgres::{Postgres, Settings, Version},
+    postgres::{
+        Postgres, Settings,
+        Version::{self, V15, V17, V18},
+    },
     proxy::{Fault, Proxy},
     seeded,
     wait::wait_until,
 };
+use rand::Rng;
+use std::process::Command;
 
 const BALLAST: i64 = 15_000;
 
 /// Two servers of this test's own. Commits that were acknowledged must outlive a kill, so `fsync` is on.
 async fn servers() -> Option<(Postgres, Postgres, Stand)> {
-    let source = Postgres::start(Version::V15, Settings::new().fsync())?;
-    let target = Postgres::start(Version::V15, Settings::new().fsync())?;
+    servers_of(V15, V15).await
+}
+
+async fn servers_of(source: Version, target: Version) -> Option<(Postgres, Postgres, Stand)> {
+    let source = Postgres::start(source, Settings::new().fsync())?;
+    let target = Postgres::start(target, Settings::new().fsync())?;
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (source.create_database("source").await, target.create_database("target").await);
-    let direction = Direction::PostgresToPostgres;
-    let stand = Stand::over(direction, End::Postgres(one), End::Postgres(two), folder, binary());
+    let setup = Direction::PostgresToPostgres.into();
+    let stand = Stand::over(setup, End::Postgres(one), End::Postgres(two), folder, binary());
     bank::create(&stand.source, BALLAST).await;
     Some((source, target, stand))
 }
@@ -83,9 +94,100 @@ async fn a_target_server_that_crashes_and_restarts_is_waited_for() {
     settle(&stand, run, teller, 10).await;
 }
 
+/// How a server goes down.
+#[derive(Debug, Clone, Copy)]
+enum Stop {
+    /// Sessions are ended, a checkpoint is written.
+    Fast,
+    /// Backends are told to quit as they are; the next start recovers.
+    Immediate,
+    /// Not even that.
+    Killed,
+}
+
+fn take_down(server: &Postgres, how: Stop) {
+    match how {
+        Stop::Fast => server.stop(),
+        Stop::Immediate => {
+            let pid = server.pid().map(|pid| pid.to_string()).unwrap_or_default();
+            let sent = Command::new("sh").args(["-c", "kill -QUIT \"$0\"", &pid]).status();
+            assert!(sent.is_ok_and(|status| status.success()), "no signal to the server");
+            crossfade_testkit::wait::wait_for_blocking("the server's processes to end", || {
+                server.pids().is_empty().then_some(())
+            });
+            // Only its exit is still to be taken note of.
+            server.kill();
+        }
+        Stop::Killed => server.kill(),
+    }
+}
+
+/// The source, the target, both at once and Crossfade itself go down in turn, each in every way, in the copy and after it.
+async fn all_go_down(source: Version, target: Version, times: usize) {
+    let Some((source, target, stand)) = servers_of(source, target).await else { return };
+    let seed = seeded::seed("all go down");
+    let mut rng = seeded::worker(seed, 3);
+    let teller = Teller::start(&stand.source, seed, 150);
+    let mut run = stand.start();
+    // Nothing is waited for while it plans: a server that is not there then is a wrong address.
+    stand.until("the copy has begun", &mut run, async || stand.log_end() > 0).await;
+    let (mut mark, mut killed) = (0, 0);
+    for time in 0..times {
+        // Both orders: what goes down while the other is coming back.
+        let how = [Stop::Fast, Stop::Immediate, Stop::Killed][time % 3];
+        match time % 5 {
+            0 => (take_down(&source, how), source.start_again()).1,
+            1 => (take_down(&target, how), target.start_again()).1,
+            2 => {
+                take_down(&target, how);
+                teller.wait_for_more(10);
+                killed += 1;
+                run.kill();
+                run = stand.start();
+                target.start_again();
+            }
+            3 => {
+                take_down(&source, how);
+                take_down(&target, how);
+                source.start_again();
+                target.start_again();
+            }
+            _ => {
+                killed += 1;
+                run.kill();
+                take_down(&source, how);
+                source.start_again();
+                run = stand.start();
+            }
+        }
+        teller.wait_for_more(rng.random_range(1..20));
+        if rng.random_ratio(1, 2) {
+            mark += 1;
+            bank::backlog(&stand.source, 1_000 + mark, 300, mark).await;
+            stand.until("the target has caught up", &mut run, async || stand.has_mark(mark).await).await;
+        }
+    }
+    settle(&stand, run, teller, 1_000).await;
+    println!(
+        "{} to {}: {times} times something went down, {killed} times crossfade was killed with it, both sides equal",
+        source.version(),
+        target.version()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn source_target_and_crossfade_may_go_down_in_any_way_and_order() {
+    if !is_soak() {
+        return all_go_down(V15, V15, 5).await;
+    }
+    for (source, target) in [(V15, V15), (V17, V17), (V18, V18), (V15, V18), (V18, V15)] {
+        all_go_down(source, target, 30).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_is_cut_again_and_again_loses_nothing() {
-    let (Some(source), Some(target)) = (Postgres::shared(Version::V15), Postgres::shared_target(Version::V15)) else {
+    let (Some(source), Some(target)) = (Postgres::shared(V15), Postgres::shared_target(V15)) else {
         return;
     };
     let Some(stand) = Stand::new(Direction::PostgresToPostgres).await else { return };

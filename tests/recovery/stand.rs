@@ -2,7 +2,9 @@
 
 use crate::{
     bank,
-    ends::{Direction, End},
+    ends::End,
+    setup::{Mode, Setup},
+    shadow, yard,
 };
 use crossfade_event::Partition;
 use crossfade_log::{EventLog, embedded::Embedded};
@@ -25,7 +27,7 @@ pub(crate) const SPEC: &str = "spec.toml";
 /// A migration and everything around it.
 #[derive(Debug)]
 pub(crate) struct Stand {
-    pub(crate) direction: Direction,
+    pub(crate) setup: Setup,
     pub(crate) source: End,
     pub(crate) target: End,
     pub(crate) crossfade: Crossfade,
@@ -36,35 +38,38 @@ pub(crate) struct Stand {
 
 impl Stand {
     /// Fresh ends and a spec over them; nothing is in the source yet. `None` where a server cannot be had.
-    pub(crate) async fn new(direction: Direction) -> Option<Self> {
-        Self::with_binary(direction, binary()).await
+    pub(crate) async fn new(setup: impl Into<Setup>) -> Option<Self> {
+        Self::with_binary(setup.into(), binary()).await
     }
 
     /// The same with another build of the binary.
-    pub(crate) async fn with_binary(direction: Direction, binary: PathBuf) -> Option<Self> {
+    pub(crate) async fn with_binary(setup: Setup, binary: PathBuf) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("no temporary folder: {error}"));
-        let (source, target) = direction.ends(folder.path()).await?;
-        Some(Self::over(direction, source, target, folder, binary))
+        let (source, target) = setup.ends(folder.path()).await?;
+        Some(Self::over(setup, source, target, folder, binary))
     }
 
     /// Over ends that are there already.
-    pub(crate) fn over(direction: Direction, source: End, target: End, folder: TempDir, binary: PathBuf) -> Self {
+    pub(crate) fn over(setup: Setup, source: End, target: End, folder: TempDir, binary: PathBuf) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let name = format!("kills-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let crossfade = Crossfade::with_binary(binary, folder.path());
-        let stand = Self { direction, source, target, crossfade, name, folder };
+        let stand = Self { setup, source, target, crossfade, name, folder };
         stand.write_spec(&stand.source.spec(), &stand.target.spec());
         stand
     }
 
     /// Writes the spec, with other words for the ends: a proxy in between.
     pub(crate) fn write_spec(&self, source: &str, sink: &str) {
-        let (name, schema) = (&self.name, self.source.schema());
-        // A file has no schema of its own to name the target's.
-        let into = if self.direction == Direction::SqliteToPostgres { "schema = \"public\"\n" } else { "" };
+        let (name, schema, rules) = (&self.name, self.source.schema(), self.setup.rules());
+        // Within one database a pattern would match our own mapping table, too.
+        let tables = match self.setup.mode {
+            Mode::Shadow => bank::TABLES.map(|table| format!("\"{schema}.{table}\"")).join(", "),
+            _ => format!("\"{schema}.*\""),
+        };
         let spec = format!(
-            "name = \"{name}\"\n[source]\n{source}tables = [\"{schema}.*\"]\nsnapshot = {{ workers = 2, chunk_rows = 1000 }}\n\
-             [log]\nsegment_bytes = \"1MiB\"\n[sink]\n{sink}{into}"
+            "name = \"{name}\"\n[source]\n{source}tables = [{tables}]\nsnapshot = {{ workers = 2, chunk_rows = 1000 }}\n\
+             [log]\nsegment_bytes = \"1MiB\"\n[sink]\n{sink}{rules}"
         );
         self.crossfade.write(SPEC, &spec);
     }
@@ -107,7 +112,26 @@ impl Stand {
     /// Waits until everything that the source has now is in the target: a mark is written, and arrives.
     pub(crate) async fn until_caught_up(&self, run: &mut Running, mark: i64) {
         bank::write_mark(&self.source, mark).await;
-        self.until("the target has caught up", run, async || bank::has_mark(&self.target, mark).await).await;
+        self.until("the target has caught up", run, async || self.has_mark(mark).await).await;
+    }
+
+    /// Whether the target has the mark.
+    pub(crate) async fn has_mark(&self, mark: i64) -> bool {
+        match self.setup.mode {
+            Mode::Shadow => shadow::has_mark(&self.target, mark).await,
+            _ => bank::has_mark(&self.target, mark).await,
+        }
+    }
+
+    /// Makes the tables that every mode has, and those that only this one has.
+    pub(crate) async fn fill(&self, ballast: i64) {
+        bank::create(&self.source, ballast).await;
+        match self.setup.mode {
+            Mode::Plain => {}
+            Mode::Parallel => bank::create_badges(&self.source).await,
+            Mode::Yard { .. } => yard::create(&self.source).await,
+            Mode::Shadow => shadow::adapt(&self.source).await,
+        }
     }
 
     /// `crossfade wait --caught-up`, which must succeed.
@@ -117,7 +141,15 @@ impl Stand {
 
     /// Both sides, table by table and value by value; on both everything adds up.
     pub(crate) async fn assert_equal(&self, with_shop: bool) {
+        if self.setup.mode == Mode::Shadow {
+            shadow::assert_right(&self.target).await;
+            bank::assert_adds_up(&self.source, "source").await;
+            return;
+        }
         let mut tables: Vec<&str> = bank::TABLES.to_vec();
+        if self.setup.mode == Mode::Parallel {
+            tables.push("badges");
+        }
         if with_shop {
             tables.extend(shop::TABLES);
         }
@@ -154,7 +186,7 @@ impl Stand {
         let sql = match &self.target {
             End::Postgres(_) => {
                 format!(
-                    "SELECT 1::bigint FROM crossfade.positions WHERE migration = '{}' AND stage ILIKE 'streaming'",
+                    "SELECT 1::bigint FROM crossfade.positions WHERE migration = '{}' AND worker = 0 AND stage ILIKE 'streaming'",
                     self.name
                 )
             }
@@ -175,7 +207,9 @@ impl Stand {
     /// How many entries of the log the target has not got, after a kill: a batch was under way if there are any.
     pub(crate) async fn behind_the_log(&self) -> u64 {
         let sql = match &self.target {
-            End::Postgres(_) => format!("SELECT cut FROM crossfade.positions WHERE migration = '{}'", self.name),
+            End::Postgres(_) => {
+                format!("SELECT cut FROM crossfade.positions WHERE migration = '{}' AND worker = 0", self.name)
+            }
             End::Sqlite(_) => format!(
                 "SELECT json_extract(progress, '$.cut[0]') || '' FROM _crossfade_positions WHERE migration = '{}'",
                 self.name

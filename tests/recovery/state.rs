@@ -3,7 +3,8 @@
 
 use crate::{
     bank::{self, Teller},
-    ends::{Direction, End},
+    ends::End,
+    setup::Direction,
     stand::{SPEC, Stand},
 };
 use crossfade_testkit::{compare::assert_same, seeded};

@@ -15,9 +15,12 @@ pub(crate) enum Phase {
     Replay,
     /// A rollback was under way.
     Rollback,
+    /// Changes in quarantine were tried again; only where there is a quarantine.
+    Retry,
 }
 
 impl Phase {
+    /// What every round has.
     pub(crate) const ALL: [Self; 5] = [Self::Snapshot, Self::CatchUp, Self::Streaming, Self::Replay, Self::Rollback];
 
     fn name(self) -> &'static str {
@@ -27,6 +30,7 @@ impl Phase {
             Self::Streaming => "streaming",
             Self::Replay => "replay",
             Self::Rollback => "rollback",
+            Self::Retry => "retry",
         }
     }
 }
@@ -63,7 +67,10 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for phase in Phase::ALL {
+        for phase in Phase::ALL.into_iter().chain([Phase::Retry]) {
+            if phase == Phase::Retry && self.kills(phase) == 0 {
+                continue;
+            }
             let (kills, unfinished) = self.0.get(&phase).copied().unwrap_or_default();
             writeln!(f, "  {:<10} {kills:>4} kills, {unfinished:>4} of them hit an unfinished batch", phase.name())?;
         }
