@@ -17,6 +17,7 @@ mod apply;
 mod attempt;
 mod collide;
 mod ddl;
+mod exchange;
 mod finish;
 mod fold;
 mod held;
@@ -125,6 +126,8 @@ pub struct PostgresSink {
     /// for until its commit such a transaction keeps everybody else from the table.
     shaping: Vec<(TargetTable, TargetTable)>,
     standing: Option<Progress>,
+    /// What was told of our place, until it is certain that no older session moves it any more.
+    told: Option<Option<Progress>>,
     written_schemas: Option<Vec<(TableId, crossfade_event::SchemaVersion)>>,
     load_end: Cut,
     /// The connections of `apply = "parallel"`.
@@ -156,6 +159,7 @@ impl PostgresSink {
             in_part: false,
             shaping: Vec::new(),
             standing: None,
+            told: None,
             written_schemas: None,
             load_end: Cut::default(),
             crew: Vec::new(),
@@ -240,6 +244,22 @@ impl PostgresSink {
             Some(link) if !link.session.is_closed() => Ok(link),
             _ => Err(Failure::reconnect("writing to the target", "the session was lost")),
         }
+    }
+
+    /// Adds the labels that enums lack in a transaction of their own: in the one that adds it no label can be used.
+    async fn label_first(&self, link: &mut Link, target: &Target) -> Result<(), Failure> {
+        if !link.open {
+            return match self.shaping.is_empty() {
+                // Everything else of the target is made in the same way.
+                true => Ok(()),
+                false => make::make_labels(link, target).await,
+            };
+        }
+        if make::lacks_labels(link, target).await? {
+            let mut beside = self.connect().await?;
+            make::make_labels(&mut beside, target).await?;
+        }
+        Ok(())
     }
 
     /// Makes the changes of shape that wait, in the transaction of what comes next.
@@ -335,6 +355,11 @@ impl PostgresSink {
             store::fence(link, migration, 0, target.epoch).await?;
         }
         let progress = store::progress(link, migration, 0).await?;
+        // The lock is ours now. Before it was, a session that had been cut off may have committed.
+        if self.told.take().is_some_and(|told| told != progress) {
+            let told = "an older session committed meanwhile: the position must be read again";
+            return Err(Failure::retry("preparing the target", told));
+        }
         make::make_support(link, target).await?;
         for (table, found) in target.tables.iter().zip(&found) {
             make::make_table(link, target, table, *found).await?;
@@ -483,6 +508,7 @@ impl Sink for PostgresSink {
         let mut link = if self.in_part { self.same_link()? } else { self.take_link().await? };
         self.lost = true;
         Box::pin(async {
+            self.label_first(&mut link, target).await?;
             self.shape_up(&mut link).await?;
             self.prepare_on(&mut link, target).await
         })
@@ -516,12 +542,14 @@ impl Sink for PostgresSink {
         self.in_part = false;
         self.shaping.clear();
         let progress = store::progress(&mut link, &migration, 0).await?;
+        self.told = Some(progress.clone());
         self.give_back(link);
         Ok(progress)
     }
 
     async fn apply(&mut self, delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
         self.must_stand()?;
+        self.told = None;
         let mut link = self.same_link()?;
         let applied = Box::pin(self.apply_on(&mut link, delivery, guard)).await?;
         self.in_part = link.open;

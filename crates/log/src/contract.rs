@@ -5,7 +5,10 @@ use crossfade_event::{Batch, Event, SchemaVersion, TableId};
 
 /// Checks that a batch holds events of one lane, and none of a backfill `inside` a transaction whose parts are still
 /// coming: the two would become visible together, and be dropped together.
-pub(crate) fn check_lanes(batch: &Batch, inside: bool) -> Result<(), LogError> {
+///
+/// # Errors
+/// [`LogError::Contract`] with what is mixed.
+pub fn check_lanes(batch: &Batch, inside: bool) -> Result<(), LogError> {
     let snapshot = batch.events.iter().any(|stamped| stamped.event.is_snapshot());
     let both =
         |event: &Event| matches!(event, Event::SchemaSeen(_) | Event::BackfillBegan(_) | Event::BackfillEnded { .. });
@@ -21,6 +24,6 @@ pub(crate) fn check_lanes(batch: &Batch, inside: bool) -> Result<(), LogError> {
 }
 
 /// Rows under a schema that never came.
-pub(crate) fn unknown_schema(table: TableId, version: SchemaVersion) -> LogError {
+pub fn unknown_schema(table: TableId, version: SchemaVersion) -> LogError {
     LogError::Contract(format!("rows of table {} under its schema {}, which was never seen", table.0, version.0))
 }

@@ -80,6 +80,44 @@ pub enum LogError {
         #[source]
         cause: std::io::Error,
     },
+    /// What the log was is gone for good: it was deleted and made anew, or lost its end, or entries that were still
+    /// needed have expired.
+    #[error("{what}. {remedy}")]
+    Lost {
+        /// What was lost.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The log is there and cannot be used as it is.
+    #[error("{what}. {remedy}")]
+    Refused {
+        /// Why not.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// Another process has taken over the writing.
+    #[error(
+        "{log} is now written by {by}; this process has been shut out and has written nothing since. Let one of the two run"
+    )]
+    Fenced {
+        /// Which log.
+        log: String,
+        /// Who writes it.
+        by: String,
+    },
+    /// The server that holds the log does not answer, or says no.
+    #[error("{doing}")]
+    Server {
+        /// What was being done, with what.
+        doing: String,
+        /// What came of it.
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+        /// Whether it may work when tried again.
+        passing: bool,
+    },
     /// The batch breaks the contract (an unknown schema, a mix of lanes).
     #[error("a batch that breaks the log's contract: {0}")]
     Contract(String),

@@ -10,7 +10,9 @@ pub mod embedded;
 mod error;
 mod find;
 pub mod memory;
+pub mod provider;
 pub mod record;
+mod route;
 mod schemas;
 
 pub use error::LogError;
@@ -106,6 +108,12 @@ pub trait EventLog: Clone + Send + Sync + 'static {
 
     /// The latest schema of every table, sorted by table.
     fn latest_schemas(&self) -> Vec<Arc<TableSchema>>;
+
+    /// About how many bytes of the latest appends a reader that is near the tail has not come to yet; nothing where no
+    /// reader is near, and in a log that does not know.
+    fn unread_bytes(&self) -> u64 {
+        0
+    }
 
     /// Notes how far a named consumer has come. Retention never passes the slowest one unless forced. Survives a
     /// restart, perhaps with an older value.

@@ -7,12 +7,13 @@
 //! and are no entries; with `gaps` further offsets are left out, as a broker's own records do.
 
 mod reader;
-mod route;
 
 pub use reader::MemoryReader;
 
-use crate::{EventLog, Lane, LogError, Tail, contract::check_lanes, schemas::Schemas};
-use crossfade_event::{Batch, Cut, Event, Offset, Partition, Position, SchemaVersion, Stamped, TableId, TableSchema};
+use crate::{EventLog, Lane, LogError, Tail, contract::check_lanes, route, schemas::Schemas};
+use crossfade_event::{
+    Batch, Cut, Event, Offset, Partition, Position, Row, SchemaVersion, Stamped, TableId, TableSchema,
+};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -148,7 +149,7 @@ impl State {
         let count = self.partitions.len() as u32;
         let mut place = 0;
         for stamped in head {
-            for (partition, event) in route::divide(stamped.event, &self.schemas, count)? {
+            for (partition, event) in divide(stamped.event, &self.schemas, count)? {
                 self.put(partition, Slot::Event(place, Stamped { position: stamped.position, event }));
                 place += 1;
             }
@@ -227,6 +228,15 @@ impl State {
             marks.next().is_some_and(|(offset, _)| *offset < limit.next(Partition(index as u32)))
         })
     }
+}
+
+fn divide(event: Event, schemas: &Schemas, partitions: u32) -> Result<Vec<(Partition, Event)>, LogError> {
+    let place = |row: &Row, schema: &TableSchema| {
+        let hash = schema.key_of(row).map_or(u64::from(schema.id.0), |key| key.hash64());
+        Partition((hash % u64::from(partitions)) as u32)
+    };
+    // With one partition there is nothing to divide.
+    if partitions == 1 { Ok(vec![(Partition(0), event)]) } else { route::divide(event, schemas, place) }
 }
 
 impl EventLog for Memory {

@@ -55,7 +55,7 @@ mod encode;
 mod frame;
 
 pub use decode::{Record, RecordHeader, Records, decode_event};
-pub use encode::{Encoder, kind_of};
+pub use encode::{Encoder, encode_event, kind_of};
 pub use frame::{FRAME_HEADER, FrameHeader, flags};
 
 /// The newest format that this program writes and reads.

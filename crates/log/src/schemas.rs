@@ -6,15 +6,16 @@ use std::{collections::BTreeMap, sync::Arc};
 
 /// All schemas of a log.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Schemas(BTreeMap<(TableId, SchemaVersion), Arc<TableSchema>>);
+pub struct Schemas(BTreeMap<(TableId, SchemaVersion), Arc<TableSchema>>);
 
 impl Schemas {
-    pub(crate) fn get(&self, table: TableId, version: SchemaVersion) -> Option<Arc<TableSchema>> {
+    /// One of them.
+    pub fn get(&self, table: TableId, version: SchemaVersion) -> Option<Arc<TableSchema>> {
         self.0.get(&(table, version)).cloned()
     }
 
     /// The latest of every table, sorted by table.
-    pub(crate) fn latest(&self) -> Vec<Arc<TableSchema>> {
+    pub fn latest(&self) -> Vec<Arc<TableSchema>> {
         let mut latest: BTreeMap<TableId, Arc<TableSchema>> = BTreeMap::new();
         for ((table, _), schema) in &self.0 {
             latest.insert(*table, schema.clone());
@@ -30,7 +31,7 @@ impl Schemas {
     ///
     /// # Errors
     /// When another one is there by this name: schemas never change.
-    pub(crate) fn insert(&mut self, schema: &Arc<TableSchema>) -> Result<bool, LogError> {
+    pub fn insert(&mut self, schema: &Arc<TableSchema>) -> Result<bool, LogError> {
         match self.0.get(&(schema.id, schema.version)) {
             None => {
                 self.0.insert((schema.id, schema.version), schema.clone());
@@ -44,7 +45,8 @@ impl Schemas {
         }
     }
 
-    pub(crate) fn remove(&mut self, table: TableId, version: SchemaVersion) {
+    /// Forgets one that was taken back.
+    pub fn remove(&mut self, table: TableId, version: SchemaVersion) {
         self.0.remove(&(table, version));
     }
 }

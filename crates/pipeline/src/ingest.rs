@@ -102,7 +102,7 @@ async fn session<S: Source, L: EventLog>(
     let mut in_flight: FuturesOrdered<BoxFuture<'static, Appended>> = FuturesOrdered::new();
     let mut in_flight_bytes = 0usize;
     let mut reading = true;
-    let mut pace = Pace::new();
+    let mut pace = Pace::default();
     // Changes of a transaction whose last part has not come yet.
     let mut unfinished = 0u64;
     while reading || !in_flight.is_empty() {
@@ -129,7 +129,7 @@ async fn session<S: Source, L: EventLog>(
                         unfinished += said.events;
                         said.events = if batch.whole { std::mem::take(&mut unfinished) } else { 0 };
                         in_flight_bytes += said.bytes as usize;
-                        pace.took(log.unread_bytes());
+                        pace.took(said.bytes, log.unread_bytes());
                         #[cfg(defect = "ack-before-append")]
                         {
                             let ticket = hasty.begin(batch.upto);

@@ -13,6 +13,7 @@
 pub mod compare;
 pub mod crossfade;
 pub mod history;
+pub mod kafka;
 pub mod log_suite;
 pub mod ports;
 pub mod postgres;

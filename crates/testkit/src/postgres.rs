@@ -10,6 +10,7 @@
 mod binaries;
 mod server;
 
+pub(crate) use binaries::{REPOSITORY, cache_folder};
 pub use server::Postgres;
 pub(crate) use server::signal;
 

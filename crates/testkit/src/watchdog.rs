@@ -27,6 +27,17 @@ read -r word
 [ "$(cut -d ' ' -f 22 "/proc/$1/stat" 2>/dev/null)" = "$2" ] && kill -KILL "$1"
 "#;
 
+/// As the one before, and the folder goes too where nobody said that the end was in order.
+const PROCESS_IN: &str = r#"
+read -r word
+[ "$word" = done ] && exit 0
+if [ "$(cut -d ' ' -f 22 "/proc/$1/stat" 2>/dev/null)" = "$2" ]; then
+  kill -KILL "$1"
+  while [ -d "/proc/$1" ]; do sleep 0.05; done
+fi
+rm -rf "$3"
+"#;
+
 #[derive(Debug)]
 pub(crate) struct Watchdog(Child);
 
@@ -38,9 +49,13 @@ impl Watchdog {
 
     /// Over one process. Its start time tells it from a later one with the same id.
     pub(crate) fn over_process(pid: u32) -> Self {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let started = stat.split(' ').nth(21).unwrap_or("gone").to_owned();
-        Self::spawn(Command::new("sh").args(["-c", PROCESS, "watchdog", &pid.to_string(), &started]))
+        Self::spawn(Command::new("sh").args(["-c", PROCESS, "watchdog", &pid.to_string(), &started(pid)]))
+    }
+
+    /// Over one process and the folder that it works in.
+    pub(crate) fn over_process_in(pid: u32, folder: &Path) -> Self {
+        let process = [&pid.to_string(), &started(pid)].map(String::clone);
+        Self::spawn(Command::new("sh").args(["-c", PROCESS_IN, "watchdog"]).args(process).arg(folder))
     }
 
     fn spawn(command: &mut Command) -> Self {
@@ -56,4 +71,10 @@ impl Watchdog {
         }
         let _ = self.0.wait();
     }
+}
+
+/// When a process was started.
+fn started(pid: u32) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.split(' ').nth(21).unwrap_or("gone").to_owned()
 }

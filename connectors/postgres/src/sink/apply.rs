@@ -3,8 +3,9 @@
 //! A delivery is cut into *runs*: changes that may be folded together, rows of a backfill, an emptied table. A run is
 //! tried as sets. If the server refuses the data, the attempt is rolled back, first tried again with upserts (some
 //! keys were there already, as they may be just after a backfill), then halved, and halved again, always in source
-//! order, until the change that is at fault stands alone: that one goes to quarantine, everything else goes in. All of
-//! it, with the position, is one transaction.
+//! order, until the change that is at fault stands alone: that one goes to quarantine, everything else goes in. A value
+//! that another row still has may be free once the rest of the run is in ([`super::exchange`]). All of it, with the
+//! position, is one transaction.
 
 use super::{
     fold::{Unit, is_whole, merged},
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::client::failure;
 use bytes::Bytes;
-use crossfade_connector::{Applied, Delivery, Failure, Guard, Rejection, Stage, Write};
+use crossfade_connector::{Applied, Delivery, Failure, Guard, Rejection, Stage, Write, WriteMode};
 use crossfade_event::{Change, Identity, Offset, Op, TableId, Version};
 use std::collections::{HashMap, HashSet};
 
@@ -35,7 +36,7 @@ pub enum OnError {
 pub(super) enum Run {
     Changes(Vec<Unit>),
     Rows { table: usize, count: u64, blocks: Vec<(Version, Bytes)> },
-    Truncate(Vec<usize>),
+    Truncate { at: Version, tables: Vec<usize> },
     Reject(Rejection),
 }
 
@@ -126,7 +127,7 @@ impl<'a> Writer<'a> {
             match run {
                 Run::Changes(units) => written = self.changes(&units, tail).await?,
                 Run::Rows { table, count, blocks } => self.rows(table, count, &blocks).await?,
-                Run::Truncate(tables) => self.truncate(&tables).await?,
+                Run::Truncate { at, tables } => self.truncate(at, &tables).await?,
                 Run::Reject(rejection) => self.refused(rejection)?,
             }
         }
@@ -196,10 +197,9 @@ impl<'a> Writer<'a> {
                         _ => runs.push(Run::Rows { table, count: u64::from(count), blocks: vec![(at, rows)] }),
                     }
                 }
-                Write::Truncate { tables, .. } => {
-                    runs.push(Run::Truncate(
-                        tables.into_iter().map(|table| self.table_index(table)).collect::<Result<_, _>>()?,
-                    ));
+                Write::Truncate { at, tables } => {
+                    let tables = tables.into_iter().map(|table| self.table_index(table)).collect::<Result<_, _>>()?;
+                    runs.push(Run::Truncate { at, tables });
                 }
                 Write::Reject(rejection) => runs.push(Run::Reject(rejection)),
             }
@@ -241,6 +241,9 @@ fn incomplete(table: &Table, change: &Change) -> Option<&'static str> {
     let schema = &table.target.schema;
     match (change.op, &change.new) {
         (Op::Insert, Some(new)) if !is_whole(new) => Some("the new row's image is not whole"),
+        (Op::Update, Some(new)) if table.target.mode == WriteMode::InsertOnce && !is_whole(new) => {
+            Some("the new row's image is not whole")
+        }
         (Op::Insert | Op::Update, None) => Some("the change carries no new image"),
         (Op::Delete, _) if change.old.is_none() => Some("the change does not say which row it deletes"),
         _ if schema.identity == Identity::Key && change.key(schema).is_none() => {

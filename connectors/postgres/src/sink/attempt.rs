@@ -2,6 +2,7 @@
 
 use super::{
     apply::Writer,
+    exchange::{Later, may_exchange},
     fold::{Unit, fold, is_whole},
     held::Why,
     link::{Bind, Trouble},
@@ -20,6 +21,8 @@ struct Way {
     cautious: bool,
     deletes_last: bool,
     no_moves: bool,
+    /// Rows go and come again: two of them exchange what must be unique.
+    anew: bool,
 }
 
 /// A change of key whose row is not there can be written as a new row, if its image is whole.
@@ -38,6 +41,7 @@ impl Writer<'_> {
     /// Tries a run of changes, and halves it until each failing change stands alone. True when `tail` went with it.
     pub(super) async fn changes(&mut self, units: &[Unit], tail: Option<&Bind>) -> Result<bool, Failure> {
         let mut written = false;
+        let mut later = Later::default();
         // The ranges still to be tried, the next one last. Moves stand alone from the beginning.
         let mut ranges: Vec<(usize, usize)> = Vec::new();
         let mut from = 0;
@@ -54,11 +58,14 @@ impl Writer<'_> {
         while let Some((from, to)) = ranges.pop() {
             let range = units.get(from..to).unwrap_or_default();
             let tail = tail.filter(|_| whole && to - from == units.len());
-            match self.attempt(range, tail).await {
+            let range = later.without(range, from, self.tables);
+            match self.attempt(&range, tail).await {
                 Ok(with_tail) => written |= with_tail,
                 Err(Trouble::Failure(failure)) => return Err(failure),
-                Err(trouble) if range.len() == 1 => {
-                    if let Some(unit) = range.first() {
+                Err(trouble) if to - from == 1 => {
+                    if let Some(unit) = range.first()
+                        && !later.takes(unit, from, &trouble, self.tables)
+                    {
                         self.reject(unit, trouble)?;
                     }
                 }
@@ -68,6 +75,7 @@ impl Writer<'_> {
                 }
             }
         }
+        self.settle_later(later.of(units)).await?;
         Ok(written)
     }
 
@@ -87,6 +95,8 @@ impl Writer<'_> {
                         table.cautious = CAUTION;
                     }
                 }
+            } else if trouble.is_unique_violation() && !way.anew && may_exchange(units, self.tables) {
+                way.anew = true;
             } else if trouble.is_foreign_key_violation() && !way.deletes_last && units.len() > 1 {
                 way.deletes_last = true;
             } else if matches!(trouble, Trouble::Missing) && !way.no_moves && moves_whole(units) {
@@ -99,7 +109,10 @@ impl Writer<'_> {
 
     async fn try_once(&mut self, units: &[Unit], tail: Option<&Bind>, way: Way) -> Result<bool, Trouble> {
         let mark = self.held.mark();
-        let folded = fold(units, self.tables, self.held, &self.collided);
+        let mut folded = fold(units, self.tables, self.held, &self.collided);
+        if way.anew {
+            self.make_anew(&mut folded.tables).await?;
+        }
         let point = self.point();
         let context = Context {
             migration: self.migration,

@@ -3,7 +3,9 @@
 //! Its unique constraint on the new key is made once the load is in, for its values come in no order and would make every
 //! row of the load dearer. From then on the server itself refuses a doubled new key, and the change that brought it goes
 //! to quarantine with the row that it is of. What came twice before the constraint stood (in the load, or into a target of
-//! an earlier release) is found as it is made: the first old key keeps the new one, the others go to quarantine by name.
+//! an earlier release) is found as it is made: the old key that was written first keeps the new one, the others go to
+//! quarantine by name. Of the rows themselves the first written one stands too ([`super::finish`]), so that with one
+//! connection mapping and row agree; with several either may have been first, and `verify` names the row.
 
 use super::{
     apply::OnError,

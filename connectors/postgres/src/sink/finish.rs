@@ -87,7 +87,7 @@ impl Making {
     }
 }
 
-/// Adds something unique. Where a key came twice (its row moved while it was copied) one of the two goes first: the
+/// Adds something unique. Where a key came twice (its row moved while it was copied) the later one goes: the
 /// stream has the row's last image still to come.
 async fn unique_or_dedupe(
     link: &mut Link,
@@ -109,7 +109,7 @@ async fn unique_or_dedupe(
         };
     }
     let dedupe = format!(
-        "DELETE FROM {table} d USING (SELECT ctid AS at, tableoid AS part, row_number() OVER (PARTITION BY {columns}) AS n \
+        "DELETE FROM {table} d USING (SELECT ctid AS at, tableoid AS part, row_number() OVER (PARTITION BY {columns} ORDER BY tableoid, ctid) AS n \
          FROM {table}) x WHERE x.n > 1 AND d.ctid = x.at AND d.tableoid = x.part"
     );
     let sql = match link.open {

@@ -7,6 +7,7 @@ use super::{
     held::{Held, Why},
     table::Table,
 };
+use crossfade_connector::WriteMode;
 use crossfade_event::{Cell, Change, Identity, Key, Offset, Op, Row, Version};
 use std::collections::{HashMap, HashSet};
 
@@ -50,6 +51,8 @@ pub(super) struct Folded {
     copy_index: HashMap<Row, usize>,
     /// Insert-only rows.
     pub(super) appended: Vec<Row>,
+    /// All rows are taken away and come again: two of them exchange what must be unique.
+    pub(super) anew: bool,
 }
 
 /// A partial update that also changes the key: it must be written alone, for it needs the row as it stands.
@@ -155,6 +158,14 @@ impl Folded {
 
     fn by_key(&mut self, table: &Table, change: &Change) {
         let schema = &table.target.schema;
+        if table.target.mode == WriteMode::InsertOnce {
+            // The first key that was drawn stays, also when its row goes: it is needed again if the row comes again.
+            let new = change.new.as_ref().filter(|_| change.op != Op::Delete);
+            if let (Some(new), Some(key)) = (new, change.key(schema)) {
+                self.set(key, |before| before.cloned().unwrap_or_else(|| Final::Insert(new.clone())));
+            }
+            return;
+        }
         if let Some(before) = change.replaced_key(schema) {
             self.set(before, |_| Final::Gone);
         }

@@ -37,6 +37,13 @@ impl Held {
         }
     }
 
+    /// The keys of one table, in an order of their own that is always the same.
+    pub(super) fn of(&self, table: TableId) -> Vec<Key> {
+        let mut keys: Vec<Key> = self.keys.get(&table).into_iter().flatten().cloned().collect();
+        keys.sort_unstable_by(|one, other| one.as_bytes().cmp(other.as_bytes()));
+        keys
+    }
+
     /// Lets keys go, for their changes to be tried again.
     pub(super) fn release(&mut self, keys: &HashSet<(TableId, &Key)>) {
         for (table, key) in keys {

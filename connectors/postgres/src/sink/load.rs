@@ -1,9 +1,9 @@
 //! Rows of a backfill, and tables that are emptied.
 
-use super::{apply::Writer, attempt::CAUTION, fold::Unit, link::Trouble, sets, strip, undo, write};
+use super::{apply::Writer, attempt::CAUTION, fold::Unit, link::Trouble, refuse::Record, sets, strip, undo, write};
 use bytes::Bytes;
 use crossfade_connector::{Failure, Guard, WriteMode};
-use crossfade_event::{Change, Op, Rows, Version};
+use crossfade_event::{Cell, Change, Op, Rows, Version};
 
 impl Writer<'_> {
     /// Rows of a backfill: straight into the table where it can take them as they are.
@@ -101,7 +101,7 @@ impl Writer<'_> {
     }
 
     /// Empties tables. Those that others own, or refer to, are emptied row by row.
-    pub(super) async fn truncate(&mut self, tables: &[usize]) -> Result<(), Failure> {
+    pub(super) async fn truncate(&mut self, at: Version, tables: &[usize]) -> Result<(), Failure> {
         let (mut at_once, mut by_row) = (Vec::new(), Vec::new());
         for index in tables {
             let Some(table) = self.tables.get(*index) else { continue };
@@ -130,6 +130,34 @@ impl Writer<'_> {
             let sql = format!("DELETE FROM {}", table.quoted);
             self.link.execute(&format!("emptying {}", table.target.schema.name), &sql).await?;
         }
-        self.settle(point).await.map_err(|trouble| trouble.into_failure("emptying tables"))
+        self.settle(point).await.map_err(|trouble| trouble.into_failure("emptying tables"))?;
+        for index in tables {
+            self.empty_held(at, *index);
+        }
+        Ok(())
+    }
+
+    /// What is held of a table comes before its emptying: a delete behind it keeps that order for a retry.
+    fn empty_held(&mut self, at: Version, index: usize) {
+        let Some(table) = self.tables.get(index).filter(|table| table.target.mode == WriteMode::Table) else { return };
+        let schema = &table.target.schema;
+        for (number, key) in self.held.of(schema.id).into_iter().enumerate() {
+            let cells: Vec<Cell<'_>> = key.cells().collect();
+            let cell = |index| {
+                let place = table.key.iter().position(|column| *column == index);
+                place.and_then(|place| cells.get(place)).copied().unwrap_or(Cell::Absent)
+            };
+            let old = Some((0..table.columns.len()).map(cell).collect());
+            self.applied.held += 1;
+            self.records.push(Record {
+                at: Version { offset: at.offset, ordinal: at.ordinal + number as u32 },
+                table: index,
+                change: Change { table: schema.id, schema: schema.version, op: Op::Delete, old, new: None },
+                key: Some(key),
+                kind: "held",
+                origin: "sink",
+                reason: "the table was emptied".to_owned(),
+            });
+        }
     }
 }

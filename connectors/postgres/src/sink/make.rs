@@ -180,6 +180,36 @@ async fn make_type(link: &mut Link, migration: &str, type_: &TypeDef) -> Result<
     run_noted(link, &format!("making the type {}", type_.name), &ddl::type_(type_)?, &note).await
 }
 
+/// Labels that came to enums since they were made. A label can be used once the transaction that added it has ended:
+/// `link` must have none open.
+pub(super) async fn make_labels(link: &mut Link, target: &Target) -> Result<(), Failure> {
+    for type_ in &target.support.types {
+        if let TypeDefinition::Enum(labels) = &type_.definition {
+            let quoted = quote_table(&type_.name)?;
+            if exists(link, "SELECT to_regtype($1::text) IS NOT NULL", quoted.as_str()).await? {
+                add_labels(link, &type_.name, labels).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether an enum that is there lacks a label.
+pub(super) async fn lacks_labels(link: &mut Link, target: &Target) -> Result<bool, Failure> {
+    for type_ in &target.support.types {
+        if let TypeDefinition::Enum(labels) = &type_.definition {
+            let sql = "SELECT to_regtype($1::text) IS NOT NULL AND EXISTS (SELECT FROM unnest($2::text[]) l \
+                       WHERE l NOT IN (SELECT enumlabel::text FROM pg_enum WHERE enumtypid = to_regtype($1::text)))";
+            let quoted = quote_table(&type_.name)?;
+            let rows = link.query("looking at the labels of an enum", sql, &[&quoted.as_str(), labels]).await?;
+            if rows.first().is_some_and(|row| row.get(0)) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// Labels that came to an enum since it was made. Their order among the old ones is kept.
 async fn add_labels(link: &mut Link, name: &TableName, labels: &[String]) -> Result<(), Failure> {
     let quoted = quote_table(name)?;

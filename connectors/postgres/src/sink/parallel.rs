@@ -173,12 +173,12 @@ fn split(runs: Vec<Run>, tables: &[Table], workers: usize) -> Result<Vec<Share>,
     let fits = |run: &Run| match run {
         Run::Changes(units) => units.iter().all(stays),
         Run::Rows { table, .. } => by_key(*table),
-        Run::Truncate(_) | Run::Reject(_) => false,
+        Run::Truncate { .. } | Run::Reject(_) => false,
     };
     let size = |run: &Run| match run {
         Run::Changes(units) => units.len(),
         Run::Rows { count, .. } => *count as usize,
-        Run::Truncate(_) | Run::Reject(_) => 0,
+        Run::Truncate { .. } | Run::Reject(_) => 0,
     };
     if runs.iter().map(size).sum::<usize>() < SPLIT_FROM || !runs.iter().all(fits) {
         return Err(runs);
@@ -213,7 +213,7 @@ fn split(runs: Vec<Run>, tables: &[Table], workers: usize) -> Result<Vec<Share>,
                     }
                 }
             }
-            Run::Truncate(_) | Run::Reject(_) => {}
+            Run::Truncate { .. } | Run::Reject(_) => {}
         }
     }
     Ok(shares)

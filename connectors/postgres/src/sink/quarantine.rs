@@ -192,7 +192,10 @@ impl Quarantine for PostgresSink {
             .await
             .map_err(|error| crate::client::failure("discarding quarantined changes", error))?;
         self.reload_held().await?;
-        Ok(QuarantineOutcome { discarded, ..QuarantineOutcome::default() })
+        let sql = "SELECT count(*) FROM crossfade.quarantine WHERE migration = $1";
+        let left = self.link().await?.query("counting what is left in the quarantine", sql, &[&migration]).await?;
+        let remaining = left.first().map_or(0, |row| row.get::<_, i64>(0)) as u64;
+        Ok(QuarantineOutcome { discarded, remaining, ..QuarantineOutcome::default() })
     }
 }
 

@@ -18,6 +18,7 @@ const UNDO_ROWS: i64 = 1000;
 
 impl Rollback for PostgresSink {
     async fn undo(&mut self, target: &Target) -> Result<UndoReport, Failure> {
+        self.told = None;
         let mut link = self.take_link().await?;
         let migration = self.config.migration.clone();
         lock(&mut link, &migration).await?;
@@ -45,6 +46,7 @@ impl Rollback for PostgresSink {
     }
 
     async fn wipe(&mut self, _: &Target) -> Result<UndoReport, Failure> {
+        self.told = None;
         let mut link = self.take_link().await?;
         let migration = self.config.migration.clone();
         lock(&mut link, &migration).await?;
@@ -184,9 +186,14 @@ async fn put_back(
     let sql = format!("UPDATE {} t SET {} WHERE {finds}", table.quoted, sets.join(", "));
     let mut restored = link.run(doing, &sql, vec![key, values.clone()]).await?;
     if restored == 0 && matches!(table.target.mode, WriteMode::Table) {
-        let columns: Vec<&str> = kept.iter().map(|(_, column)| column.quoted.as_str()).collect();
-        let values_sql: Vec<String> =
-            kept.iter().map(|(place, column)| format!("($1::text[])[{place}]::{}", column.base)).collect();
+        // The row went, and with it what others had written beside our columns.
+        let ours = kept.iter().map(|(place, column)| (*place, column.quoted.as_str(), column.base.as_str()));
+        let beside = record.columns.iter().enumerate().filter_map(|(place, name)| {
+            let (_, quoted, base) = table.beside.iter().find(|(beside, ..)| beside == name)?;
+            Some((place + 1, quoted.as_str(), base.as_str()))
+        });
+        let (columns, values_sql): (Vec<&str>, Vec<String>) =
+            ours.chain(beside).map(|(place, quoted, base)| (quoted, format!("($1::text[])[{place}]::{base}"))).unzip();
         let sql = format!(
             "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({})",
             table.quoted,

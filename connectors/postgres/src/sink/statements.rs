@@ -153,6 +153,19 @@ impl Table {
         self.insert_head()
     }
 
+    /// Takes the rows under the keys `$2` away and inserts the rows `$1`, as one step: the count is what makes the server
+    /// delete first.
+    pub(super) fn anew_sql(&self) -> String {
+        format!(
+            "WITH gone AS (DELETE FROM {} t USING unnest($2::{}[]) s WHERE {} RETURNING 1) \
+             {} WHERE (SELECT count(*) FROM gone) >= 0",
+            self.quoted,
+            self.key_type.name,
+            self.matches_key("t", false),
+            self.insert_head(),
+        )
+    }
+
     /// Inserts what is not there yet.
     fn insert_missing_sql(&self) -> String {
         if self.arbiter {
@@ -220,14 +233,13 @@ impl Table {
     }
 
     /// Takes rows out, and gives them, of which another one has the same values in the columns of `unique`: all but the
-    /// first in the order of the key.
+    /// one that was written first.
     pub(super) fn collisions_sql(&self, unique: &KeyDef) -> Result<String, Failure> {
         Ok(format!(
-            "DELETE FROM {0} t USING (SELECT n.at FROM (SELECT ctid AS at, row_number() OVER (PARTITION BY {1} ORDER BY {2}) AS n \
-               FROM {0}) n WHERE n.n > 1 LIMIT $1) x WHERE t.ctid = x.at RETURNING {3}",
+            "DELETE FROM {0} t USING (SELECT n.at FROM (SELECT ctid AS at, row_number() OVER (PARTITION BY {1} ORDER BY ctid) AS n \
+               FROM {0}) n WHERE n.n > 1 LIMIT $1) x WHERE t.ctid = x.at RETURNING {2}",
             self.quoted,
             ddl::list(&unique.columns)?,
-            self.key_columns_sql(),
             self.formatted(),
         ))
     }

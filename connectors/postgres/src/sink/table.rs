@@ -51,6 +51,8 @@ pub(super) struct Table {
     pub(super) target: TargetTable,
     pub(super) quoted: String,
     pub(super) columns: Vec<Col>,
+    /// Columns of others beside them: their names, quoted names, and base types.
+    pub(super) beside: Vec<(String, String, String)>,
     /// Indexes of the key's columns, in the key's order.
     pub(super) key: Vec<usize>,
     /// A unique index stands on exactly the key: `ON CONFLICT` can use it.
@@ -154,7 +156,15 @@ impl Table {
                 always: row.get(4),
             });
         }
+        let mut beside = Vec::new();
+        for row in &found {
+            let (name, is_generated): (&str, bool) = (row.get(0), row.get(5));
+            if !is_generated && target.schema.column_index(name).is_none() {
+                beside.push((name.to_owned(), quote_ident(name)?.as_str().to_owned(), row.get(2)));
+            }
+        }
         let mut table = Self {
+            beside,
             key: if target.schema.identity == Identity::Key { target.schema.key_columns() } else { Vec::new() },
             binary: columns.iter().all(|column| !column.text),
             target: target.clone(),

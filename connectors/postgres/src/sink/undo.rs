@@ -33,6 +33,19 @@ fn key_of_set(table: &Table) -> String {
     parts.join(", ")
 }
 
+/// All that a record keeps: of a row that goes, in a table that is not ours alone, the columns of others too.
+fn saved(table: &Table) -> String {
+    let beside = beside(table).iter().map(|(_, quoted, _)| format!(", t.{quoted}::text"));
+    std::iter::once(texts(table, "t")).chain(beside).collect()
+}
+
+fn beside(table: &Table) -> &[(String, String, String)] {
+    match &table.target.mode {
+        WriteMode::Columns { .. } => &[],
+        _ => &table.beside,
+    }
+}
+
 /// The expression that hashes what a row holds in the kept columns.
 pub(super) fn hash(table: &Table, alias: &str) -> String {
     format!("md5(ROW({})::text)", texts(table, alias))
@@ -55,7 +68,7 @@ pub(super) fn save_sql(table: &Table) -> Option<String> {
            CASE WHEN t.{found} IS NOT NULL THEN ARRAY[{}]::text[] END \
          FROM unnest($1::{}[]) s {join} {} t ON {} {only} ON CONFLICT DO NOTHING",
         key_of_set(table),
-        texts(table, "t"),
+        saved(table),
         table.key_type.name,
         table.quoted,
         table.matches_key("t", false),
@@ -86,6 +99,7 @@ pub(super) fn params(migration: &str, table: &Table, set: Param) -> Vec<Param> {
         .into_iter()
         .filter_map(|index| table.target.schema.columns.get(index))
         .map(|column| &*column.name)
+        .chain(beside(table).iter().map(|(name, ..)| name.as_str()))
         .collect();
     vec![
         set,
@@ -111,7 +125,7 @@ pub(super) async fn save_all(link: &mut Link, migration: &str, table: &Table) ->
         "INSERT INTO crossfade.undo (migration, table_schema, table_name, key, existed, columns, before) \
          SELECT $1, $2, $3, ARRAY[{}], true, $4::text[], ARRAY[{}]::text[] FROM {} t ON CONFLICT DO NOTHING",
         key.join(", "),
-        texts(table, "t"),
+        saved(table),
         table.quoted,
     );
     let [_, rest @ ..] = params(migration, table, Param::Null).try_into().unwrap_or([const { Param::Null }; 5]);

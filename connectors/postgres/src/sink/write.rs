@@ -138,7 +138,7 @@ pub(super) async fn write_move(
 /// a delete would take the row's children along.
 pub(super) fn needs_move(tables: &[Table], unit: &Unit, replica: bool) -> bool {
     tables.get(unit.table).is_some_and(|table| {
-        !matches!(table.target.mode, WriteMode::Columns { .. })
+        table.target.mode == WriteMode::Table
             && (is_move(table, &unit.change)
                 || (!replica
                     && table.target.schema.identity == Identity::Key
@@ -257,13 +257,14 @@ impl Planner<'_> {
         if self.table.tracked {
             self.before(folded.slots.iter().map(|slot| &slot.key)).await?;
         }
-        if matches!(self.table.target.mode, WriteMode::Columns { .. }) {
+        if matches!(self.table.target.mode, WriteMode::Columns { .. } | WriteMode::InsertOnce) {
             return Ok(());
         }
         // Without an index that ON CONFLICT can use, an overwritten row is taken away first.
-        let replaces = !self.table.arbiter && !self.table.bulk;
+        let replaces = (!self.table.arbiter || self.replaced_whole()) && !self.table.bulk;
         let goes = |slot: &&Slot| match slot.to {
             Final::Gone => true,
+            _ if folded.anew => false,
             Final::Put(_) => self.replaced_whole(),
             Final::Insert(_) => replaces && self.cautious(),
             Final::Patch(_) => false,
@@ -291,6 +292,9 @@ impl Planner<'_> {
 
     /// What is written.
     async fn writes(&mut self, folded: &Folded) -> Result<(), Trouble> {
+        if folded.anew {
+            return self.anew(folded).await;
+        }
         let in_columns = matches!(self.table.target.mode, WriteMode::Columns { .. });
         let mut inserts: Vec<&Row> = Vec::new();
         let mut whole: Vec<&Row> = Vec::new();
@@ -304,9 +308,6 @@ impl Planner<'_> {
                 Final::Put(row) => whole.push(row),
                 Final::Patch(row) => partial.entry(changed_columns(self.table, row)).or_default().push(row),
             }
-        }
-        if self.table.target.mode == WriteMode::InsertOnce {
-            inserts.append(&mut whole);
         }
         self.updates(&whole, in_columns).await?;
         let mut partial: Vec<_> = partial.into_iter().collect();
@@ -325,6 +326,29 @@ impl Planner<'_> {
         if self.table.tracked {
             self.after(folded.slots.iter().map(|slot| &slot.key)).await?;
         }
+        Ok(())
+    }
+
+    /// All rows go and come again in one statement, so that nothing that refers to them sees them gone.
+    async fn anew(&mut self, folded: &Folded) -> Result<(), Trouble> {
+        let rows: Vec<(&crossfade_event::Key, &Row)> = folded
+            .slots
+            .iter()
+            .filter_map(|slot| match &slot.to {
+                Final::Insert(row) | Final::Put(row) => Some((&slot.key, row)),
+                Final::Patch(_) | Final::Gone => None,
+            })
+            .collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut keys = Set::new(&self.table.key_type, rows.iter().map(|(key, _)| key.as_bytes().len() + 32).sum());
+        for (key, _) in &rows {
+            keys.push(key.cells());
+        }
+        let set = sets::rows(&self.table.row_type, rows.iter().map(|(_, row)| *row));
+        let bind = self.link.bind(&self.table.anew_sql(), vec![set, keys.finish()]).await?;
+        self.push(bind, 0, Short::Accept);
         Ok(())
     }
 

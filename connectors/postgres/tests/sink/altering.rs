@@ -2,7 +2,10 @@
 
 use crate::rig::{Rig, V, column, delete, insert, table, update};
 use crossfade_connector::{Delivery, Guard, Quarantine, QuarantineFilter, Sink, Stage, TargetTable};
-use crossfade_event::{Column, SchemaVersion, catalog::ColumnDef};
+use crossfade_event::{
+    Column, SchemaVersion, TableName,
+    catalog::{ColumnDef, TypeDef, TypeDefinition},
+};
 use std::sync::Arc;
 
 fn before() -> TargetTable {
@@ -233,4 +236,35 @@ async fn a_type_may_be_spelled_as_people_do() {
     values.extend([V::Null, V::Null, V::Raw(vec![1]), V::Text("abcd"), V::Null]);
     rig.stream(vec![insert(1, &values)]).await.unwrap();
     assert_eq!(rig.ask("SELECT c0, c1, c4, c5 FROM app.spelled").await, ["v|2|t|abcd"]);
+}
+
+fn moods(labels: &[&str]) -> TypeDef {
+    let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+    TypeDef { name: TableName::new("app", "mood"), definition: TypeDefinition::Enum(labels) }
+}
+
+#[tokio::test]
+async fn a_label_that_comes_with_a_change_of_shape_can_be_used_at_once() {
+    let before = lettered(&[("a", 2, "app.mood")]);
+    let after = lettered(&[("a", 2, "app.mood"), ("b", 3, "app.mood")]);
+    for open in [false, true] {
+        let Some(mut rig) = Rig::empty(vec![before.clone()]).await else { return };
+        rig.target.support.types = vec![moods(&["sad", "happy"])];
+        rig.prepare().await.unwrap();
+        rig.load(Vec::new()).await.unwrap();
+        rig.stream(vec![insert(1, &[V::Int(1), V::Text("sad")])]).await.unwrap();
+        if open {
+            // A part of a large transaction is in already.
+            let upto = rig.upto(Stage::Streaming);
+            let writes = rig.writes(vec![insert(1, &[V::Int(2), V::Text("happy")])]);
+            rig.sink.apply(Delivery { writes, upto, commits: false }, Guard::Forward).await.unwrap();
+        }
+        rig.sink.alter(&before, &after).await.unwrap();
+        rig.target.support.types = vec![moods(&["sad", "ok", "happy"])];
+        rig.target.tables = vec![after.clone()];
+        rig.prepare().await.unwrap();
+        let stream = rig.stream(vec![insert(1, &[V::Int(3), V::Text("ok"), V::Text("ok")])]);
+        tokio::time::timeout(std::time::Duration::from_secs(60), stream).await.unwrap().unwrap();
+        assert_eq!(rig.ask("SELECT b FROM app.people WHERE a = 'ok'").await, ["ok"]);
+    }
 }

@@ -1,7 +1,8 @@
 //! Changes that cannot be applied, and what waits behind them.
 
 use crate::rig::{Rig, V, column, insert, refers, table, unique, update};
-use crossfade_connector::{Quarantine, QuarantineFilter, TargetTable};
+use crossfade_connector::{Delivery, Guard, Quarantine, QuarantineFilter, Sink, Stage, TargetTable, Write};
+use crossfade_event::{Offset, TableId, Version};
 
 fn people() -> TargetTable {
     unique(table(1, "people", vec![column("id", "integer", Some(0)), column("name", "text", None)]), "name")
@@ -81,7 +82,7 @@ async fn a_discarded_key_is_free_again() {
     let (_, change) = rig.sink.show(first).await.unwrap().unwrap();
     assert_eq!(change, insert(1, &person(3, "taken")));
     let outcome = rig.sink.discard(&QuarantineFilter { table: None, ids: vec![first] }).await.unwrap();
-    assert_eq!(outcome.discarded, 2, "with all changes of its key");
+    assert_eq!((outcome.discarded, outcome.remaining), (2, 0), "with all changes of its key");
     let applied = rig.stream(vec![insert(1, &person(3, "y"))]).await.unwrap();
     assert_eq!(applied.applied, 1);
 }
@@ -114,4 +115,19 @@ async fn a_change_without_what_it_needs_is_quarantined_not_left_out() {
     assert_eq!((applied.applied, applied.rejected.len()), (1, 2));
     assert_eq!(rig.ask("SELECT * FROM app.people").await, ["1|known"]);
     assert_eq!(rig.sink.list(&QuarantineFilter::default()).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn what_was_held_when_its_table_was_emptied_does_not_come_back() {
+    let Some(mut rig) = rig().await else { return };
+    rig.stream(vec![insert(1, &person(3, "taken"))]).await.unwrap();
+    let upto = rig.upto(Stage::Streaming);
+    let at = Version { offset: Offset(upto.cut.total() - 50), ordinal: 0 };
+    let writes = vec![Write::Truncate { at, tables: vec![TableId(1), TableId(2)] }];
+    rig.sink.apply(Delivery { writes, upto, commits: true }, Guard::Forward).await.unwrap();
+    rig.sink.retry(&QuarantineFilter::default()).await.unwrap();
+    assert_eq!(rig.ask("SELECT id FROM app.people").await, Vec::<String>::new());
+    assert_eq!(rig.ask("SELECT count(*) FROM crossfade.quarantine").await, ["0"]);
+    let applied = rig.stream(vec![insert(1, &person(3, "free"))]).await.unwrap();
+    assert_eq!((applied.applied, applied.held), (1, 0));
 }

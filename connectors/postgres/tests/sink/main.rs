@@ -5,6 +5,7 @@ mod altering;
 mod columns;
 mod enforced;
 mod errors;
+mod exchange;
 mod loading;
 mod mapping;
 mod parallel;

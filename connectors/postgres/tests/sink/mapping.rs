@@ -1,6 +1,6 @@
 //! The mapping table: two old keys never become one new key unnoticed.
 
-use crate::rig::{Rig, V, block, column, insert, new_sink, parallel_sink, row, table, update};
+use crate::rig::{Rig, V, block, column, delete, insert, new_sink, parallel_sink, row, table, update, update_from};
 use crossfade_connector::{Ddl, Inspect, Quarantine, QuarantineFilter, Sink, TargetTable, WriteMode};
 use crossfade_event::{Row, catalog::KeyDef};
 use crossfade_postgres::{Config, PostgresInspect};
@@ -77,6 +77,26 @@ async fn a_new_key_that_came_twice_in_a_load_is_named_and_held() {
 }
 
 #[tokio::test]
+async fn two_rows_of_a_load_that_became_one_leave_the_one_that_the_mapping_names() {
+    for workers in [None, Some(3)] {
+        let Some(mut rig) = rig(workers).await else { return };
+        let people: Vec<Row> =
+            ["2", "1", "3"].iter().zip(["a", "a", "b"]).map(|(said, id)| row(&[text(id), text(said)])).collect();
+        let keys: Vec<Row> =
+            [("2", "a"), ("1", "a"), ("3", "b")].iter().map(|(old, new)| row(&mapped(old, new))).collect();
+        rig.load(vec![block(1, 50, &keys), block(2, 60, &people)]).await.unwrap();
+        rig.stream(Vec::new()).await.unwrap();
+        let listed = rig.sink.list(&QuarantineFilter::default()).await.unwrap();
+        assert!(listed.iter().any(|change| &*change.table.name == "keys" && change.kind == "rejected"), "{listed:?}");
+        let (_, change) = rig.sink.show(listed[0].id).await.unwrap().unwrap();
+        assert_eq!(change.new, Some(row(&mapped("1", "a"))));
+        assert_eq!(rig.ask(THERE).await, ["2|a", "3|b"]);
+        // The row that came first stands, in the table and in the mapping.
+        assert_eq!(rig.ask("SELECT * FROM app.people ORDER BY id").await, ["a|2", "b|3"]);
+    }
+}
+
+#[tokio::test]
 async fn a_new_key_that_comes_twice_in_the_stream_is_refused_with_its_row() {
     for workers in [None, Some(3)] {
         let Some(mut rig) = rig(workers).await else { return };
@@ -147,4 +167,27 @@ async fn a_plan_shows_the_constraint_of_the_mapping() {
     let mut inspect = PostgresInspect::new(Config::parse(&rig.database.url).unwrap());
     let there = inspect.catalog(&["app.keys".to_owned()]).await.unwrap();
     assert_eq!(there.tables[0].uniques, mapping().def.uniques);
+}
+
+#[tokio::test]
+async fn a_key_that_was_given_out_stays_whatever_becomes_of_its_row() {
+    let Some(mut rig) = rig(None).await else { return };
+    // Already in the load, where the table has no index yet.
+    rig.load(vec![block(1, 50, &[row(&mapped("1", "a")), row(&mapped("1", "other"))])]).await.unwrap();
+    rig.stream(vec![insert(1, &mapped("2", "b")), insert(1, &mapped("2", "other")), insert(1, &mapped("3", "c"))])
+        .await
+        .unwrap();
+    let applied = rig
+        .stream(vec![
+            delete(1, &[V::Text("people"), text("1"), V::Absent]),
+            insert(1, &mapped("1", "again")),
+            update(1, &mapped("2", "another")),
+            update_from(1, &[V::Text("people"), text("3"), V::Absent], &mapped("4", "d")),
+        ])
+        .await
+        .unwrap();
+    assert!(applied.rejected.is_empty(), "{}", applied.rejected[0].reason);
+    assert_eq!(rig.ask(THERE).await, ["1|a", "2|b", "3|c", "4|d"]);
+    let applied = rig.stream(vec![update(1, &[V::Text("people"), text("2"), V::Same])]).await.unwrap();
+    assert_eq!(applied.rejected.len(), 1, "a part of an entry is none");
 }

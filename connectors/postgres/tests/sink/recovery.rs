@@ -140,3 +140,18 @@ async fn a_database_that_is_read_only_for_now_is_waited_for() {
     rig.stream(vec![insert(1, &[V::Int(1), V::Null])]).await.unwrap();
     assert_eq!(rig.ask("SELECT id FROM app.people").await, ["1"]);
 }
+
+#[tokio::test]
+async fn a_place_that_an_older_session_moves_after_it_was_told_is_not_gone_on_from() {
+    let Some(mut rig) = Rig::streaming(vec![people()]).await else { return };
+    let mut successor = new_sink(&rig.database.url);
+    let before = successor.progress().await.unwrap();
+    // What was on its way arrives: the successor would apply it once more.
+    rig.stream(vec![insert(1, &[V::Int(1), V::Text("a")])]).await.unwrap();
+    drop(std::mem::replace(&mut rig.sink, new_sink(&rig.database.url)));
+    let refused = successor.prepare(&rig.target).await.unwrap_err();
+    assert!(refused.is_transient(), "{refused}");
+    let after = successor.progress().await.unwrap();
+    assert_ne!(after, before);
+    successor.prepare(&rig.target).await.unwrap();
+}

@@ -1,6 +1,6 @@
 //! Events to bytes, straight into one buffer.
 
-use super::{FORMAT, FRAME_BODY, FRAME_BODY_MAX, FRAME_HEADER, FrameHeader, Kind, RECORD_HEADER, flags};
+use super::{FORMAT, FRAME_BODY, FRAME_BODY_MAX, FRAME_HEADER, FrameHeader, Kind, RECORD_HEADER, RecordHeader, flags};
 use crate::{LogError, contract::unknown_schema};
 use crossfade_event::{
     Batch, Cell, Change, Event, Identity, Offset, Op, Position, Row, SchemaVersion, SourceId, Stamped, TableId,
@@ -242,6 +242,30 @@ impl<F: FnMut(&mut Vec<u8>, usize, &FrameHeader) -> Result<(), LogError>> Sheet<
         }
         (self.done)(self.out, open.at, &header)
     }
+}
+
+/// Writes an event's payload, for a log whose records are framed by others: what [`super::decode_event`] reads back with
+/// the header that this gives. The header has no position and no key's hash.
+///
+/// # Errors
+/// [`LogError::Contract`] for an event that cannot be written.
+pub fn encode_event(event: &Event, out: &mut Vec<u8>) -> Result<RecordHeader, LogError> {
+    let start = out.len();
+    payload(event, out)?;
+    let length = out.len() - start;
+    let payload_bytes = u32::try_from(length)
+        .map_err(|_| LogError::Contract(format!("an event of {length} bytes, more than a record can hold")))?;
+    let (table, schema) = table_of(event);
+    Ok(RecordHeader {
+        payload_bytes,
+        kind: kind_of(event),
+        bits: change_bits(event),
+        table: TableId(table),
+        schema: SchemaVersion(schema),
+        commit: 0,
+        key_hash: 0,
+        ordinal: 0,
+    })
 }
 
 /// The kind of record that an event becomes.

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+pub(crate) const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// The folder with `initdb` and `postgres` of that version, fetched once where it is not Debian's.
 ///
@@ -43,7 +43,7 @@ pub(super) fn find(version: Version) -> Result<PathBuf, String> {
 
 /// `$CROSSFADE_TEST_CACHE`; otherwise the repository's `target/test-cache`, unless the server's own user could not reach
 /// it there (a clone in root's home).
-fn cache_folder() -> PathBuf {
+pub(crate) fn cache_folder() -> PathBuf {
     if let Some(folder) = env::var_os("CROSSFADE_TEST_CACHE") {
         return folder.into();
     }

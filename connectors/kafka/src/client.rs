@@ -1,0 +1,475 @@
+//! The one place that makes producers, consumers and admin clients, and that tells what a broker's error means.
+
+use crate::{Connection, ids};
+use crossfade_log::LogError;
+use futures::executor::block_on;
+use rdkafka::{
+    ClientConfig, ClientContext, Message, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier},
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    error::{KafkaError, RDKafkaErrorCode},
+    message::BorrowedMessage,
+    producer::{BaseProducer, DeliveryResult, Producer, ProducerContext},
+};
+use secrecy::ExposeSecret;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// How long one question to the brokers may take.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Passes what librdkafka says on to the program's own log, and remembers the last complaint.
+#[derive(Debug, Default)]
+pub struct Listener(Mutex<Option<String>>);
+
+impl Listener {
+    fn heard(&self, complaint: &str) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // "1/1 brokers are down" says less than why they are.
+        if last.is_none() || !complaint.ends_with("brokers are down") {
+            *last = Some(complaint.to_owned());
+        }
+    }
+
+    /// The last complaint.
+    pub fn last(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn tell(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            tracing::error!(facility, "kafka: {message}");
+        }
+        _ => tracing::debug!(facility, "kafka: {message}"),
+    }
+}
+
+impl ClientContext for Listener {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tell(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!("kafka: {error}: {reason}");
+        self.heard(reason);
+    }
+}
+
+impl ConsumerContext for Listener {}
+
+/// What became of the records of one transaction: the first failure, and the offsets of those that were asked about.
+#[derive(Debug, Default)]
+pub struct Deliveries {
+    listener: Listener,
+    state: Mutex<Delivered>,
+}
+
+#[derive(Debug, Default)]
+struct Delivered {
+    error: Option<KafkaError>,
+    offsets: BTreeMap<usize, u64>,
+}
+
+impl Deliveries {
+    fn state(&self) -> MutexGuard<'_, Delivered> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets the transaction before.
+    pub fn reset(&self) {
+        *self.state() = Delivered::default();
+    }
+
+    /// The offsets by the number that was given to their record.
+    ///
+    /// # Errors
+    /// The first record's that was not taken.
+    pub fn offsets(&self) -> Result<BTreeMap<usize, u64>, KafkaError> {
+        let mut state = self.state();
+        match state.error.take() {
+            Some(error) => Err(error),
+            None => Ok(state.offsets.clone()),
+        }
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tell(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.listener.error(error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    /// A number above zero asks for the record's offset.
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        match result {
+            Ok(message) if number > 0 => {
+                self.state().offsets.insert(number, u64::try_from(message.offset()).unwrap_or_default());
+            }
+            Ok(_) => {}
+            Err((error, _)) => {
+                self.state().error.get_or_insert_with(|| error.clone());
+            }
+        }
+    }
+}
+
+/// A consumer, its partitions assigned by us.
+pub type LogConsumer = BaseConsumer<Listener>;
+
+/// A producer whose deliveries are watched.
+pub type LogProducer = BaseProducer<Deliveries>;
+
+/// Makes clients.
+pub struct Clients {
+    connection: Connection,
+    admin: AdminClient<Listener>,
+}
+
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Clients").field("connection", &self.connection).finish_non_exhaustive()
+    }
+}
+
+impl Clients {
+    /// Checks the connection's parts and makes an admin client; nothing has been asked of a broker yet.
+    ///
+    /// # Errors
+    /// When the connection may not be made, or a certificate cannot be read.
+    pub fn new(connection: Connection) -> Result<Self, LogError> {
+        connection.check().map_err(|refused| {
+            let text = refused.to_string();
+            let (what, remedy) = text.split_once(". ").unwrap_or((&text, ""));
+            LogError::Refused { what: format!("the connection to Kafka: {what}"), remedy: remedy.to_owned() }
+        })?;
+        let admin = AdminClient::from_config_and_context(&base(&connection), Listener::default());
+        let admin = admin.map_err(|error| server("making a client for Kafka", error))?;
+        Ok(Self { connection, admin })
+    }
+
+    /// The brokers, for messages.
+    pub fn brokers(&self) -> &str {
+        &self.connection.brokers
+    }
+
+    /// A producer whose transactions belong to `id`: making another one with the same id shuts this one out.
+    ///
+    /// # Errors
+    /// When its settings are refused.
+    pub fn transactional(&self, id: &str, message_bytes_max: u64) -> Result<LogProducer, LogError> {
+        let mut config = producing(&self.connection, message_bytes_max);
+        config
+            .set("transactional.id", id)
+            // A transaction holds a few megabytes, never a whole source transaction, so it lasts for moments; this is how
+            // long one that nobody ends holds up the readers.
+            .set("transaction.timeout.ms", "60000")
+            .set("message.timeout.ms", "45000");
+        LogProducer::from_config_and_context(&config, Deliveries::default())
+            .map_err(|error| server("making a producer for Kafka", error))
+    }
+
+    /// A producer without transactions.
+    ///
+    /// # Errors
+    /// When its settings are refused.
+    pub fn producer(&self, message_bytes_max: u64) -> Result<LogProducer, LogError> {
+        let config = producing(&self.connection, message_bytes_max);
+        LogProducer::from_config_and_context(&config, Deliveries::default())
+            .map_err(|error| server("making a producer for Kafka", error))
+    }
+
+    /// A consumer that reads what is committed, from where it is told, and nowhere else. With `ends` it tells where a
+    /// partition ends.
+    ///
+    /// # Errors
+    /// When its settings are refused.
+    pub fn consumer(&self, group: &str, ends: bool) -> Result<LogConsumer, LogError> {
+        let mut config = base(&self.connection);
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("allow.auto.create.topics", "false")
+            .set("auto.offset.reset", "error")
+            .set("isolation.level", "read_committed")
+            .set("check.crcs", "true")
+            .set("enable.partition.eof", if ends { "true" } else { "false" })
+            .set("fetch.wait.max.ms", "250")
+            .set("fetch.error.backoff.ms", "50")
+            .set("queued.max.messages.kbytes", "4096");
+        LogConsumer::from_config_and_context(&config, Listener::default())
+            .map_err(|error| server("making a consumer for Kafka", error))
+    }
+
+    pub(crate) fn describe(&self, names: &[&str]) -> Result<Vec<Option<ids::Topic>>, LogError> {
+        ids::describe(&self.admin, names, PATIENCE)
+            .map_err(|error| self.unreachable(format!("asking {} for its topics", self.brokers()), error))
+    }
+
+    /// How many brokers there are.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub fn broker_count(&self) -> Result<usize, LogError> {
+        let metadata = self.admin.inner().fetch_metadata(None, PATIENCE);
+        let doing = || format!("asking {} for its brokers", self.brokers());
+        Ok(metadata.map_err(|error| self.unreachable(doing(), error))?.brokers().len())
+    }
+
+    /// Makes a topic; one that is there already is left as it is.
+    pub(crate) fn create(&self, topic: &NewTopic<'_>) -> Result<(), LogError> {
+        let doing = || format!("making the topic {}", topic.name);
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE));
+        let results = block_on(self.admin.create_topics([topic], &options));
+        for result in results.map_err(|error| self.unreachable(doing(), error))? {
+            match result {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((_, code)) => return Err(self.unreachable(doing(), KafkaError::AdminOp(code))),
+            }
+        }
+        Ok(())
+    }
+
+    /// The settings of topics, each by its name.
+    pub(crate) fn settings(&self, topics: &[&str]) -> Result<BTreeMap<String, BTreeMap<String, String>>, LogError> {
+        let doing = || format!("asking for the settings of {}", topics.join(" and "));
+        let asked: Vec<ResourceSpecifier<'_>> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let results = block_on(self.admin.describe_configs(&asked, &options));
+        let mut all = BTreeMap::new();
+        for result in results.map_err(|error| self.unreachable(doing(), error))? {
+            let resource = result.map_err(|code| self.unreachable(doing(), KafkaError::AdminOp(code)))?;
+            let OwnedResourceSpecifier::Topic(name) = resource.specifier else { continue };
+            let entries = resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
+            all.insert(name, entries.collect());
+        }
+        Ok(all)
+    }
+
+    /// Drops the records below these offsets.
+    pub(crate) fn delete_below(&self, topic: &str, offsets: &[u64]) -> Result<(), LogError> {
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE));
+        let places = offsets.iter().enumerate().map(|(partition, at)| (partition as i32, *at));
+        let done = assignment(topic, places).and_then(|list| block_on(self.admin.delete_records(&list, &options)));
+        let refused = |error| self.unreachable(format!("dropping old records of {topic}"), error);
+        for element in done.map_err(refused)?.elements() {
+            element.error().map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// An error, with what the brokers complained of last where that says more.
+    pub(crate) fn unreachable(&self, doing: String, error: KafkaError) -> LogError {
+        let lost = matches!(
+            code_of(&error),
+            Some(
+                RDKafkaErrorCode::OperationTimedOut
+                    | RDKafkaErrorCode::BrokerTransportFailure
+                    | RDKafkaErrorCode::AllBrokersDown
+                    | RDKafkaErrorCode::RequestTimedOut
+            )
+        );
+        match lost.then(|| self.complaint()).flatten() {
+            Some(complaint) => LogError::Server { doing, cause: complaint.into(), passing: true },
+            None => server(doing, error),
+        }
+    }
+
+    /// What stands between us and the brokers. An admin client keeps it to itself, so another client is asked.
+    fn complaint(&self) -> Option<String> {
+        let producer = self.producer(1_000_000).ok()?;
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(2) {
+            producer.poll(Duration::from_millis(20));
+            match producer.context().listener.last() {
+                Some(complaint) if !complaint.ends_with("brokers are down") => return Some(complaint),
+                _ => {}
+            }
+        }
+        producer.context().listener.last()
+    }
+}
+
+fn base(connection: &Connection) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set_log_level(RDKafkaLogLevel::Warning)
+        .set("bootstrap.servers", &connection.brokers)
+        .set("client.id", "crossfade")
+        .set("socket.keepalive.enable", "true")
+        .set("log.connection.close", "false")
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "2000");
+    let protocol = match (&connection.tls, &connection.sasl) {
+        (None, None) => "plaintext",
+        (Some(_), None) => "ssl",
+        (None, Some(_)) => "sasl_plaintext",
+        (Some(_), Some(_)) => "sasl_ssl",
+    };
+    config.set("security.protocol", protocol);
+    if let Some(tls) = &connection.tls {
+        let files = [
+            ("ssl.ca.location", &tls.authority),
+            ("ssl.certificate.location", &tls.certificate),
+            ("ssl.key.location", &tls.key),
+        ];
+        for (name, file) in files {
+            if let Some(file) = file {
+                config.set(name, file.to_string_lossy());
+            }
+        }
+        if let Some(password) = &tls.key_password {
+            config.set("ssl.key.password", password.expose_secret());
+        }
+    }
+    if let Some(sasl) = &connection.sasl {
+        config
+            .set("sasl.mechanism", sasl.mechanism.name())
+            .set("sasl.username", &sasl.user)
+            .set("sasl.password", sasl.password.expose_secret());
+    }
+    config
+}
+
+fn producing(connection: &Connection, message_bytes_max: u64) -> ClientConfig {
+    let mut config = base(connection);
+    config
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("compression.type", "lz4")
+        .set("linger.ms", "0")
+        .set("batch.size", "1048576")
+        .set("message.max.bytes", message_bytes_max.clamp(1_000, 1_000_000_000).to_string())
+        .set("queue.buffering.max.kbytes", "65536");
+    config
+}
+
+/// A list of partitions of a topic, with an offset each.
+pub(crate) fn assignment(
+    topic: &str,
+    places: impl IntoIterator<Item = (i32, u64)>,
+) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    for (partition, at) in places {
+        let at = i64::try_from(at).unwrap_or(i64::MAX);
+        list.add_partition_offset(topic, partition, rdkafka::Offset::Offset(at))?;
+    }
+    Ok(list)
+}
+
+/// Reads partitions of a topic from the given offsets, each to where it ends now, or until `each` says that it has seen
+/// enough of that partition.
+pub(crate) fn scan(
+    consumer: &LogConsumer,
+    topic: &str,
+    from: &[(i32, u64)],
+    mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<bool, LogError>,
+) -> Result<(), LogError> {
+    let doing = || format!("reading {topic}");
+    let list = assignment(topic, from.iter().copied()).map_err(|error| server(doing(), error))?;
+    consumer.assign(&list).map_err(|error| server(doing(), error))?;
+    let mut open: BTreeSet<i32> = from.iter().map(|(partition, _)| *partition).collect();
+    let mut heard = Instant::now();
+    while !open.is_empty() {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => {
+                heard = Instant::now();
+                if open.contains(&message.partition()) && each(&message)? {
+                    open.remove(&message.partition());
+                }
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                heard = Instant::now();
+                open.remove(&partition);
+            }
+            Some(Err(error)) if !is_passing(&error) => return Err(server(doing(), error)),
+            Some(Err(_)) | None if heard.elapsed() > PATIENCE => {
+                let cause = consumer.context().last().unwrap_or_else(|| "no broker answers".to_owned());
+                return Err(LogError::Server { doing: doing(), cause: cause.into(), passing: true });
+            }
+            Some(Err(_)) | None => {}
+        }
+    }
+    consumer.unassign().map_err(|error| server(doing(), error))
+}
+
+/// The first offset that is kept and the one after the last that can be read.
+pub(crate) fn bounds(consumer: &LogConsumer, topic: &str, partition: u32) -> Result<(u64, u64), LogError> {
+    let found = consumer.fetch_watermarks(topic, partition as i32, PATIENCE);
+    let (low, high) =
+        found.map_err(|error| server(format!("asking where partition {partition} of {topic} ends"), error))?;
+    Ok((u64::try_from(low).unwrap_or_default(), u64::try_from(high).unwrap_or_default()))
+}
+
+/// A broker's error as the log's.
+pub(crate) fn server(doing: impl Into<String>, error: KafkaError) -> LogError {
+    let passing = is_passing(&error);
+    LogError::Server { doing: doing.into(), cause: Box::new(error), passing }
+}
+
+/// The number that the broker, or librdkafka, gave.
+pub(crate) fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        error => error.rdkafka_error_code(),
+    }
+}
+
+/// Whether it may work when tried again: everything but what a person must mend.
+pub(crate) fn is_passing(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    if matches!(error, KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) | KafkaError::Nul(_)) {
+        return false;
+    }
+    !matches!(
+        code_of(error),
+        Some(
+            Code::MessageSizeTooLarge
+                | Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::TransactionalIdAuthorizationFailed
+                | Code::InvalidTopic
+                | Code::InvalidConfig
+                | Code::InvalidPartitions
+                | Code::InvalidReplicationFactor
+                | Code::InvalidTransactionTimeout
+                | Code::PolicyViolation
+                | Code::UnsupportedVersion
+                | Code::UnsupportedForMessageFormat
+                | Code::InvalidRecord
+                | Code::SaslAuthenticationFailed
+                | Code::UnsupportedSASLMechanism
+                | Code::AutoOffsetReset
+                | Code::OffsetOutOfRange
+        )
+    )
+}
+
+/// Waits until everything that was sent has been answered. (The library's own flush looks every tenth of a second only.)
+pub(crate) fn flush(producer: &LogProducer, limit: Duration) -> Result<(), KafkaError> {
+    let began = Instant::now();
+    loop {
+        producer.poll(Duration::ZERO);
+        if producer.in_flight_count() == 0 {
+            return Ok(());
+        }
+        if began.elapsed() > limit {
+            return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
+        }
+        producer.poll(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,338 @@
+//! The event log on Kafka topics.
+//!
+//! ```text
+//!   <prefix>.changes   N partitions   entries by key, and behind every round a mark in each partition
+//!   <prefix>.meta      compacted      schemas, the last round and its position, consumers' places, who writes
+//! ```
+//!
+//! **One writer** with one fixed `transactional.id`: whoever opens the log shuts out the one before, and that one says so
+//! ([`LogError::Fenced`]). Everything that becomes readable at once is a *round*, and each partition says with a mark
+//! where the round ends there. Readers merge the partitions round by round; rounds of a source transaction whose last part
+//! has not come are held back, and passed over when it never comes. The writer's group of rounds is one transaction of
+//! Kafka, read with `read_committed`.
+//!
+//! **Resuming**: the marks carry the source's position, so the end of the topic says where to go on.
+//!
+//! **What is not the same as in the embedded log**: the broker drops entries by age and size and asks nobody. Consumers'
+//! places hold back [`EventLog::trim`] only; when the broker drops what one still needs, the log is [`LogError::Lost`].
+
+mod build;
+mod meta;
+mod pin;
+mod place;
+mod reader;
+mod shared;
+mod tail;
+mod topics;
+mod watcher;
+mod writer;
+
+pub use reader::KafkaReader;
+
+use crate::{
+    LogOptions, Retention,
+    client::{Clients, PATIENCE},
+};
+use build::{Builder, Group};
+use crossfade_event::{Batch, Cut, SchemaVersion, TableId, TableSchema};
+use crossfade_log::{EventLog, Lane, LogError, Tail, provider::Schemas};
+use meta::{Birth, Meta, Says, Writer as Owner};
+use pin::Pin;
+use rdkafka::producer::Producer;
+use shared::{End, Holds, Shared, lock};
+use std::{
+    fs,
+    sync::{Arc, Mutex, mpsc},
+    thread::{self, JoinHandle},
+};
+use topics::Names;
+use writer::{Job, Writer};
+
+/// The log on Kafka. All clones are one log.
+#[derive(Debug, Clone)]
+pub struct KafkaLog(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    jobs: Option<mpsc::Sender<Job>>,
+    watcher: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Drop for Inner {
+    /// Consumers' places are written once more; the writer ends with its queue.
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some((closing, watcher)) = self.watcher.take() {
+            drop(closing);
+            // It ends by itself; only its last places would be older.
+            let _ = watcher.join();
+        }
+    }
+}
+
+impl KafkaLog {
+    /// Opens the log for writing, and makes its topics where there are none. Whoever wrote it before is shut out. Asks
+    /// the brokers many things, so call it where blocking is allowed.
+    ///
+    /// # Errors
+    /// [`LogError::Refused`] for topics that cannot be used as they are, [`LogError::Lost`] for topics that are not what
+    /// they were, [`LogError::Server`] when no broker answers or one says no.
+    pub fn open(options: LogOptions) -> Result<Self, LogError> {
+        let names = Names::new(&options.topic_prefix)?;
+        let clients = Clients::new(options.connection.clone())?;
+        let standing = topics::open(&clients, &names, &options, true)?;
+        let producer = clients.transactional(&names.writer, standing.message_bytes_max)?;
+        // From here on nobody else can commit, and what another had begun is ended: what is read now stays.
+        let doing = || format!("beginning to write to {}", clients.brokers());
+        producer.init_transactions(PATIENCE).map_err(|error| clients.unreachable(doing(), error))?;
+        let asking = clients.consumer(&names.readers, true)?;
+        let meta = meta::read(&asking, &names)?;
+        let noting = clients.producer(standing.message_bytes_max)?;
+        let before = meta.writer.as_ref().map(|writer| writer.id);
+        let made = Made { names, options, standing, asking, noting: Some(noting), clients };
+        let (shared, tail, birth) = made.settle(meta)?;
+        let shared = Arc::new(shared);
+        let owner = Owner { id: drawn(), who: who() };
+        let (jobs, receiver) = mpsc::channel();
+        let builder = Builder::new(shared.partitions(), tail.last_round, tail.settled.position);
+        let mut writer = Writer {
+            shared: shared.clone(),
+            jobs: receiver,
+            producer,
+            builder,
+            owner: owner.clone(),
+            before,
+            last: tail.settled,
+        };
+        let mut notes = vec![Says::Writer(owner)];
+        notes.extend(birth.map(Says::Log));
+        writer.write(&Group::of_notes(notes, tail.has_head))?;
+        writer.before = None;
+        if let Some(path) = &shared.options.pin {
+            Pin::new(shared.id, &shared.standing).write(path)?;
+        }
+        start("kafka-log-writer", move || writer.run())?;
+        let (closing, closed) = mpsc::channel();
+        let watched = shared.clone();
+        let watcher = start("kafka-log-watcher", move || watcher::run(&watched, &closed))?;
+        Ok(Self(Arc::new(Inner { shared, jobs: Some(jobs), watcher: Some((closing, watcher)) })))
+    }
+
+    /// Opens the log for looking, also while another process writes it. It shows the log as it is now.
+    ///
+    /// # Errors
+    /// As [`KafkaLog::open`]; [`LogError::Refused`] when there is no log.
+    pub fn open_read_only(options: LogOptions) -> Result<Self, LogError> {
+        let names = Names::new(&options.topic_prefix)?;
+        let clients = Clients::new(options.connection.clone())?;
+        let standing = topics::open(&clients, &names, &options, false)?;
+        let asking = clients.consumer(&names.readers, true)?;
+        let made = Made { names, options, standing, asking, noting: None, clients };
+        // The writer may go on between our looks at the two topics: then we look again.
+        let mut tries = 0;
+        loop {
+            let meta = meta::read(&made.asking, &made.names)?;
+            match made.look(&meta) {
+                Ok((tail, birth)) => {
+                    let (shared, ..) = made.shared(meta, tail, birth)?;
+                    return Ok(Self(Arc::new(Inner { shared: Arc::new(shared), jobs: None, watcher: None })));
+                }
+                Err(LogError::Lost { .. }) if tries < 50 => tries += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The log's own number, drawn when it was made.
+    pub fn id(&self) -> u64 {
+        self.0.shared.id
+    }
+
+    /// The topic of entries.
+    pub fn topic(&self) -> &str {
+        &self.0.shared.names.changes
+    }
+
+    /// The named consumers, and the first offsets that each has not read.
+    pub fn consumers(&self) -> Vec<(String, Cut)> {
+        lock(&self.0.shared.holds).all.iter().map(|(name, cut)| (name.clone(), cut.clone())).collect()
+    }
+
+    /// When the broker drops entries, as the topic says.
+    pub fn retention(&self) -> Retention {
+        self.0.shared.standing.retention
+    }
+
+    /// Why the log takes no more appends, if so.
+    pub fn poisoned(&self) -> Option<String> {
+        self.0.shared.trouble().map(|trouble| trouble.error().to_string())
+    }
+
+    fn ask(&self, job: Job) {
+        // Without a writer the reply's other end is dropped with the job, and whoever waits hears of it.
+        if let Some(jobs) = &self.0.jobs {
+            let _ = jobs.send(job);
+        }
+    }
+
+    fn ended(&self) -> LogError {
+        match self.0.shared.trouble() {
+            Some(trouble) => trouble.error(),
+            None if self.0.shared.read_only => self.0.shared.is_read_only(),
+            None => LogError::Poisoned { why: "the thread that writes the log has ended".to_owned() },
+        }
+    }
+}
+
+/// What is needed to open a log.
+struct Made {
+    names: Names,
+    options: LogOptions,
+    standing: topics::Standing,
+    asking: crate::client::LogConsumer,
+    noting: Option<crate::client::LogProducer>,
+    clients: Clients,
+}
+
+impl Made {
+    fn settle(self, meta: Meta) -> Result<(Shared, tail::Tail, Option<Birth>), LogError> {
+        let (tail, birth) = self.look(&meta)?;
+        self.shared(meta, tail, birth)
+    }
+
+    /// Where the log ends; and how it was made, if it is being made now.
+    fn look(&self, meta: &Meta) -> Result<(tail::Tail, Option<Birth>), LogError> {
+        let (names, standing) = (&self.names, &self.standing);
+        let ends = tail::ends(&self.asking, names, standing.changes.partitions)?;
+        let birth = match &meta.birth {
+            Some(birth) if birth.changes != standing.changes.id => {
+                return Err(topics::recreated(&names.changes, &birth.changes, &standing.changes.id));
+            }
+            Some(_) => None,
+            None if ends.last.iter().any(Option::is_some) || meta.tail.is_some() => {
+                return Err(LogError::Lost {
+                    what: format!("the topic {} does not say how the log in {} was made", names.meta, names.changes),
+                    remedy: "Put the right topic back, or name another topic_prefix".to_owned(),
+                });
+            }
+            None => Some(Birth {
+                id: drawn(),
+                changes: standing.changes.id.clone(),
+                partitions: standing.changes.partitions,
+            }),
+        };
+        let mut tail = tail::settle(names, &ends, meta.tail.clone())?;
+        if self.noting.is_none() && tail.has_head {
+            // Somebody may be writing it just now: for a look it is not there yet.
+            tail.settled.abandoned = meta.tail.as_ref().map(|tail| tail.abandoned.clone()).unwrap_or_default();
+        }
+        Ok((tail, birth))
+    }
+
+    fn shared(
+        self,
+        meta: Meta,
+        tail: tail::Tail,
+        birth: Option<Birth>,
+    ) -> Result<(Shared, tail::Tail, Option<Birth>), LogError> {
+        let id = birth.as_ref().or(meta.birth.as_ref()).map_or(0, |birth| birth.id);
+        let mut schemas = Schemas::default();
+        for schema in &meta.schemas {
+            schemas.insert(schema)?;
+        }
+        let partitions = self.standing.changes.partitions;
+        let end = End { round: tail.settled.round, cut: tail.settled.cut.clone(), position: tail.settled.position };
+        let shared = Shared {
+            id,
+            read_only: self.noting.is_none(),
+            end: tokio::sync::watch::Sender::new(end),
+            start: Mutex::new(meta.start.unwrap_or_else(|| Cut::start(partitions))),
+            schemas: Mutex::new(schemas),
+            abandoned: Mutex::new(tail.settled.abandoned.clone()),
+            holds: Mutex::new(Holds { all: meta.holds, ..Holds::default() }),
+            trouble: Mutex::new(None),
+            asking: Mutex::new(self.asking),
+            noting: self.noting.map(Mutex::new),
+            clients: self.clients,
+            names: self.names,
+            options: self.options,
+            standing: self.standing,
+        };
+        shared.look_at_the_start()?;
+        Ok((shared, tail, birth))
+    }
+}
+
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, LogError> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(work);
+    started.map_err(|cause| LogError::Io { doing: "starting a thread for", file: name.into(), cause })
+}
+
+/// A number that nobody else has drawn.
+fn drawn() -> u64 {
+    let drawn = uuid::Uuid::now_v7().as_u128();
+    (drawn as u64) ^ ((drawn >> 64) as u64)
+}
+
+/// This process, for people.
+fn who() -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "an unnamed host" } else { host.trim() };
+    format!("process {} on {host}", std::process::id())
+}
+
+impl EventLog for KafkaLog {
+    type Reader = KafkaReader;
+
+    fn partitions(&self) -> u32 {
+        self.0.shared.partitions()
+    }
+
+    fn append(&self, batch: Batch) -> impl Future<Output = Result<Cut, LogError>> + Send + 'static {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.ask(Job::Append(batch, reply));
+        let log = self.clone();
+        async move { answer.await.unwrap_or_else(|_| Err(log.ended())) }
+    }
+
+    fn abandon(&self) -> impl Future<Output = Result<(), LogError>> + Send + 'static {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.ask(Job::Abandon(reply));
+        let log = self.clone();
+        async move { answer.await.unwrap_or_else(|_| Err(log.ended())) }
+    }
+
+    fn read(&self, from: &Cut, lane: Lane) -> Result<KafkaReader, LogError> {
+        KafkaReader::new(self.0.shared.clone(), self.0.clone(), from, lane)
+    }
+
+    fn tail(&self) -> Tail {
+        let end = self.0.shared.end();
+        Tail { cut: end.cut, position: end.position }
+    }
+
+    fn start(&self) -> Cut {
+        self.0.shared.start()
+    }
+
+    fn schema(&self, table: TableId, version: SchemaVersion) -> Option<Arc<TableSchema>> {
+        lock(&self.0.shared.schemas).get(table, version)
+    }
+
+    fn latest_schemas(&self) -> Vec<Arc<TableSchema>> {
+        lock(&self.0.shared.schemas).latest()
+    }
+
+    fn hold(&self, consumer: &str, cut: &Cut) -> Result<(), LogError> {
+        self.0.shared.hold(consumer, cut)
+    }
+
+    fn release(&self, consumer: &str) -> Result<(), LogError> {
+        self.0.shared.release(consumer)
+    }
+
+    fn trim(&self, below: &Cut, force: bool) -> Result<Cut, LogError> {
+        self.0.shared.trim(below, force)
+    }
+}

@@ -1,0 +1,202 @@
+//! The compacted topic: what a log must never forget, whatever is dropped from the other one. Version 1.
+//!
+//! | key | value, as JSON in `{"format": 1, "says": …}` |
+//! |---|---|
+//! | `log` | how it was made: its own number, the id of the topic of entries, how many partitions |
+//! | `writer` | who writes now |
+//! | `tail` | the last whole round, the cut after it, the source's position, abandoned rounds |
+//! | `start` | the cut below which entries were dropped on demand |
+//! | `schema/<table>/<version>` | a schema |
+//! | `hold/<name>` | how far a consumer has come; nothing when it was released |
+//!
+//! `tail` and the schemas are written in the same transaction as the entries that they belong to, so the two topics
+//! cannot disagree. The position is in the marks too; the one here is for a topic whose entries have all expired.
+
+use super::topics::Names;
+use crate::client::{LogConsumer, bounds, scan};
+use crossfade_event::{Cut, Position, TableSchema};
+use crossfade_log::LogError;
+use rdkafka::Message;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, sync::Arc};
+
+const FORMAT: u32 = 1;
+
+/// What one record says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Says {
+    Log(Birth),
+    Writer(Writer),
+    Tail(LastRound),
+    Start(Cut),
+    Schema(Arc<TableSchema>),
+    Hold(Cut),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Birth {
+    pub(super) id: u64,
+    pub(super) changes: String,
+    pub(super) partitions: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Writer {
+    /// Drawn when it opened the log.
+    pub(super) id: u64,
+    /// For people.
+    pub(super) who: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LastRound {
+    /// Zero for none.
+    pub(super) round: u64,
+    pub(super) cut: Cut,
+    pub(super) position: Option<Position>,
+    /// The timestamp of its records, in milliseconds since 1970.
+    pub(super) at_ms: i64,
+    /// Rounds that hold an unfinished head, from the first to the last of each; the oldest first.
+    pub(super) abandoned: Vec<(u64, u64)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Envelope {
+    format: u32,
+    says: Says,
+}
+
+/// Everything that the topic says.
+#[derive(Debug, Default)]
+pub(super) struct Meta {
+    pub(super) birth: Option<Birth>,
+    pub(super) writer: Option<Writer>,
+    pub(super) tail: Option<LastRound>,
+    pub(super) start: Option<Cut>,
+    pub(super) schemas: Vec<Arc<TableSchema>>,
+    pub(super) holds: BTreeMap<String, Cut>,
+}
+
+pub(super) fn hold_key(consumer: &str) -> String {
+    format!("hold/{consumer}")
+}
+
+impl Says {
+    pub(super) fn key(&self) -> String {
+        match self {
+            Self::Log(_) => "log".to_owned(),
+            Self::Writer(_) => "writer".to_owned(),
+            Self::Tail(_) => "tail".to_owned(),
+            Self::Start(_) => "start".to_owned(),
+            Self::Schema(schema) => format!("schema/{}/{}", schema.id.0, schema.version.0),
+            Self::Hold(_) => "hold/".to_owned(),
+        }
+    }
+
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, LogError> {
+        serde_json::to_vec(&Envelope { format: FORMAT, says: self.clone() })
+            .map_err(|error| LogError::Contract(format!("a note of the log cannot be written: {error}")))
+    }
+}
+
+/// Reads the whole topic.
+pub(super) fn read(consumer: &LogConsumer, names: &Names) -> Result<Meta, LogError> {
+    let (low, _) = bounds(consumer, &names.meta, 0)?;
+    let mut notes: BTreeMap<String, (i64, Option<Vec<u8>>)> = BTreeMap::new();
+    scan(consumer, &names.meta, &[(0, low)], |message| {
+        let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
+        notes.insert(key, (message.offset(), message.payload().map(<[u8]>::to_vec)));
+        Ok(false)
+    })?;
+    let mut meta = Meta::default();
+    for (key, (offset, value)) in notes {
+        let Some(value) = value else { continue };
+        let says = parse(&value).map_err(|what| refused(names, offset, what))?;
+        if let (Says::Hold(cut), Some(name)) = (&says, key.strip_prefix("hold/")) {
+            meta.holds.insert(name.to_owned(), cut.clone());
+            continue;
+        }
+        match says {
+            Says::Log(birth) => meta.birth = Some(birth),
+            Says::Writer(writer) => meta.writer = Some(writer),
+            Says::Tail(tail) => meta.tail = Some(tail),
+            Says::Start(cut) => meta.start = Some(cut),
+            Says::Schema(schema) => meta.schemas.push(schema),
+            Says::Hold(_) => return Err(refused(names, offset, Wrong::Foreign)),
+        }
+    }
+    Ok(meta)
+}
+
+enum Wrong {
+    Foreign,
+    TooNew(u32),
+}
+
+fn parse(value: &[u8]) -> Result<Says, Wrong> {
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    let version: Version = serde_json::from_slice(value).map_err(|_| Wrong::Foreign)?;
+    if version.format != FORMAT {
+        return Err(Wrong::TooNew(version.format));
+    }
+    serde_json::from_slice(value).map(|envelope: Envelope| envelope.says).map_err(|_| Wrong::Foreign)
+}
+
+fn refused(names: &Names, offset: i64, wrong: Wrong) -> LogError {
+    match wrong {
+        Wrong::TooNew(found) => LogError::TooNew { file: names.meta.clone().into(), found, known: FORMAT },
+        Wrong::Foreign => LogError::Refused {
+            what: format!("the topic {} holds a record at offset {offset} that Crossfade did not write", names.meta),
+            remedy: "Name another topic_prefix".to_owned(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossfade_event::{Offset, SourceId};
+
+    /// What version 1 wrote. It must be read for ever.
+    const GOLDEN: &str = include_str!("../../tests/formats/meta-1.jsonl");
+
+    fn every_kind() -> Vec<Says> {
+        let cut = Cut(vec![Offset(7), Offset(0)]);
+        let position = Position { source: SourceId(u64::MAX), timeline: 2, commit: 1 << 60, ordinal: u32::MAX };
+        vec![
+            Says::Log(Birth { id: 9, changes: "rGnX3WYrQ2u6mXgqO1c3Pw".to_owned(), partitions: 2 }),
+            Says::Writer(Writer { id: 3, who: "process 1 on host".to_owned() }),
+            Says::Tail(LastRound {
+                round: 12,
+                cut: cut.clone(),
+                position: Some(position),
+                at_ms: 1_700_000_000_000,
+                abandoned: vec![(3, 5)],
+            }),
+            Says::Start(cut.clone()),
+            Says::Schema(crossfade_testkit::log_suite::schema(1, 2)),
+            Says::Hold(cut),
+        ]
+    }
+
+    #[test]
+    fn notes_of_version_1_are_read_and_written_as_ever() {
+        let lines: Vec<&str> = GOLDEN.lines().collect();
+        let written: Vec<String> =
+            every_kind().iter().map(|says| String::from_utf8(says.to_bytes().unwrap()).unwrap()).collect();
+        assert_eq!(written, lines);
+        let read: Vec<Says> = lines.iter().filter_map(|line| parse(line.as_bytes()).ok()).collect();
+        assert_eq!(read, every_kind());
+    }
+
+    #[test]
+    fn a_newer_or_foreign_note_is_refused() {
+        assert!(matches!(parse(b"{\"format\":2,\"says\":{\"more\":1}}"), Err(Wrong::TooNew(2))));
+        assert!(matches!(parse(b"hello"), Err(Wrong::Foreign)));
+        assert!(matches!(parse(b"{\"format\":1,\"says\":{\"more\":1}}"), Err(Wrong::Foreign)));
+    }
+}

@@ -1,0 +1,79 @@
+//! The first place that can be read, where the broker has dropped entries.
+//!
+//! A broker drops segments partition by partition, so the partitions begin in different rounds. The log begins with the
+//! first round that all partitions still hold as a whole.
+
+use super::{tail::unreadable, topics::Names};
+use crate::{
+    client::{LogConsumer, PATIENCE, assignment, scan, server},
+    codec::{Head, What},
+};
+use crossfade_event::{Cut, Offset, Partition};
+use crossfade_log::LogError;
+use rdkafka::{Message, consumer::Consumer, message::Timestamp};
+use std::collections::BTreeMap;
+
+/// The first readable place, given the lowest offset that each partition keeps, the last place that was known to be a
+/// good beginning, and the end of the log.
+pub(super) fn first(consumer: &LogConsumer, names: &Names, low: &Cut, known: &Cut, end: &Cut) -> Result<Cut, LogError> {
+    if known.covers(low) {
+        return Ok(known.clone());
+    }
+    let partitions = 0..low.0.len() as u32;
+    let from: Vec<(i32, u64)> = partitions
+        .clone()
+        .filter(|partition| low.next(Partition(*partition)) < end.next(Partition(*partition)))
+        .map(|partition| (partition as i32, low.next(Partition(partition)).0))
+        .collect();
+    // The first mark of each partition ends a round whose beginning may be gone.
+    let mut latest: Option<(u64, i64)> = None;
+    scan(consumer, &names.changes, &from, |message| {
+        let mark = mark_of(names, message)?;
+        if let Some((round, _)) = mark {
+            let at_ms = match message.timestamp() {
+                Timestamp::CreateTime(ms) | Timestamp::LogAppendTime(ms) => ms,
+                Timestamp::NotAvailable => 0,
+            };
+            latest = latest.max(Some((round, at_ms)));
+        }
+        Ok(mark.is_some())
+    })?;
+    let Some((round, at_ms)) = latest else { return Ok(end.clone()) };
+    let near = near(consumer, names, &from, at_ms)?;
+    let mut start = end.clone();
+    scan(consumer, &names.changes, &near, |message| match mark_of(names, message)? {
+        Some((there, next)) if there >= round => {
+            start.set_next(Partition(message.partition() as u32), next);
+            Ok(true)
+        }
+        _ => Ok(false),
+    })?;
+    Ok(start)
+}
+
+fn mark_of(names: &Names, message: &rdkafka::message::BorrowedMessage<'_>) -> Result<Option<(u64, Offset)>, LogError> {
+    let (partition, offset) = (message.partition() as u32, message.offset().unsigned_abs());
+    let head = Head::parse(message.payload().unwrap_or_default())
+        .map_err(|wrong| unreadable(names, partition, offset, wrong))?;
+    Ok(matches!(head.what, What::Mark { .. }).then_some((head.round, Offset(offset + 1))))
+}
+
+/// For each partition the first offset of that time: all records of one transaction bear one.
+pub(super) fn near(
+    consumer: &LogConsumer,
+    names: &Names,
+    from: &[(i32, u64)],
+    at_ms: i64,
+) -> Result<Vec<(i32, u64)>, LogError> {
+    let failed = |error| server(format!("asking {} for a time", names.changes), error);
+    let asked = from.iter().map(|(partition, _)| (*partition, at_ms.unsigned_abs()));
+    let list = assignment(&names.changes, asked).map_err(failed)?;
+    let found = consumer.offsets_for_times(list, PATIENCE).map_err(failed)?;
+    let mut places: BTreeMap<i32, u64> = from.iter().copied().collect();
+    for element in found.elements() {
+        if let (rdkafka::Offset::Offset(at), Some(place)) = (element.offset(), places.get_mut(&element.partition())) {
+            *place = (*place).max(at.unsigned_abs());
+        }
+    }
+    Ok(places.into_iter().collect())
+}

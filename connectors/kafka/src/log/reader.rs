@@ -1,0 +1,380 @@
+//! Reads entries: merges the partitions round by round, so that source transactions come whole and in commit order.
+//!
+//! Each partition has a queue of its own, which librdkafka fills ahead, within its bounds; only what belongs to the round
+//! being put together is taken out.
+
+use super::{
+    shared::{End, Shared, Trouble},
+    tail::unreadable,
+};
+use crate::{
+    client::{Listener, LogConsumer, PATIENCE, assignment, code_of, is_passing, server},
+    codec::{HEAD, Head, What},
+};
+use bytes::{Bytes, BytesMut};
+use crossfade_event::{Cut, Offset, Partition, Position};
+use crossfade_log::{Entries, Entry, Lane, LogError, LogReader, record::wanted};
+use rdkafka::{
+    Message,
+    consumer::{Consumer, base_consumer::PartitionQueue},
+    error::RDKafkaErrorCode,
+};
+use std::{
+    sync::{Arc, Condvar, Mutex},
+    time::{Duration, Instant},
+};
+use tokio::sync::{Notify, watch};
+
+/// How many abandoned rounds are passed over before the reader's caller has its turn.
+const PASSED: usize = 64;
+
+/// The callback of a queue is a wish, not a promise: look again after so long.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Payloads are copied out of librdkafka into pieces of this size.
+const PIECE: usize = 64 * 1024;
+
+/// Reads the log on Kafka.
+pub struct KafkaReader {
+    log: Arc<Shared>,
+    _alive: Arc<dyn Send + Sync>,
+    ends: watch::Receiver<End>,
+    wanted: u16,
+    /// The first offsets not yet given.
+    next: Cut,
+    /// Whether the last round given left nothing open.
+    whole: bool,
+    fetch: Option<Fetch>,
+}
+
+impl std::fmt::Debug for KafkaReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaReader").field("log", &self.log).field("next", &self.next).finish_non_exhaustive()
+    }
+}
+
+/// A consumer under way.
+struct Fetch {
+    consumer: Arc<LogConsumer>,
+    parts: Vec<Part>,
+    woken: Arc<Woken>,
+    piece: BytesMut,
+}
+
+struct Part {
+    queue: PartitionQueue<Listener>,
+    taken: Taken,
+}
+
+/// What of the next round has come.
+#[derive(Default)]
+struct Taken {
+    held: Vec<Held>,
+    mark: Option<Mark>,
+    /// How many of its records have come, and whether all of them were asked for.
+    count: u32,
+    from_its_beginning: bool,
+}
+
+struct Held {
+    offset: Offset,
+    head: Head,
+    payload: Bytes,
+}
+
+#[derive(Clone, Copy)]
+struct Mark {
+    offset: Offset,
+    round: u64,
+    whole: bool,
+}
+
+/// Told when a queue is no longer empty.
+#[derive(Default)]
+struct Woken {
+    notify: Notify,
+    flag: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Woken {
+    fn wake(&self) {
+        *super::shared::lock(&self.flag) = true;
+        self.changed.notify_all();
+        self.notify.notify_one();
+    }
+
+    fn wait(&self) {
+        let mut flag = super::shared::lock(&self.flag);
+        if !*flag {
+            flag = match self.changed.wait_timeout(flag, LOOK_AGAIN) {
+                Ok((flag, _)) => flag,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        *flag = false;
+    }
+}
+
+/// What one look gives.
+enum Look {
+    Found(Entries),
+    AtTheEnd,
+    NotYet,
+}
+
+impl KafkaReader {
+    pub(super) fn new(log: Arc<Shared>, alive: Arc<dyn Send + Sync>, from: &Cut, lane: Lane) -> Result<Self, LogError> {
+        log.check(from)?;
+        let ends = log.end.subscribe();
+        let mut next = Cut::start(log.partitions());
+        for (partition, at) in (0u32..).zip(&from.0) {
+            next.set_next(Partition(partition), *at);
+        }
+        Ok(Self { log, _alive: alive, ends, wanted: wanted(lane), next, whole: true, fetch: None })
+    }
+
+    /// Looks without waiting.
+    fn look(&mut self) -> Result<Look, LogError> {
+        let end = self.ends.borrow_and_update().clone();
+        if let Some(trouble @ Trouble::Lost { .. }) = self.log.trouble() {
+            return Err(trouble.error());
+        }
+        if self.next == end.cut {
+            return Ok(Look::AtTheEnd);
+        }
+        let start = self.log.start();
+        if !self.next.covers(&start) {
+            return Err(self.log.overtaken(&self.next));
+        }
+        let mut fetch = match self.fetch.take() {
+            Some(fetch) => fetch,
+            None => Fetch::begin(&self.log, &self.next)?,
+        };
+        let looked = self.round(&mut fetch, &end);
+        self.fetch = Some(fetch);
+        looked
+    }
+
+    /// Puts the next round together.
+    fn round(&mut self, fetch: &mut Fetch, end: &End) -> Result<Look, LogError> {
+        for _ in 0..PASSED {
+            if !fetch.fill(&self.log, &self.next, &end.cut, self.wanted)? {
+                return Ok(Look::NotYet);
+            }
+            let behind = |(partition, _): &(u32, &Part)| {
+                self.next.next(Partition(*partition)) < end.cut.next(Partition(*partition))
+            };
+            let marks = (0u32..).zip(&fetch.parts).filter(behind).filter_map(|(_, part)| part.taken.mark);
+            let Some(round) = marks.clone().map(|mark| mark.round).min() else { return Ok(Look::AtTheEnd) };
+            let whole = marks.filter(|mark| mark.round == round).all(|mark| mark.whole);
+            let is_abandoned = self.log.is_abandoned(round);
+            let mut held: Vec<(Partition, Held)> = Vec::new();
+            for (partition, part) in (0u32..).zip(&mut fetch.parts) {
+                let partition = Partition(partition);
+                if let Some(mark) = part.taken.mark.filter(|mark| mark.round == round) {
+                    let taken = std::mem::take(&mut part.taken);
+                    held.extend(taken.held.into_iter().map(|held| (partition, held)));
+                    self.next.set_next(partition, Offset(mark.offset.0 + 1));
+                    part.taken.from_its_beginning = true;
+                }
+            }
+            if is_abandoned {
+                continue;
+            }
+            self.whole = whole;
+            held.sort_by_key(|(_, held)| held.head.place);
+            let entries = held.into_iter().map(|(partition, held)| self.entry(partition, held));
+            let entries = entries.collect::<Result<Vec<_>, _>>()?;
+            return Ok(Look::Found(Entries { entries, next: self.next.clone(), whole }));
+        }
+        Ok(Look::Found(Entries { entries: Vec::new(), next: self.next.clone(), whole: self.whole }))
+    }
+
+    fn entry(&self, partition: Partition, held: Held) -> Result<Entry, LogError> {
+        let wrong = |wrong| unreadable(&self.log.names, partition.0, held.offset.0, wrong);
+        let event = held.head.event(&held.payload).map_err(wrong)?;
+        let (Some(event), Some(position)) = (event, position_of(&held.head)) else {
+            return Err(wrong(crate::codec::Unreadable::Foreign));
+        };
+        Ok(Entry { partition, offset: held.offset, position, event })
+    }
+
+    /// [`KafkaReader::look`], waiting for what is known to be there; an error when nothing comes for long.
+    fn collect(&mut self) -> Result<Option<Entries>, LogError> {
+        let mut began = Instant::now();
+        loop {
+            let before = self.progress();
+            match self.look()? {
+                Look::Found(entries) => return Ok(Some(entries)),
+                Look::AtTheEnd => return Ok(None),
+                Look::NotYet => {}
+            }
+            if self.progress() != before {
+                began = Instant::now();
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(self.unanswered());
+            }
+            if let Some(fetch) = &self.fetch {
+                fetch.woken.wait();
+            }
+        }
+    }
+
+    fn progress(&self) -> u64 {
+        self.fetch.as_ref().map_or(0, |fetch| fetch.parts.iter().map(|part| u64::from(part.taken.count)).sum())
+    }
+
+    fn unanswered(&self) -> LogError {
+        let last = self.fetch.as_ref().and_then(|fetch| fetch.consumer.context().last());
+        let cause = last.unwrap_or_else(|| "no broker answers".to_owned());
+        LogError::Server { doing: format!("reading {}", self.log.names.changes), cause: cause.into(), passing: true }
+    }
+}
+
+fn position_of(head: &Head) -> Option<Position> {
+    match head.what {
+        What::Event { position, .. } => Some(position),
+        What::Mark { .. } => None,
+    }
+}
+
+impl Fetch {
+    fn begin(log: &Shared, from: &Cut) -> Result<Self, LogError> {
+        let topic = &log.names.changes;
+        let failed = |error| server(format!("reading {topic}"), error);
+        let consumer = Arc::new(log.clients.consumer(&log.names.readers, false)?);
+        let places = (0u32..).zip(&from.0).map(|(partition, at)| (partition as i32, at.0));
+        consumer.assign(&assignment(topic, places).map_err(failed)?).map_err(failed)?;
+        let woken = Arc::new(Woken::default());
+        let mut parts = Vec::new();
+        for partition in 0..log.partitions() {
+            let queue = consumer.split_partition_queue(topic, partition as i32);
+            let mut queue = queue.ok_or_else(|| LogError::Contract(format!("{topic} has no partition {partition}")))?;
+            let bell = woken.clone();
+            queue.set_nonempty_callback(move || bell.wake());
+            parts.push(Part { queue, taken: Taken::default() });
+        }
+        Ok(Self { consumer, parts, woken, piece: BytesMut::new() })
+    }
+
+    /// Takes records out of the queues until every partition that is not at the end has its next mark; false when some
+    /// are still to come.
+    fn fill(&mut self, log: &Shared, next: &Cut, end: &Cut, wanted: u16) -> Result<bool, LogError> {
+        let mut complete = true;
+        // Serves librdkafka's own events; what it says here is no record.
+        if let Some(Err(error)) = self.consumer.poll(Duration::ZERO)
+            && !is_passing(&error)
+        {
+            return Err(fetch_error(log, next, error));
+        }
+        for (partition, part) in (0u32..).zip(&mut self.parts) {
+            let id = Partition(partition);
+            while part.taken.mark.is_none() && next.next(id) < end.next(id) {
+                match part.queue.poll(Duration::ZERO) {
+                    None => {
+                        complete = false;
+                        break;
+                    }
+                    Some(Err(error)) if is_passing(&error) => complete = false,
+                    Some(Err(error)) => return Err(fetch_error(log, next, error)),
+                    Some(Ok(message)) => {
+                        let offset = Offset(message.offset().unsigned_abs());
+                        let value = message.payload().unwrap_or_default();
+                        let wrong = |wrong| unreadable(&log.names, partition, offset.0, wrong);
+                        let head = Head::parse(value).map_err(wrong)?;
+                        part.taken.take(log, id, offset, head, value, wanted, &mut self.piece)?;
+                    }
+                }
+            }
+        }
+        Ok(complete)
+    }
+}
+
+impl Taken {
+    #[expect(clippy::too_many_arguments, reason = "one record and where it goes; a struct would only rename them")]
+    fn take(
+        &mut self,
+        log: &Shared,
+        partition: Partition,
+        offset: Offset,
+        head: Head,
+        value: &[u8],
+        wanted: u16,
+        piece: &mut BytesMut,
+    ) -> Result<(), LogError> {
+        match head.what {
+            What::Mark { whole, .. } => {
+                // A mark knows how many records stand before it: none was compacted away or left out.
+                if self.from_its_beginning && head.place != self.count {
+                    return Err(LogError::Lost {
+                        what: format!(
+                            "partition {} of the topic {} has {} records of round {}, and had {}",
+                            partition.0, log.names.changes, self.count, head.round, head.place
+                        ),
+                        remedy: "Put the right topic back, or start again from the source: `crossfade rollback --wipe`, then `crossfade run`".to_owned(),
+                    });
+                }
+                self.mark = Some(Mark { offset, round: head.round, whole });
+            }
+            What::Event { kind, .. } => {
+                self.count += 1;
+                if kind.lane_flag() & wanted != 0 {
+                    let payload = value.get(HEAD..).unwrap_or_default();
+                    if piece.capacity() - piece.len() < payload.len() {
+                        piece.reserve(payload.len().max(PIECE));
+                    }
+                    piece.extend_from_slice(payload);
+                    self.held.push(Held { offset, head, payload: piece.split().freeze() });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An error that trying again does not mend.
+fn fetch_error(log: &Shared, next: &Cut, error: rdkafka::error::KafkaError) -> LogError {
+    match code_of(&error) {
+        Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+            match super::topics::same(&log.clients, &log.names, &log.standing) {
+                Err(lost @ LogError::Lost { .. }) => {
+                    log.stop_for(&lost);
+                    lost
+                }
+                _ => log.overtaken(next),
+            }
+        }
+        _ => server(format!("reading {}", log.names.changes), error),
+    }
+}
+
+impl LogReader for KafkaReader {
+    async fn next(&mut self) -> Result<Entries, LogError> {
+        loop {
+            tokio::task::consume_budget().await;
+            match self.look()? {
+                Look::Found(entries) => return Ok(entries),
+                Look::AtTheEnd => {
+                    if self.ends.changed().await.is_err() {
+                        return Err(LogError::Poisoned { why: "the log was closed".to_owned() });
+                    }
+                }
+                Look::NotYet => {
+                    let Some(fetch) = &self.fetch else { continue };
+                    // A broker that is away is waited for: librdkafka keeps trying.
+                    let _ = tokio::time::timeout(LOOK_AGAIN, fetch.woken.notify.notified()).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for the broker where the log is known to have more, half a minute at most.
+    fn try_next(&mut self) -> Result<Option<Entries>, LogError> {
+        let is_multi = tokio::runtime::Handle::try_current()
+            .is_ok_and(|handle| handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread);
+        if is_multi { tokio::task::block_in_place(|| self.collect()) } else { self.collect() }
+    }
+}

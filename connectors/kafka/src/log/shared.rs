@@ -1,0 +1,297 @@
+//! What the writer, the readers and the watcher of one log have in common.
+
+use super::{
+    meta::{LastRound, Says, hold_key},
+    place,
+    tail::{self},
+    topics::{Names, Standing},
+};
+use crate::{
+    LogOptions,
+    client::{Clients, LogConsumer, LogProducer, flush, server},
+};
+use crossfade_event::{Cut, Partition, Position};
+use crossfade_log::{LogError, provider::Schemas};
+use rdkafka::producer::{BaseRecord, Producer as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// Where the log ends for its readers: after the last whole round.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct End {
+    pub(super) round: u64,
+    pub(super) cut: Cut,
+    pub(super) position: Option<Position>,
+}
+
+/// Why nothing more is written, and for what is lost nothing more is read.
+#[derive(Debug, Clone)]
+pub(super) enum Trouble {
+    Lost { what: String, remedy: String },
+    Fenced { log: String, by: String },
+    Stopped(String),
+}
+
+impl Trouble {
+    pub(super) fn of(error: &LogError) -> Self {
+        match error {
+            LogError::Lost { what, remedy } => Self::Lost { what: what.clone(), remedy: remedy.clone() },
+            LogError::Fenced { log, by } => Self::Fenced { log: log.clone(), by: by.clone() },
+            error => Self::Stopped(
+                std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")),
+            ),
+        }
+    }
+
+    pub(super) fn error(&self) -> LogError {
+        match self {
+            Self::Lost { what, remedy } => LogError::Lost { what: what.clone(), remedy: remedy.clone() },
+            Self::Fenced { log, by } => LogError::Fenced { log: log.clone(), by: by.clone() },
+            Self::Stopped(why) => LogError::Poisoned { why: why.clone() },
+        }
+    }
+}
+
+/// Consumers' places, and those that have not been written to the broker yet.
+#[derive(Debug, Default)]
+pub(super) struct Holds {
+    pub(super) all: BTreeMap<String, Cut>,
+    pub(super) unwritten: BTreeSet<String>,
+}
+
+pub(super) struct Shared {
+    pub(super) clients: Clients,
+    pub(super) names: Names,
+    pub(super) options: LogOptions,
+    pub(super) standing: Standing,
+    pub(super) id: u64,
+    pub(super) read_only: bool,
+    pub(super) end: watch::Sender<End>,
+    pub(super) start: Mutex<Cut>,
+    pub(super) schemas: Mutex<Schemas>,
+    pub(super) abandoned: Mutex<Vec<(u64, u64)>>,
+    pub(super) holds: Mutex<Holds>,
+    pub(super) trouble: Mutex<Option<Trouble>>,
+    /// For questions; one at a time.
+    pub(super) asking: Mutex<LogConsumer>,
+    /// For notes outside of transactions: consumers' places. None where nothing may be written.
+    pub(super) noting: Option<Mutex<LogProducer>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("names", &self.names).field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Every change under these locks is made by code that does not panic.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn partitions(&self) -> u32 {
+        self.standing.changes.partitions
+    }
+
+    pub(super) fn end(&self) -> End {
+        self.end.borrow().clone()
+    }
+
+    pub(super) fn start(&self) -> Cut {
+        lock(&self.start).clone()
+    }
+
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        lock(&self.trouble).clone()
+    }
+
+    /// Notes why nothing goes on any more; the first reason stays.
+    pub(super) fn stop_for(&self, error: &LogError) {
+        lock(&self.trouble).get_or_insert_with(|| Trouble::of(error));
+    }
+
+    pub(super) fn is_abandoned(&self, round: u64) -> bool {
+        lock(&self.abandoned).iter().any(|(first, last)| (*first..=*last).contains(&round))
+    }
+
+    /// Publishes a new end.
+    pub(super) fn settle(&self, last: &LastRound) {
+        *lock(&self.abandoned) = last.abandoned.clone();
+        self.end.send_replace(End { round: last.round, cut: last.cut.clone(), position: last.position });
+    }
+
+    /// Checks that a place lies in the log.
+    pub(super) fn check(&self, cut: &Cut) -> Result<(), LogError> {
+        let there = self.partitions() as usize;
+        if cut.0.len() > there {
+            return Err(LogError::Contract(format!("a cut of {} partitions for a log of {there}", cut.0.len())));
+        }
+        let (start, end) = (self.start(), self.end().cut);
+        if !cut.covers(&start) {
+            return Err(LogError::Trimmed { asked: cut.clone(), start });
+        }
+        if !end.covers(cut) {
+            return Err(LogError::Beyond { asked: cut.clone(), end });
+        }
+        Ok(())
+    }
+
+    pub(super) fn hold(&self, consumer: &str, cut: &Cut) -> Result<(), LogError> {
+        if self.read_only {
+            return Err(self.is_read_only());
+        }
+        match self.check(cut) {
+            Ok(()) => {}
+            Err(LogError::Trimmed { .. }) => return Err(self.expired(consumer, cut)),
+            Err(error) => return Err(error),
+        }
+        let mut holds = lock(&self.holds);
+        holds.all.insert(consumer.to_owned(), cut.clone());
+        holds.unwritten.insert(consumer.to_owned());
+        Ok(())
+    }
+
+    pub(super) fn release(&self, consumer: &str) -> Result<(), LogError> {
+        if self.read_only {
+            return Err(self.is_read_only());
+        }
+        let mut holds = lock(&self.holds);
+        if holds.all.remove(consumer).is_some() {
+            holds.unwritten.insert(consumer.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Entries that somebody still needed are gone.
+    pub(super) fn expired(&self, consumer: &str, cut: &Cut) -> LogError {
+        LogError::Lost {
+            what: format!(
+                "the broker has dropped entries of the topic {} that `{consumer}` still needs: it stands at {cut}, and the topic begins at {}",
+                self.names.changes,
+                self.start()
+            ),
+            remedy: "Give the topic a longer retention and start again from the source: `crossfade rollback --wipe`, then `crossfade run`"
+                .to_owned(),
+        }
+    }
+
+    /// Looks where the topic begins now.
+    pub(super) fn look_at_the_start(&self) -> Result<Cut, LogError> {
+        let consumer = lock(&self.asking);
+        let ends = (0..self.partitions())
+            .map(|partition| crate::client::bounds(&consumer, &self.names.changes, partition))
+            .collect::<Result<Vec<_>, _>>()?;
+        let low = Cut(ends.iter().map(|(low, _)| crossfade_event::Offset(*low)).collect());
+        let first = place::first(&consumer, &self.names, &low, &self.start(), &self.end().cut)?;
+        drop(consumer);
+        let mut start = lock(&self.start);
+        if first.covers(&start) {
+            *start = first;
+        }
+        Ok(start.clone())
+    }
+
+    /// A reader stands where nothing is any more: either somebody needed it, or it was asked for too late.
+    pub(super) fn overtaken(&self, at: &Cut) -> LogError {
+        match self.look_at_the_start() {
+            Err(error) => error,
+            Ok(start) if at.covers(&start) => LogError::Lost {
+                what: format!("the topic {} has lost its end: {at} is not there any more", self.names.changes),
+                remedy: "Put the right topic back, or start again from the source: `crossfade rollback --wipe`, then `crossfade run`".to_owned(),
+            },
+            Ok(start) => match self.first_overtaken(&start) {
+                Some((consumer, cut)) => self.expired(&consumer, &cut),
+                None => LogError::Trimmed { asked: at.clone(), start },
+            },
+        }
+    }
+
+    /// A consumer that stands before the beginning.
+    pub(super) fn first_overtaken(&self, start: &Cut) -> Option<(String, Cut)> {
+        let holds = lock(&self.holds);
+        holds.all.iter().find(|(_, cut)| !cut.covers(start)).map(|(name, cut)| (name.clone(), cut.clone()))
+    }
+
+    pub(super) fn trim(&self, below: &Cut, force: bool) -> Result<Cut, LogError> {
+        let Some(noting) = &self.noting else { return Err(self.is_read_only()) };
+        let (start, end) = (self.start(), self.end().cut);
+        let mut limit = below.clone();
+        if !force {
+            for held in lock(&self.holds).all.values() {
+                for (partition, at) in (0u32..).zip(limit.0.iter_mut()) {
+                    *at = (*at).min(held.next(Partition(partition)));
+                }
+            }
+        }
+        for (partition, at) in (0u32..).zip(limit.0.iter_mut()) {
+            *at = (*at).min(end.next(Partition(partition))).max(start.next(Partition(partition)));
+        }
+        if limit == start {
+            return Ok(start);
+        }
+        // First the note: a beginning that was noted and not reached does no harm.
+        self.note(&lock(noting), &Says::Start(limit.clone()))?;
+        let offsets: Vec<u64> = limit.0.iter().map(|offset| offset.0).collect();
+        self.clients.delete_below(&self.names.changes, &offsets)?;
+        *lock(&self.start) = limit.clone();
+        Ok(limit)
+    }
+
+    pub(super) fn is_read_only(&self) -> LogError {
+        LogError::ReadOnly { dir: self.names.changes.clone().into() }
+    }
+
+    /// Writes consumers' places that have changed.
+    pub(super) fn write_holds(&self) -> Result<(), LogError> {
+        let Some(noting) = &self.noting else { return Ok(()) };
+        let unwritten = {
+            let mut holds = lock(&self.holds);
+            let names = std::mem::take(&mut holds.unwritten);
+            names.into_iter().map(|name| (holds.all.get(&name).cloned(), name)).collect::<Vec<_>>()
+        };
+        if unwritten.is_empty() {
+            return Ok(());
+        }
+        let producer = lock(noting);
+        let written = unwritten.iter().try_for_each(|(cut, name)| {
+            let value = cut.clone().map(|cut| Says::Hold(cut).to_bytes()).transpose()?;
+            self.send_note(&producer, &hold_key(name), value.as_deref())
+        });
+        let written = written.and_then(|()| self.flush_notes(&producer));
+        if written.is_err() {
+            lock(&self.holds).unwritten.extend(unwritten.into_iter().map(|(_, name)| name));
+        }
+        written
+    }
+
+    fn note(&self, producer: &LogProducer, says: &Says) -> Result<(), LogError> {
+        self.send_note(producer, &says.key(), Some(&says.to_bytes()?))?;
+        self.flush_notes(producer)
+    }
+
+    fn send_note(&self, producer: &LogProducer, key: &str, value: Option<&[u8]>) -> Result<(), LogError> {
+        let mut record = BaseRecord::with_opaque_to(&self.names.meta, 0usize).partition(0).key(key);
+        if let Some(value) = value {
+            record = record.payload(value);
+        }
+        producer.send(record).map_err(|(error, _)| server(format!("writing to {}", self.names.meta), error))
+    }
+
+    fn flush_notes(&self, producer: &LogProducer) -> Result<(), LogError> {
+        let failed = |error| server(format!("writing to {}", self.names.meta), error);
+        flush(producer, Duration::from_secs(10)).map_err(failed)?;
+        producer.context().offsets().map_err(failed)?;
+        producer.context().reset();
+        Ok(())
+    }
+
+    /// The last round of the topic itself, and the cut after it.
+    pub(super) fn last_round(&self) -> Result<tail::Ends, LogError> {
+        tail::ends(&lock(&self.asking), &self.names, self.partitions())
+    }
+}

@@ -1,0 +1,160 @@
+//! Where the topic of entries ends: the last mark of each partition says so itself.
+
+use super::{meta::LastRound, topics::Names};
+use crate::{
+    client::{LogConsumer, bounds, scan},
+    codec::{Head, Unreadable, What},
+};
+use crossfade_event::{Cut, Offset, Position};
+use crossfade_log::LogError;
+use rdkafka::Message;
+use std::collections::BTreeMap;
+
+/// How far before the end a mark is looked for first: only the broker's own records stand behind the last one.
+const LOOK_BACK: u64 = 16;
+
+const REMEDY: &str =
+    "Put the right topics back, or start again from the source: `crossfade rollback --wipe`, then `crossfade run`";
+
+/// The last mark of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Last {
+    pub(super) round: u64,
+    pub(super) whole: bool,
+    pub(super) upto: Option<Position>,
+    /// The offset after it.
+    pub(super) next: Offset,
+}
+
+/// The last marks, `None` for a partition that holds none, and the lowest offset that each partition keeps.
+#[derive(Debug)]
+pub(super) struct Ends {
+    pub(super) last: Vec<Option<Last>>,
+    pub(super) low: Cut,
+}
+
+/// What the end of the topic means.
+#[derive(Debug)]
+pub(super) struct Tail {
+    /// The last whole round.
+    pub(super) settled: LastRound,
+    /// The last round of all.
+    pub(super) last_round: u64,
+    /// There are rounds behind the last whole one: a crash left them.
+    pub(super) has_head: bool,
+}
+
+/// Reads the last marks.
+pub(super) fn ends(consumer: &LogConsumer, names: &Names, partitions: u32) -> Result<Ends, LogError> {
+    let mut last: Vec<Option<Last>> = vec![None; partitions as usize];
+    let mut limits = BTreeMap::new();
+    for partition in 0..partitions {
+        limits.insert(partition as i32, bounds(consumer, &names.changes, partition)?);
+    }
+    let low = Cut(limits.values().map(|(low, _)| Offset(*low)).collect());
+    let mut back = LOOK_BACK;
+    loop {
+        let missing = |partition: &i32| last.get(*partition as usize).is_some_and(Option::is_none);
+        let from: Vec<(i32, u64)> = limits
+            .iter()
+            .filter(|(partition, (low, high))| missing(partition) && low < high)
+            .map(|(partition, (low, high))| (*partition, high.saturating_sub(back).max(*low)))
+            .collect();
+        if from.is_empty() {
+            return Ok(Ends { last, low });
+        }
+        scan(consumer, &names.changes, &from, |message| {
+            let (partition, offset) = (message.partition(), message.offset().unsigned_abs());
+            let head = Head::parse(message.payload().unwrap_or_default())
+                .map_err(|wrong| unreadable(names, partition as u32, offset, wrong))?;
+            if let (What::Mark { whole, upto }, Some(slot)) = (head.what, last.get_mut(partition as usize)) {
+                *slot = Some(Last { round: head.round, whole, upto, next: Offset(offset + 1) });
+            }
+            Ok(false)
+        })?;
+        // Those that were read from their very beginning and have no mark hold nothing that was ever committed.
+        limits.retain(|partition, (low, _)| !from.contains(&(*partition, *low)));
+        back = back.saturating_mul(16);
+    }
+}
+
+/// Holds what the topic says against what was noted, so that a topic which lost its end is never taken for whole.
+pub(super) fn settle(names: &Names, ends: &Ends, noted: Option<LastRound>) -> Result<Tail, LogError> {
+    let partitions = ends.last.len() as u32;
+    let noted = noted.unwrap_or_else(|| LastRound {
+        round: 0,
+        cut: Cut::start(partitions),
+        position: None,
+        at_ms: 0,
+        abandoned: Vec::new(),
+    });
+    let found: Vec<&Last> = ends.last.iter().flatten().collect();
+    let last_round = found.iter().map(|last| last.round).max();
+    let lost = |what: String| Err(LogError::Lost { what, remedy: REMEDY.to_owned() });
+    let Some(last_round) = last_round else {
+        // Everything has expired, or nothing ever came.
+        if !ends.low.covers(&noted.cut) {
+            return lost(format!(
+                "the topic {} is empty, and its entries up to {} were known",
+                names.changes, noted.cut
+            ));
+        }
+        return Ok(Tail { last_round: noted.round, has_head: false, settled: noted });
+    };
+    for (partition, last) in ends.last.iter().enumerate() {
+        let expired =
+            last.is_none() && ends.low.0.get(partition) >= noted.cut.0.get(partition) && last_round == noted.round;
+        if !expired && last.is_none_or(|last| last.round != last_round) {
+            return lost(format!("partition {partition} of the topic {} has lost its end", names.changes));
+        }
+    }
+    if last_round < noted.round {
+        return lost(format!(
+            "the topic {} ends with round {last_round}, and round {} was known",
+            names.changes, noted.round
+        ));
+    }
+    let agrees = |last: &&Last| last.whole && last.upto <= noted.position;
+    let cut_agrees = ends.last.iter().zip(&noted.cut.0).all(|(last, next)| last.is_none_or(|last| last.next == *next));
+    if last_round == noted.round && !(cut_agrees && found.iter().all(agrees)) {
+        return lost(format!("the topic {} does not end as it was known to end, at {}", names.changes, noted.cut));
+    }
+    let mut settled = noted;
+    let has_head = last_round > settled.round;
+    if has_head {
+        if found.iter().any(|last| last.whole) {
+            return lost(format!("the topics {} and {} do not belong together", names.changes, names.meta));
+        }
+        let head = (settled.round + 1, last_round);
+        // It may have been noted already, with nothing behind it since.
+        if settled.abandoned.last() != Some(&head) {
+            settled.abandoned.push(head);
+        }
+    }
+    Ok(Tail { settled, last_round, has_head })
+}
+
+/// A record that cannot be read, as the log's error.
+pub(super) fn unreadable(names: &Names, partition: u32, offset: u64, wrong: Unreadable) -> LogError {
+    match wrong {
+        Unreadable::TooNew(found) => LogError::TooNew {
+            file: names.changes.clone().into(),
+            found: u32::from(found),
+            known: u32::from(crate::codec::FORMAT),
+        },
+        Unreadable::Foreign => LogError::Refused {
+            what: format!(
+                "the topic {} holds a record (partition {partition}, offset {offset}) that Crossfade did not write",
+                names.changes
+            ),
+            remedy: "Name another topic_prefix, and let nobody else write to the topics".to_owned(),
+        },
+        Unreadable::Damaged(malformed) => LogError::Lost {
+            what: format!(
+                "the topic {} is damaged (partition {partition}, offset {offset}): {malformed}",
+                names.changes
+            ),
+            remedy: REMEDY.to_owned(),
+        },
+    }
+}

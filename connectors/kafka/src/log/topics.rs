@@ -1,0 +1,293 @@
+//! The two topics of a log: made, checked, and told from others of the same name.
+//!
+//! `<prefix>.changes` holds the entries and drops them by age or size; `<prefix>.meta` is compacted and keeps what a log
+//! must never forget. The first is made before the second, so a second without a first means that the first was deleted.
+
+use super::pin::Pin;
+use crate::{LogOptions, Retention, client::Clients, ids};
+use crossfade_log::LogError;
+use rdkafka::admin::{NewTopic, TopicReplication};
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The largest record that a topic made here takes; no row may be larger.
+const MESSAGE_BYTES_MAX: u64 = 64 << 20;
+
+/// A segment of the compacted topic: only closed ones are compacted, and all of it is read when the log is opened.
+const META_SEGMENT_BYTES: u64 = 8 << 20;
+
+const REMEDY: &str =
+    "Put the right topics back, or start again from the source: `crossfade rollback --wipe`, then `crossfade run`";
+
+/// The names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Names {
+    pub(super) changes: String,
+    pub(super) meta: String,
+    /// The `transactional.id` of whoever writes.
+    pub(super) writer: String,
+    /// The consumer group's name of whoever reads.
+    pub(super) readers: String,
+}
+
+/// The topics as they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) changes: ids::Topic,
+    pub(super) meta: ids::Topic,
+    /// The largest record that both take.
+    pub(super) message_bytes_max: u64,
+    /// When the broker drops entries.
+    pub(super) retention: Retention,
+}
+
+impl Names {
+    pub(super) fn new(prefix: &str) -> Result<Self, LogError> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if prefix.is_empty() || prefix.len() > 200 || !prefix.chars().all(allowed) || prefix.starts_with('.') {
+            return Err(LogError::Refused {
+                what: format!("`{prefix}` cannot begin the name of a topic"),
+                remedy: "Use letters, digits, dots, `_` and `-`, at most 200, and no dot in front".to_owned(),
+            });
+        }
+        Ok(Self {
+            changes: format!("{prefix}.changes"),
+            meta: format!("{prefix}.meta"),
+            writer: format!("{prefix}.ingest"),
+            readers: format!("{prefix}.readers"),
+        })
+    }
+
+    fn both(&self) -> [&str; 2] {
+        [&self.changes, &self.meta]
+    }
+}
+
+/// Finds the topics, and with `make` makes those of a new log; checks that they are usable and the ones pinned.
+pub(super) fn open(clients: &Clients, names: &Names, options: &LogOptions, make: bool) -> Result<Standing, LogError> {
+    let pin = options.pin.as_deref().map(Pin::read).transpose()?.flatten();
+    let mut found = look(clients, names)?;
+    if let (None, _) | (_, None) = &found {
+        if let Some(pin) = &pin {
+            let gone = if found.0.is_none() { &names.changes } else { &names.meta };
+            return Err(deleted(gone, if found.0.is_none() { &pin.changes } else { &pin.meta }));
+        }
+        if found.0.is_none() && found.1.is_some() {
+            return Err(LogError::Lost {
+                what: format!("the topic {} is gone while {} is there", names.changes, names.meta),
+                remedy: REMEDY.to_owned(),
+            });
+        }
+        if !make {
+            return Err(LogError::Refused {
+                what: format!("there is no log yet: {} has no topic {}", clients.brokers(), names.changes),
+                remedy: "`crossfade run` makes it".to_owned(),
+            });
+        }
+        found = create(clients, names, options, &found)?;
+    }
+    let (Some(changes), Some(meta)) = found else { return Err(deleted(&names.changes, "unknown")) };
+    if let Some(pin) = &pin {
+        pin.check(names, &changes, &meta)?;
+    }
+    check(clients, names, options, changes, meta)
+}
+
+/// Checks that the topics are still the ones they were.
+pub(super) fn same(clients: &Clients, names: &Names, was: &Standing) -> Result<(), LogError> {
+    let (changes, meta) = look(clients, names)?;
+    for (name, was, now) in [(&names.changes, &was.changes, changes), (&names.meta, &was.meta, meta)] {
+        match now {
+            None => return Err(deleted(name, &was.id)),
+            Some(now) if now.id != was.id => return Err(recreated(name, &was.id, &now.id)),
+            Some(now) if now.partitions != was.partitions => return Err(grown(name, was.partitions, now.partitions)),
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn look(clients: &Clients, names: &Names) -> Result<(Option<ids::Topic>, Option<ids::Topic>), LogError> {
+    let mut found = clients.describe(&names.both())?.into_iter();
+    Ok((found.next().flatten(), found.next().flatten()))
+}
+
+pub(super) fn deleted(name: &str, id: &str) -> LogError {
+    LogError::Lost { what: format!("the topic {name} (id {id}) has been deleted"), remedy: REMEDY.to_owned() }
+}
+
+pub(super) fn recreated(name: &str, was: &str, now: &str) -> LogError {
+    let what = format!("the topic {name} was deleted and made anew: its id was {was}, and is {now} now");
+    LogError::Lost { what, remedy: REMEDY.to_owned() }
+}
+
+fn grown(name: &str, was: u32, now: u32) -> LogError {
+    LogError::Lost {
+        what: format!(
+            "the topic {name} had {was} partitions, and has {now} now: keys would change their partition and lose their order"
+        ),
+        remedy: REMEDY.to_owned(),
+    }
+}
+
+type Found = (Option<ids::Topic>, Option<ids::Topic>);
+
+fn create(clients: &Clients, names: &Names, options: &LogOptions, found: &Found) -> Result<Found, LogError> {
+    let copies = match options.replication {
+        Some(copies) => i32::from(copies),
+        None => clients.broker_count()?.clamp(1, 3) as i32,
+    };
+    let in_sync = options.min_insync_replicas.map_or(if copies >= 3 { 2 } else { 1 }, i32::from).to_string();
+    let partitions = options.partitions.max(1);
+    let (time, bytes) = asked(options.retention, partitions);
+    let largest = MESSAGE_BYTES_MAX.to_string();
+    let segment = options.segment_bytes.map(|bytes| bytes.to_string());
+    if found.0.is_none() {
+        let mut topic = NewTopic::new(&names.changes, partitions as i32, TopicReplication::Fixed(copies))
+            .set("cleanup.policy", "delete")
+            .set("retention.ms", &time)
+            .set("retention.bytes", &bytes)
+            .set("min.insync.replicas", &in_sync)
+            .set("unclean.leader.election.enable", "false")
+            .set("message.timestamp.type", "CreateTime")
+            .set("max.message.bytes", &largest);
+        if let Some(segment) = &segment {
+            topic = topic.set("segment.bytes", segment);
+        }
+        clients.create(&topic)?;
+    }
+    let segment = META_SEGMENT_BYTES.to_string();
+    let topic = NewTopic::new(&names.meta, 1, TopicReplication::Fixed(copies))
+        .set("cleanup.policy", "compact")
+        .set("min.insync.replicas", &in_sync)
+        .set("unclean.leader.election.enable", "false")
+        .set("min.cleanable.dirty.ratio", "0.1")
+        .set("segment.bytes", &segment)
+        .set("max.message.bytes", &largest);
+    clients.create(&topic)?;
+    // A topic is announced to all brokers a moment after it has been made.
+    let began = Instant::now();
+    loop {
+        if let found @ (Some(_), Some(_)) = look(clients, names)? {
+            return Ok(found);
+        }
+        if began.elapsed() > crate::client::PATIENCE {
+            return Err(LogError::Server {
+                doing: format!("making the topics {} and {}", names.changes, names.meta),
+                cause: "they do not appear".into(),
+                passing: true,
+            });
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The retention as a topic's settings: for each partition.
+fn asked(retention: Retention, partitions: u32) -> (String, String) {
+    let time = retention.time.map_or_else(|| "-1".to_owned(), |time| time.as_millis().to_string());
+    let bytes = retention.bytes.map_or_else(|| "-1".to_owned(), |bytes| (bytes / u64::from(partitions)).to_string());
+    (time, bytes)
+}
+
+fn check(
+    clients: &Clients,
+    names: &Names,
+    options: &LogOptions,
+    changes: ids::Topic,
+    meta: ids::Topic,
+) -> Result<Standing, LogError> {
+    if changes.partitions != options.partitions.max(1) {
+        return Err(LogError::Refused {
+            what: format!(
+                "the topic {} has {} partitions, the spec says {}",
+                names.changes, changes.partitions, options.partitions
+            ),
+            remedy: format!("Write `partitions = {}`, or name another topic_prefix", changes.partitions),
+        });
+    }
+    if meta.partitions != 1 {
+        return Err(LogError::Refused {
+            what: format!("the topic {} has {} partitions and must have one", names.meta, meta.partitions),
+            remedy: "Name another topic_prefix, or make the topic anew".to_owned(),
+        });
+    }
+    let all = clients.settings(&names.both())?;
+    let none = BTreeMap::new();
+    let of = |name: &str| all.get(name).unwrap_or(&none);
+    let (entries, kept) = (of(&names.changes), of(&names.meta));
+    let refused = [
+        compaction(&names.changes, entries, "delete"),
+        compaction(&names.meta, kept, "compact"),
+        unclean(&names.changes, entries),
+        unclean(&names.meta, kept),
+        too_few_copies(&names.changes, entries, options),
+        too_short(&names.changes, entries, options.retention, changes.partitions),
+    ]
+    .into_iter()
+    .flatten()
+    .next();
+    if let Some(refused) = refused {
+        return Err(refused);
+    }
+    let largest = |of: &BTreeMap<String, String>| number(of, "max.message.bytes").unwrap_or(1_000_000);
+    let message_bytes_max = largest(entries).min(largest(kept)).unsigned_abs();
+    let time = number(entries, "retention.ms").and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+    let bytes = number(entries, "retention.bytes").and_then(|bytes| u64::try_from(bytes).ok());
+    let bytes = bytes.map(|bytes| bytes.saturating_mul(u64::from(changes.partitions)));
+    Ok(Standing { changes, meta, message_bytes_max, retention: Retention { time, bytes } })
+}
+
+fn number(of: &BTreeMap<String, String>, name: &str) -> Option<i64> {
+    of.get(name)?.parse().ok()
+}
+
+fn compaction(name: &str, of: &BTreeMap<String, String>, wanted: &str) -> Option<LogError> {
+    let policy = of.get("cleanup.policy")?;
+    (policy != wanted).then(|| {
+        let why =
+            if wanted == "delete" { "compaction would drop changes" } else { "it would forget what must be kept" };
+        LogError::Refused {
+            what: format!("the topic {name} has cleanup.policy={policy}, and {why}"),
+            remedy: format!("Set it: kafka-configs --alter --topic {name} --add-config cleanup.policy={wanted}"),
+        }
+    })
+}
+
+fn unclean(name: &str, of: &BTreeMap<String, String>) -> Option<LogError> {
+    (of.get("unclean.leader.election.enable").map(String::as_str) == Some("true")).then(|| LogError::Refused {
+        what: format!("the topic {name} allows unclean leader elections, which lose records that were acknowledged"),
+        remedy: format!(
+            "Forbid them: kafka-configs --alter --topic {name} --add-config unclean.leader.election.enable=false"
+        ),
+    })
+}
+
+fn too_few_copies(name: &str, of: &BTreeMap<String, String>, options: &LogOptions) -> Option<LogError> {
+    let wanted = i64::from(options.min_insync_replicas?);
+    let there = number(of, "min.insync.replicas")?;
+    (there < wanted).then(|| LogError::Refused {
+        what: format!("the topic {name} has min.insync.replicas={there}, the spec says {wanted}"),
+        remedy: format!("Set it: kafka-configs --alter --topic {name} --add-config min.insync.replicas={wanted}"),
+    })
+}
+
+/// A topic that keeps less than the spec says.
+fn too_short(name: &str, of: &BTreeMap<String, String>, asked_for: Retention, partitions: u32) -> Option<LogError> {
+    let (time, bytes) = asked(asked_for, partitions);
+    for (setting, wanted) in [("retention.ms", time), ("retention.bytes", bytes)] {
+        let there = number(of, setting)?;
+        let enough = there < 0 || wanted.parse().is_ok_and(|wanted: i64| wanted >= 0 && there >= wanted);
+        if !enough {
+            return Some(LogError::Refused {
+                what: format!("the topic {name} has {setting}={there}, and the spec's retention needs {wanted}"),
+                remedy: format!(
+                    "Set it: kafka-configs --alter --topic {name} --add-config {setting}={wanted}; or write into the spec what the topic keeps"
+                ),
+            });
+        }
+    }
+    None
+}

@@ -1,0 +1,17 @@
+//! The log on a real broker.
+
+mod broken;
+mod conformance;
+mod keeping;
+mod secured;
+
+use crossfade_kafka::{Connection, LogOptions, log::KafkaLog};
+use crossfade_testkit::kafka::Kafka;
+
+pub(crate) fn options(kafka: &Kafka, prefix: &str, partitions: u32) -> LogOptions {
+    LogOptions { partitions, ..LogOptions::new(Connection::plain(kafka.brokers()), prefix) }
+}
+
+pub(crate) fn open(kafka: &Kafka, prefix: &str, partitions: u32) -> KafkaLog {
+    KafkaLog::open(options(kafka, prefix, partitions)).unwrap_or_else(|error| panic!("{error}: {error:?}"))
+}
