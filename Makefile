@@ -1,5 +1,5 @@
 # What people and CI run. `make test` is the one test command; CI calls the same.
-.PHONY: demo build test lint soak bench
+.PHONY: demo build test test-kafka lint soak bench
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -15,6 +15,11 @@ test:
 	ci/prepare
 	cargo build --release -p crossfade-cli
 	ci/test
+
+# The log on Kafka against a real broker; not part of `make test` until the command line uses it.
+test-kafka:
+	CROSSFADE_WITH_KAFKA=1 ci/prepare
+	CI=true cargo test -p crossfade-kafka --no-fail-fast
 
 lint:
 	ci/lint
