@@ -243,6 +243,20 @@ impl Clients {
         Ok(())
     }
 
+    /// Deletes a topic; one that is not there is none to delete.
+    pub(crate) fn delete(&self, topic: &str) -> Result<(), LogError> {
+        let doing = || format!("deleting the topic {topic}");
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE));
+        let results = block_on(self.admin.delete_topics(&[topic], &options));
+        for result in results.map_err(|error| self.unreachable(doing(), error))? {
+            match result {
+                Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {}
+                Err((_, code)) => return Err(self.unreachable(doing(), KafkaError::AdminOp(code))),
+            }
+        }
+        Ok(())
+    }
+
     /// The settings of topics, each by its name.
     pub(crate) fn settings(&self, topics: &[&str]) -> Result<BTreeMap<String, BTreeMap<String, String>>, LogError> {
         let doing = || format!("asking for the settings of {}", topics.join(" and "));

@@ -31,12 +31,12 @@ pub use reader::KafkaReader;
 
 use crate::{
     LogOptions, Retention,
-    client::{Clients, PATIENCE},
+    client::{Clients, LogConsumer, PATIENCE, bounds},
 };
 use build::{Builder, Group};
 use crossfade_event::{Batch, Cut, SchemaVersion, TableId, TableSchema};
 use crossfade_log::{EventLog, Lane, LogError, Tail, provider::Schemas};
-use meta::{Birth, Meta, Says, Writer as Owner};
+use meta::{Birth, Meta, Notes, Says, Writer as Owner};
 use pin::Pin;
 use rdkafka::producer::Producer;
 use shared::{End, Holds, Shared, lock};
@@ -55,6 +55,8 @@ pub struct KafkaLog(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     shared: Arc<Shared>,
+    /// Where a log that is only looked at has read its notes to.
+    notes: Mutex<Notes>,
     jobs: Option<mpsc::Sender<Job>>,
     watcher: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
 }
@@ -81,18 +83,26 @@ impl KafkaLog {
     pub fn open(options: LogOptions) -> Result<Self, LogError> {
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?;
-        let standing = topics::open(&clients, &names, &options, true)?;
+        let pin = pin_of(&options)?;
+        let standing = topics::open(&clients, &names, &options, pin.as_ref(), true)?;
+        let asking = clients.consumer(&names.readers, true)?;
+        // Before anybody is shut out.
+        refuse_anothers(&names, &options, pin.as_ref(), &meta::read(&asking, &names)?)?;
         let producer = clients.transactional(&names.writer, standing.message_bytes_max)?;
         // From here on nobody else can commit, and what another had begun is ended: what is read now stays.
         let doing = || format!("beginning to write to {}", clients.brokers());
         producer.init_transactions(PATIENCE).map_err(|error| clients.unreachable(doing(), error))?;
-        let asking = clients.consumer(&names.readers, true)?;
         let meta = meta::read(&asking, &names)?;
+        refuse_anothers(&names, &options, pin.as_ref(), &meta)?;
         let noting = clients.producer(standing.message_bytes_max)?;
         let before = meta.writer.as_ref().map(|writer| writer.id);
-        let made = Made { names, options, standing, asking, noting: Some(noting), clients };
+        let made = Made { names, options, pin, standing, asking, noting: Some(noting), clients };
         let (shared, tail, birth) = made.settle(meta)?;
         let shared = Arc::new(shared);
+        // Before the topic says that there is a log: one that is not pinned here counts as somebody else's.
+        if let Some(path) = &shared.options.pin {
+            Pin::new(shared.id, &shared.standing).write(path)?;
+        }
         let owner = Owner { id: drawn(), who: who() };
         let (jobs, receiver) = mpsc::channel();
         let builder = Builder::new(shared.partitions(), tail.last_round, tail.settled.position);
@@ -109,39 +119,75 @@ impl KafkaLog {
         notes.extend(birth.map(Says::Log));
         writer.write(&Group::of_notes(notes, tail.has_head))?;
         writer.before = None;
-        if let Some(path) = &shared.options.pin {
-            Pin::new(shared.id, &shared.standing).write(path)?;
-        }
         start("kafka-log-writer", move || writer.run())?;
         let (closing, closed) = mpsc::channel();
         let watched = shared.clone();
         let watcher = start("kafka-log-watcher", move || watcher::run(&watched, &closed))?;
-        Ok(Self(Arc::new(Inner { shared, jobs: Some(jobs), watcher: Some((closing, watcher)) })))
+        let (notes, jobs, watcher) = (Mutex::default(), Some(jobs), Some((closing, watcher)));
+        Ok(Self(Arc::new(Inner { shared, notes, jobs, watcher })))
     }
 
-    /// Opens the log for looking, also while another process writes it. It shows the log as it is now.
+    /// Opens the log for looking, also while another process writes it. It shows the log as it is now; see
+    /// [`KafkaLog::look_again`].
     ///
     /// # Errors
     /// As [`KafkaLog::open`]; [`LogError::Refused`] when there is no log.
     pub fn open_read_only(options: LogOptions) -> Result<Self, LogError> {
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?;
-        let standing = topics::open(&clients, &names, &options, false)?;
+        let pin = pin_of(&options)?;
+        let standing = topics::open(&clients, &names, &options, pin.as_ref(), false)?;
         let asking = clients.consumer(&names.readers, true)?;
-        let made = Made { names, options, standing, asking, noting: None, clients };
-        // The writer may go on between our looks at the two topics: then we look again.
-        let mut tries = 0;
-        loop {
-            let meta = meta::read(&made.asking, &made.names)?;
-            match made.look(&meta) {
-                Ok((tail, birth)) => {
-                    let (shared, ..) = made.shared(meta, tail, birth)?;
-                    return Ok(Self(Arc::new(Inner { shared: Arc::new(shared), jobs: None, watcher: None })));
-                }
-                Err(LogError::Lost { .. }) if tries < 50 => tries += 1,
-                Err(error) => return Err(error),
-            }
+        let made = Made { names, options, pin, standing, asking, noting: None, clients };
+        let mut notes = Notes::default();
+        let look = looked(&made.asking, &made.names, &made.standing, made.pin.as_ref(), &mut notes)?;
+        refuse_anothers(&made.names, &made.options, made.pin.as_ref(), &look.meta)?;
+        let (shared, ..) = made.shared(look.meta, look.tail, look.birth)?;
+        let (shared, notes) = (Arc::new(shared), Mutex::new(notes));
+        Ok(Self(Arc::new(Inner { shared, notes, jobs: None, watcher: None })))
+    }
+
+    /// For a log that was opened for looking: shows it as it is now. Says whether more has come. Asks the brokers, so call
+    /// it where blocking is allowed.
+    ///
+    /// # Errors
+    /// [`LogError::Lost`] for topics that are not what they were, [`LogError::Server`] when no broker answers.
+    pub fn look_again(&self) -> Result<bool, LogError> {
+        let shared = &self.0.shared;
+        if !shared.read_only {
+            return Ok(false);
         }
+        let mut notes = lock(&self.0.notes);
+        let look = {
+            let asking = lock(&shared.asking);
+            let (_, end) = bounds(&asking, &shared.names.meta, 0)?;
+            // Whatever moves the end of the log is noted there.
+            if notes.covers(end) {
+                return Ok(false);
+            }
+            topics::same(&shared.clients, &shared.names, &shared.standing)?;
+            looked(&asking, &shared.names, &shared.standing, None, &mut notes)?
+        };
+        let before = shared.end().cut;
+        for schema in &look.meta.schemas {
+            lock(&shared.schemas).insert(schema)?;
+        }
+        lock(&shared.holds).all = look.meta.holds;
+        if let Some(start) = look.meta.start.filter(|start| start.covers(&shared.start())) {
+            *lock(&shared.start) = start;
+        }
+        shared.settle(&look.tail.settled);
+        Ok(shared.end().cut != before)
+    }
+
+    /// What the log waits for while its brokers are away; nothing while it goes on.
+    pub fn waiting(&self) -> Option<String> {
+        lock(&self.0.shared.waiting).values().next().cloned()
+    }
+
+    /// How the brokers are reached.
+    pub fn brokers(&self) -> &str {
+        self.0.shared.clients.brokers()
     }
 
     /// The log's own number, drawn when it was made.
@@ -185,49 +231,147 @@ impl KafkaLog {
     }
 }
 
+/// What [`examine`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examined {
+    /// The topic of entries.
+    pub changes: String,
+    /// The topic of notes.
+    pub meta: String,
+    /// Whether they are there already.
+    pub there: bool,
+}
+
+/// Looks whether a log could be kept so, and writes nothing.
+///
+/// # Errors
+/// As [`KafkaLog::open`].
+pub fn examine(options: &LogOptions) -> Result<Examined, LogError> {
+    let names = Names::new(&options.topic_prefix)?;
+    let clients = Clients::new(options.connection.clone())?;
+    let pin = pin_of(options)?;
+    let there = topics::examine(&clients, &names, options, pin.as_ref())?.is_some();
+    if there {
+        let asking = clients.consumer(&names.readers, true)?;
+        refuse_anothers(&names, options, pin.as_ref(), &meta::read(&asking, &names)?)?;
+    }
+    Ok(Examined { changes: names.changes, meta: names.meta, there })
+}
+
+/// Deletes the topics of a log, and forgets them: those whose ids are in [`LogOptions::pin`], and no others of the same
+/// name. Returns their names. May be done again where it ended half-way.
+///
+/// # Errors
+/// [`LogError::Server`] when no broker answers or one says no.
+pub fn delete(options: &LogOptions) -> Result<Vec<String>, LogError> {
+    let (Some(path), Some(pin)) = (&options.pin, pin_of(options)?) else { return Ok(Vec::new()) };
+    let names = Names::new(&options.topic_prefix)?;
+    let deleted = topics::delete(&Clients::new(options.connection.clone())?, &names, &pin)?;
+    Pin::remove(path)?;
+    Ok(deleted)
+}
+
+fn pin_of(options: &LogOptions) -> Result<Option<Pin>, LogError> {
+    Ok(options.pin.as_deref().map(Pin::read).transpose()?.flatten())
+}
+
+/// A log that is not pinned where it should be is somebody else's: two writers of one log would shut each other out.
+fn refuse_anothers(names: &Names, options: &LogOptions, pin: Option<&Pin>, meta: &Meta) -> Result<(), LogError> {
+    let Some(birth) = &meta.birth else { return Ok(()) };
+    match pin {
+        Some(pin) if pin.log == birth.id => Ok(()),
+        Some(pin) => Err(LogError::Lost {
+            what: format!(
+                "the topic {} belongs to the log {:016x}, and the log {:016x} was kept in it",
+                names.meta, birth.id, pin.log
+            ),
+            remedy: "Put the right topics back, or start again from the source: `crossfade rollback --wipe`, then `crossfade run`".to_owned(),
+        }),
+        None if options.pin.is_some() => Err(LogError::Refused {
+            what: format!("the topics {} and {} hold the log of another migration", names.changes, names.meta),
+            remedy: "Name another topic_prefix; or, if nobody needs that log any more, delete both topics".to_owned(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The log as its topics show it.
+struct Look {
+    meta: Meta,
+    tail: tail::Tail,
+    birth: Option<Birth>,
+}
+
+/// Looks at both topics. The writer may go on between the two: then we look again.
+fn looked(
+    asking: &LogConsumer,
+    names: &Names,
+    standing: &topics::Standing,
+    pin: Option<&Pin>,
+    notes: &mut Notes,
+) -> Result<Look, LogError> {
+    let mut tries = 0;
+    loop {
+        let meta = meta::read_on(asking, names, notes)?;
+        match look(asking, names, standing, pin, &meta) {
+            Ok((mut tail, birth)) => {
+                if tail.has_head {
+                    // Somebody may be writing it just now: for a look it is not there yet.
+                    tail.settled.abandoned = meta.tail.as_ref().map(|tail| tail.abandoned.clone()).unwrap_or_default();
+                }
+                return Ok(Look { meta, tail, birth });
+            }
+            Err(LogError::Lost { .. }) if tries < 50 => tries += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Where the log ends; and how it was made, if it is being made now.
+fn look(
+    asking: &LogConsumer,
+    names: &Names,
+    standing: &topics::Standing,
+    pin: Option<&Pin>,
+    meta: &Meta,
+) -> Result<(tail::Tail, Option<Birth>), LogError> {
+    let ends = tail::ends(asking, names, standing.changes.partitions)?;
+    let birth = match &meta.birth {
+        Some(birth) if birth.changes != standing.changes.id => {
+            return Err(topics::recreated(&names.changes, &birth.changes, &standing.changes.id));
+        }
+        Some(_) => None,
+        None if ends.last.iter().any(Option::is_some) || meta.tail.is_some() => {
+            return Err(LogError::Lost {
+                what: format!("the topic {} does not say how the log in {} was made", names.meta, names.changes),
+                remedy: "Put the right topic back, or name another topic_prefix".to_owned(),
+            });
+        }
+        None => Some(Birth {
+            // One that ended right after it had pinned its topics goes on under the number that it had drawn.
+            id: pin.map_or_else(drawn, |pin| pin.log),
+            changes: standing.changes.id.clone(),
+            partitions: standing.changes.partitions,
+        }),
+    };
+    Ok((tail::settle(names, &ends, meta.tail.clone())?, birth))
+}
+
 /// What is needed to open a log.
 struct Made {
     names: Names,
     options: LogOptions,
+    pin: Option<Pin>,
     standing: topics::Standing,
-    asking: crate::client::LogConsumer,
+    asking: LogConsumer,
     noting: Option<crate::client::LogProducer>,
     clients: Clients,
 }
 
 impl Made {
     fn settle(self, meta: Meta) -> Result<(Shared, tail::Tail, Option<Birth>), LogError> {
-        let (tail, birth) = self.look(&meta)?;
+        let (tail, birth) = look(&self.asking, &self.names, &self.standing, self.pin.as_ref(), &meta)?;
         self.shared(meta, tail, birth)
-    }
-
-    /// Where the log ends; and how it was made, if it is being made now.
-    fn look(&self, meta: &Meta) -> Result<(tail::Tail, Option<Birth>), LogError> {
-        let (names, standing) = (&self.names, &self.standing);
-        let ends = tail::ends(&self.asking, names, standing.changes.partitions)?;
-        let birth = match &meta.birth {
-            Some(birth) if birth.changes != standing.changes.id => {
-                return Err(topics::recreated(&names.changes, &birth.changes, &standing.changes.id));
-            }
-            Some(_) => None,
-            None if ends.last.iter().any(Option::is_some) || meta.tail.is_some() => {
-                return Err(LogError::Lost {
-                    what: format!("the topic {} does not say how the log in {} was made", names.meta, names.changes),
-                    remedy: "Put the right topic back, or name another topic_prefix".to_owned(),
-                });
-            }
-            None => Some(Birth {
-                id: drawn(),
-                changes: standing.changes.id.clone(),
-                partitions: standing.changes.partitions,
-            }),
-        };
-        let mut tail = tail::settle(names, &ends, meta.tail.clone())?;
-        if self.noting.is_none() && tail.has_head {
-            // Somebody may be writing it just now: for a look it is not there yet.
-            tail.settled.abandoned = meta.tail.as_ref().map(|tail| tail.abandoned.clone()).unwrap_or_default();
-        }
-        Ok((tail, birth))
     }
 
     fn shared(
@@ -254,6 +398,7 @@ impl Made {
             trouble: Mutex::new(None),
             asking: Mutex::new(self.asking),
             noting: self.noting.map(Mutex::new),
+            waiting: Mutex::default(),
             clients: self.clients,
             names: self.names,
             options: self.options,

@@ -100,19 +100,42 @@ impl Says {
     }
 }
 
+/// The notes by their keys, as far as the topic has been read.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    by_key: BTreeMap<String, (i64, Option<Vec<u8>>)>,
+    /// After the last note.
+    next: u64,
+    /// Where the topic ended when it was read last: the broker's own records have offsets too.
+    read_to: u64,
+}
+
+impl Notes {
+    /// Whether all notes below `end` have been read.
+    pub(super) fn covers(&self, end: u64) -> bool {
+        self.read_to >= end
+    }
+}
+
 /// Reads the whole topic.
 pub(super) fn read(consumer: &LogConsumer, names: &Names) -> Result<Meta, LogError> {
-    let (low, _) = bounds(consumer, &names.meta, 0)?;
-    let mut notes: BTreeMap<String, (i64, Option<Vec<u8>>)> = BTreeMap::new();
-    scan(consumer, &names.meta, &[(0, low)], |message| {
+    read_on(consumer, names, &mut Notes::default())
+}
+
+/// Reads what has come since `notes`.
+pub(super) fn read_on(consumer: &LogConsumer, names: &Names, notes: &mut Notes) -> Result<Meta, LogError> {
+    let (low, end) = bounds(consumer, &names.meta, 0)?;
+    scan(consumer, &names.meta, &[(0, low.max(notes.next))], |message| {
         let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
-        notes.insert(key, (message.offset(), message.payload().map(<[u8]>::to_vec)));
+        notes.by_key.insert(key, (message.offset(), message.payload().map(<[u8]>::to_vec)));
+        notes.next = message.offset().unsigned_abs() + 1;
         Ok(false)
     })?;
+    notes.read_to = end;
     let mut meta = Meta::default();
-    for (key, (offset, value)) in notes {
-        let Some(value) = value else { continue };
-        let says = parse(&value).map_err(|what| refused(names, offset, what))?;
+    for (key, (offset, value)) in &notes.by_key {
+        let (offset, Some(value)) = (*offset, value) else { continue };
+        let says = parse(value).map_err(|what| refused(names, offset, what))?;
         if let (Says::Hold(cut), Some(name)) = (&says, key.strip_prefix("hold/")) {
             meta.holds.insert(name.to_owned(), cut.clone());
             continue;

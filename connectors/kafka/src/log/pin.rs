@@ -64,6 +64,16 @@ impl Pin {
         Ok(())
     }
 
+    /// Forgets them.
+    pub(super) fn remove(path: &Path) -> Result<(), LogError> {
+        match fs::remove_file(path) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                Err(LogError::Io { doing: "removing", file: path.to_owned(), cause })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Checks that the topics are the ones pinned.
     pub(super) fn check(&self, names: &Names, changes: &ids::Topic, meta: &ids::Topic) -> Result<(), LogError> {
         for (name, was, now) in [(&names.changes, &self.changes, changes), (&names.meta, &self.meta, meta)] {

@@ -4,7 +4,7 @@
 //! being put together is taken out.
 
 use super::{
-    shared::{End, Shared, Trouble},
+    shared::{End, Shared, Trouble, Waiter},
     tail::unreadable,
 };
 use crate::{
@@ -31,6 +31,16 @@ const PASSED: usize = 64;
 /// The callback of a queue is a wish, not a promise: look again after so long.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// How long nothing may come of what is known to be there before people are told.
+const TELL_AFTER: Duration = Duration::from_secs(2);
+
+/// And before the consumer is made anew: whatever keeps it from its broker, a new one begins without it. Longer each time
+/// that nothing has come again.
+const RENEW_AFTER: Duration = Duration::from_secs(20);
+
+/// The longest time between two consumers.
+const RENEW_AFTER_MAX: Duration = Duration::from_secs(320);
+
 /// Payloads are copied out of librdkafka into pieces of this size.
 const PIECE: usize = 64 * 1024;
 
@@ -45,6 +55,24 @@ pub struct KafkaReader {
     /// Whether the last round given left nothing open.
     whole: bool,
     fetch: Option<Fetch>,
+    stall: Stall,
+}
+
+/// Since when nothing has come.
+#[derive(Debug)]
+struct Stall {
+    since: Option<Instant>,
+    /// How many records had come by then.
+    count: u64,
+    told: bool,
+    renewed: Instant,
+    renew_after: Duration,
+}
+
+impl Default for Stall {
+    fn default() -> Self {
+        Self { since: None, count: 0, told: false, renewed: Instant::now(), renew_after: RENEW_AFTER }
+    }
 }
 
 impl std::fmt::Debug for KafkaReader {
@@ -116,11 +144,27 @@ impl Woken {
     }
 }
 
+impl Drop for KafkaReader {
+    fn drop(&mut self) {
+        if self.stall.told {
+            self.log.goes_on(Waiter::Reader);
+        }
+    }
+}
+
 /// What one look gives.
 enum Look {
     Found(Entries),
     AtTheEnd,
     NotYet,
+}
+
+/// How far the round being put together has come.
+enum Filled {
+    Complete,
+    NotYet,
+    /// A record came another way than through its partition's own queue: the consumer must be made anew.
+    Astray,
 }
 
 impl KafkaReader {
@@ -131,7 +175,7 @@ impl KafkaReader {
         for (partition, at) in (0u32..).zip(&from.0) {
             next.set_next(Partition(partition), *at);
         }
-        Ok(Self { log, _alive: alive, ends, wanted: wanted(lane), next, whole: true, fetch: None })
+        Ok(Self { log, _alive: alive, ends, wanted: wanted(lane), next, whole: true, fetch: None, stall: Stall::default() })
     }
 
     /// Looks without waiting.
@@ -153,14 +197,63 @@ impl KafkaReader {
         };
         let looked = self.round(&mut fetch, &end);
         self.fetch = Some(fetch);
+        match &looked {
+            Ok(Look::NotYet) => self.stalls(),
+            _ => self.moves(),
+        }
         looked
+    }
+
+    /// Something was found, or nothing is to be found.
+    fn moves(&mut self) {
+        if self.stall.since.is_some() {
+            if self.stall.told {
+                self.log.goes_on(Waiter::Reader);
+            }
+            self.stall = Stall::default();
+        }
+    }
+
+    /// What is known to be there has not come yet: people are told, and in the end the consumer is made anew.
+    fn stalls(&mut self) {
+        let count = self.progress();
+        let since = *self.stall.since.get_or_insert_with(Instant::now);
+        if count != self.stall.count {
+            let told = self.stall.told;
+            self.stall = Stall { since: Some(Instant::now()), count, told, ..Stall::default() };
+            return;
+        }
+        if since.elapsed() > TELL_AFTER {
+            self.stall.told = true;
+            self.log.waits(Waiter::Reader, format!("{}: {}", self.doing(), self.complaint()));
+        }
+        if since.elapsed() > self.stall.renew_after && self.stall.renewed.elapsed() > self.stall.renew_after {
+            tracing::debug!(topic = %self.log.names.changes, "nothing comes; another consumer is made");
+            self.renew();
+            (self.stall.renewed, self.stall.count) = (Instant::now(), 0);
+            self.stall.renew_after = (self.stall.renew_after * 2).min(RENEW_AFTER_MAX);
+        }
+    }
+
+    /// Begins again behind the last round that was given. Closing a consumer may take a while.
+    fn renew(&mut self) {
+        if let Some(fetch) = self.fetch.take() {
+            std::thread::spawn(move || drop(fetch));
+        }
     }
 
     /// Puts the next round together.
     fn round(&mut self, fetch: &mut Fetch, end: &End) -> Result<Look, LogError> {
         for _ in 0..PASSED {
-            if !fetch.fill(&self.log, &self.next, &end.cut, self.wanted)? {
-                return Ok(Look::NotYet);
+            match fetch.fill(&self.log, &self.next, &end.cut, self.wanted)? {
+                Filled::Complete => {}
+                Filled::NotYet => return Ok(Look::NotYet),
+                Filled::Astray => {
+                    let anew = Fetch::begin(&self.log, &self.next)?;
+                    let old = std::mem::replace(fetch, anew);
+                    std::thread::spawn(move || drop(old));
+                    return Ok(Look::NotYet);
+                }
             }
             let behind = |(partition, _): &(u32, &Part)| {
                 self.next.next(Partition(*partition)) < end.cut.next(Partition(*partition))
@@ -227,9 +320,17 @@ impl KafkaReader {
     }
 
     fn unanswered(&self) -> LogError {
+        let (doing, cause) = (self.doing(), self.complaint());
+        LogError::Server { doing, cause: cause.into(), passing: true }
+    }
+
+    fn doing(&self) -> String {
+        format!("reading {}", self.log.names.changes)
+    }
+
+    fn complaint(&self) -> String {
         let last = self.fetch.as_ref().and_then(|fetch| fetch.consumer.context().last());
-        let cause = last.unwrap_or_else(|| "no broker answers".to_owned());
-        LogError::Server { doing: format!("reading {}", self.log.names.changes), cause: cause.into(), passing: true }
+        last.unwrap_or_else(|| "no broker answers".to_owned())
     }
 }
 
@@ -245,8 +346,6 @@ impl Fetch {
         let topic = &log.names.changes;
         let failed = |error| server(format!("reading {topic}"), error);
         let consumer = Arc::new(log.clients.consumer(&log.names.readers, false)?);
-        let places = (0u32..).zip(&from.0).map(|(partition, at)| (partition as i32, at.0));
-        consumer.assign(&assignment(topic, places).map_err(failed)?).map_err(failed)?;
         let woken = Arc::new(Woken::default());
         let mut parts = Vec::new();
         for partition in 0..log.partitions() {
@@ -256,18 +355,21 @@ impl Fetch {
             queue.set_nonempty_callback(move || bell.wake());
             parts.push(Part { queue, taken: Taken::default() });
         }
+        // Only now: a record that came before its partition had a queue of its own would be given to nobody.
+        let places = (0u32..).zip(&from.0).map(|(partition, at)| (partition as i32, at.0));
+        consumer.assign(&assignment(topic, places).map_err(failed)?).map_err(failed)?;
         Ok(Self { consumer, parts, woken, piece: BytesMut::new() })
     }
 
-    /// Takes records out of the queues until every partition that is not at the end has its next mark; false when some
-    /// are still to come.
-    fn fill(&mut self, log: &Shared, next: &Cut, end: &Cut, wanted: u16) -> Result<bool, LogError> {
+    /// Takes records out of the queues until every partition that is not at the end has its next mark.
+    fn fill(&mut self, log: &Shared, next: &Cut, end: &Cut, wanted: u16) -> Result<Filled, LogError> {
         let mut complete = true;
-        // Serves librdkafka's own events; what it says here is no record.
-        if let Some(Err(error)) = self.consumer.poll(Duration::ZERO)
-            && !is_passing(&error)
-        {
-            return Err(fetch_error(log, next, error));
+        // Serves librdkafka's own events.
+        match self.consumer.poll(Duration::ZERO) {
+            None => {}
+            Some(Ok(_)) => return Ok(Filled::Astray),
+            Some(Err(error)) if is_passing(&error) => {}
+            Some(Err(error)) => return Err(fetch_error(log, next, error)),
         }
         for (partition, part) in (0u32..).zip(&mut self.parts) {
             let id = Partition(partition);
@@ -289,7 +391,7 @@ impl Fetch {
                 }
             }
         }
-        Ok(complete)
+        Ok(if complete { Filled::Complete } else { Filled::NotYet })
     }
 }
 
@@ -363,7 +465,10 @@ impl LogReader for KafkaReader {
                     }
                 }
                 Look::NotYet => {
-                    let Some(fetch) = &self.fetch else { continue };
+                    let Some(fetch) = &self.fetch else {
+                        tokio::task::yield_now().await;
+                        continue;
+                    };
                     // A broker that is away is waited for: librdkafka keeps trying.
                     let _ = tokio::time::timeout(LOOK_AGAIN, fetch.woken.notify.notified()).await;
                 }

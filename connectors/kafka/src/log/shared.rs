@@ -80,6 +80,15 @@ pub(super) struct Shared {
     pub(super) asking: Mutex<LogConsumer>,
     /// For notes outside of transactions: consumers' places. None where nothing may be written.
     pub(super) noting: Option<Mutex<LogProducer>>,
+    /// Who waits for the brokers, and for what.
+    pub(super) waiting: Mutex<BTreeMap<Waiter, String>>,
+}
+
+/// Who can have to wait for the brokers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Waiter {
+    Writer,
+    Reader,
 }
 
 impl std::fmt::Debug for Shared {
@@ -113,6 +122,16 @@ impl Shared {
     /// Notes why nothing goes on any more; the first reason stays.
     pub(super) fn stop_for(&self, error: &LogError) {
         lock(&self.trouble).get_or_insert_with(|| Trouble::of(error));
+    }
+
+    /// Notes that somebody waits for the brokers, for people to see.
+    pub(super) fn waits(&self, who: Waiter, why: String) {
+        lock(&self.waiting).insert(who, why);
+    }
+
+    /// Notes that somebody no longer waits.
+    pub(super) fn goes_on(&self, who: Waiter) {
+        lock(&self.waiting).remove(&who);
     }
 
     pub(super) fn is_abandoned(&self, round: u64) -> bool {

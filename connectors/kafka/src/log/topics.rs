@@ -67,11 +67,16 @@ impl Names {
 }
 
 /// Finds the topics, and with `make` makes those of a new log; checks that they are usable and the ones pinned.
-pub(super) fn open(clients: &Clients, names: &Names, options: &LogOptions, make: bool) -> Result<Standing, LogError> {
-    let pin = options.pin.as_deref().map(Pin::read).transpose()?.flatten();
+pub(super) fn open(
+    clients: &Clients,
+    names: &Names,
+    options: &LogOptions,
+    pin: Option<&Pin>,
+    make: bool,
+) -> Result<Standing, LogError> {
     let mut found = look(clients, names)?;
     if let (None, _) | (_, None) = &found {
-        if let Some(pin) = &pin {
+        if let Some(pin) = pin {
             let gone = if found.0.is_none() { &names.changes } else { &names.meta };
             return Err(deleted(gone, if found.0.is_none() { &pin.changes } else { &pin.meta }));
         }
@@ -90,10 +95,72 @@ pub(super) fn open(clients: &Clients, names: &Names, options: &LogOptions, make:
         found = create(clients, names, options, &found)?;
     }
     let (Some(changes), Some(meta)) = found else { return Err(deleted(&names.changes, "unknown")) };
-    if let Some(pin) = &pin {
+    if let Some(pin) = pin {
         pin.check(names, &changes, &meta)?;
     }
     check(clients, names, options, changes, meta)
+}
+
+/// Looks whether a log could be kept there, and makes nothing: the topics as they are, `None` where they are still to be
+/// made.
+pub(super) fn examine(
+    clients: &Clients,
+    names: &Names,
+    options: &LogOptions,
+    pin: Option<&Pin>,
+) -> Result<Option<Standing>, LogError> {
+    if pin.is_some() {
+        return open(clients, names, options, pin, false).map(Some);
+    }
+    match look(clients, names)? {
+        (Some(_), Some(_)) | (None, Some(_)) => open(clients, names, options, pin, false).map(Some),
+        (there, None) => {
+            if let Some(changes) = there {
+                check_entries(clients, names, options, &changes)?;
+            }
+            let brokers = clients.broker_count()?;
+            match options.replication {
+                Some(copies) if usize::from(copies) > brokers => Err(LogError::Refused {
+                    what: format!("{} has {brokers} brokers, too few for {copies} copies", clients.brokers()),
+                    remedy: format!("Write `replication = {brokers}` at most, or add brokers"),
+                }),
+                _ => Ok(None),
+            }
+        }
+    }
+}
+
+/// Deletes the topics that are pinned, and those alone. Returns their names.
+pub(super) fn delete(clients: &Clients, names: &Names, pin: &Pin) -> Result<Vec<String>, LogError> {
+    let (changes, meta) = look(clients, names)?;
+    let mut deleted = Vec::new();
+    for (name, pinned, there) in [(&names.changes, &pin.changes, changes), (&names.meta, &pin.meta, meta)] {
+        match there {
+            Some(there) if there.id == *pinned => {
+                clients.delete(name)?;
+                deleted.push(name.clone());
+            }
+            Some(_) => tracing::warn!(topic = %name, "the topic is not the one that was made here; it is left alone"),
+            None => {}
+        }
+    }
+    // All brokers hear of it a moment later.
+    let began = Instant::now();
+    loop {
+        let (changes, meta) = look(clients, names)?;
+        let is_there = |there: &Option<ids::Topic>, pinned: &str| there.as_ref().is_some_and(|there| there.id == pinned);
+        if !is_there(&changes, &pin.changes) && !is_there(&meta, &pin.meta) {
+            return Ok(deleted);
+        }
+        if began.elapsed() > crate::client::PATIENCE {
+            return Err(LogError::Server {
+                doing: format!("deleting the topics {} and {}", names.changes, names.meta),
+                cause: "they are still there".into(),
+                passing: true,
+            });
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Checks that the topics are still the ones they were.
@@ -192,13 +259,20 @@ fn asked(retention: Retention, partitions: u32) -> (String, String) {
     (time, bytes)
 }
 
-fn check(
+/// The topic of entries, before there is another one.
+fn check_entries(
     clients: &Clients,
     names: &Names,
     options: &LogOptions,
-    changes: ids::Topic,
-    meta: ids::Topic,
-) -> Result<Standing, LogError> {
+    changes: &ids::Topic,
+) -> Result<(), LogError> {
+    check_partitions(names, options, changes)?;
+    let all = clients.settings(&[&names.changes])?;
+    let none = BTreeMap::new();
+    refused_entries(names, options, changes, all.get(&names.changes).unwrap_or(&none)).map_or(Ok(()), Err)
+}
+
+fn check_partitions(names: &Names, options: &LogOptions, changes: &ids::Topic) -> Result<(), LogError> {
     if changes.partitions != options.partitions.max(1) {
         return Err(LogError::Refused {
             what: format!(
@@ -208,6 +282,31 @@ fn check(
             remedy: format!("Write `partitions = {}`, or name another topic_prefix", changes.partitions),
         });
     }
+    Ok(())
+}
+
+/// The first setting of the topic of entries under which it cannot keep a log.
+fn refused_entries(
+    names: &Names,
+    options: &LogOptions,
+    changes: &ids::Topic,
+    entries: &BTreeMap<String, String>,
+) -> Option<LogError> {
+    let name = &names.changes;
+    compaction(name, entries, "delete")
+        .or_else(|| unclean(name, entries))
+        .or_else(|| too_few_copies(name, entries, options))
+        .or_else(|| too_short(name, entries, options.retention, changes.partitions))
+}
+
+fn check(
+    clients: &Clients,
+    names: &Names,
+    options: &LogOptions,
+    changes: ids::Topic,
+    meta: ids::Topic,
+) -> Result<Standing, LogError> {
+    check_partitions(names, options, &changes)?;
     if meta.partitions != 1 {
         return Err(LogError::Refused {
             what: format!("the topic {} has {} partitions and must have one", names.meta, meta.partitions),
@@ -218,17 +317,9 @@ fn check(
     let none = BTreeMap::new();
     let of = |name: &str| all.get(name).unwrap_or(&none);
     let (entries, kept) = (of(&names.changes), of(&names.meta));
-    let refused = [
-        compaction(&names.changes, entries, "delete"),
-        compaction(&names.meta, kept, "compact"),
-        unclean(&names.changes, entries),
-        unclean(&names.meta, kept),
-        too_few_copies(&names.changes, entries, options),
-        too_short(&names.changes, entries, options.retention, changes.partitions),
-    ]
-    .into_iter()
-    .flatten()
-    .next();
+    let refused = refused_entries(names, options, &changes, entries)
+        .or_else(|| compaction(&names.meta, kept, "compact"))
+        .or_else(|| unclean(&names.meta, kept));
     if let Some(refused) = refused {
         return Err(refused);
     }

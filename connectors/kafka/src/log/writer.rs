@@ -13,7 +13,7 @@
 use super::{
     build::{Builder, Group},
     meta::{self, LastRound, Says, Writer as Owner},
-    shared::{Shared, lock},
+    shared::{Shared, Waiter, lock},
     tail::{Ends, Last},
     topics,
 };
@@ -264,12 +264,14 @@ impl Writer {
         loop {
             match self.reconnect(group) {
                 Ok(fate) => {
+                    self.shared.goes_on(Waiter::Writer);
                     if alarm.is_some() {
                         tracing::info!(after_s = began.elapsed().as_secs(), "Kafka answers again; the log goes on");
                     }
                     return Ok(fate);
                 }
                 Err(LogError::Server { doing, cause, passing: true }) => {
+                    self.shared.waits(Waiter::Writer, format!("Kafka takes nothing: {doing}: {cause}"));
                     if alarm.is_none_or(|last| last.elapsed() > ALARM_EVERY) && began.elapsed() > Duration::from_secs(2)
                     {
                         alarm = Some(Instant::now());
