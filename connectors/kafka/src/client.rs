@@ -74,7 +74,12 @@ pub struct Deliveries {
 struct Delivered {
     error: Option<KafkaError>,
     offsets: BTreeMap<usize, u64>,
+    /// After the last record, by partition; those of notes apart.
+    ends: BTreeMap<(bool, u32), u64>,
 }
+
+/// The number of a record in the topic of notes.
+pub(crate) const NOTE: usize = usize::MAX;
 
 impl Deliveries {
     fn state(&self) -> MutexGuard<'_, Delivered> {
@@ -97,6 +102,11 @@ impl Deliveries {
             None => Ok(state.offsets.clone()),
         }
     }
+
+    /// The offset after the last record, by whether it is a note, and partition.
+    pub(crate) fn ends(&self) -> BTreeMap<(bool, u32), u64> {
+        self.state().ends.clone()
+    }
 }
 
 impl ClientContext for Deliveries {
@@ -110,15 +120,20 @@ impl ClientContext for Deliveries {
 }
 
 impl ProducerContext for Deliveries {
-    /// A number above zero asks for the record's offset.
+    /// A number above zero asks for the record's offset, but for [`NOTE`].
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
         match result {
-            Ok(message) if number > 0 => {
-                self.state().offsets.insert(number, u64::try_from(message.offset()).unwrap_or_default());
+            Ok(message) => {
+                let (offset, partition) = (message.offset().unsigned_abs(), message.partition().unsigned_abs());
+                let mut state = self.state();
+                let end = state.ends.entry((number == NOTE, partition)).or_default();
+                *end = (*end).max(offset + 1);
+                if number > 0 && number != NOTE {
+                    state.offsets.insert(number, offset);
+                }
             }
-            Ok(_) => {}
             Err((error, _)) => {
                 self.state().error.get_or_insert_with(|| error.clone());
             }
@@ -197,6 +212,15 @@ impl Clients {
     /// # Errors
     /// When its settings are refused.
     pub fn consumer(&self, group: &str, ends: bool) -> Result<LogConsumer, LogError> {
+        self.reading(group, ends, "read_committed")
+    }
+
+    /// A consumer that only asks where partitions end, with what is not committed.
+    pub(crate) fn uncommitted(&self, group: &str) -> Result<LogConsumer, LogError> {
+        self.reading(group, true, "read_uncommitted")
+    }
+
+    fn reading(&self, group: &str, ends: bool, isolation: &str) -> Result<LogConsumer, LogError> {
         let mut config = base(&self.connection);
         config
             .set("group.id", group)
@@ -204,7 +228,7 @@ impl Clients {
             .set("enable.auto.offset.store", "false")
             .set("allow.auto.create.topics", "false")
             .set("auto.offset.reset", "error")
-            .set("isolation.level", "read_committed")
+            .set("isolation.level", isolation)
             .set("check.crcs", "true")
             .set("enable.partition.eof", if ends { "true" } else { "false" })
             .set("fetch.wait.max.ms", "250")

@@ -17,6 +17,7 @@
 //! places hold back [`EventLog::trim`] only; when the broker drops what one still needs, the log is [`LogError::Lost`].
 
 mod build;
+mod ended;
 mod meta;
 mod pin;
 mod place;
@@ -36,6 +37,7 @@ use crate::{
 use build::{Builder, Group};
 use crossfade_event::{Batch, Cut, SchemaVersion, TableId, TableSchema};
 use crossfade_log::{EventLog, Lane, LogError, Tail, provider::Schemas};
+use ended::Ended;
 use meta::{Birth, Meta, Notes, Says, Writer as Owner};
 use pin::Pin;
 use rdkafka::producer::Producer;
@@ -92,6 +94,8 @@ impl KafkaLog {
         // From here on nobody else can commit, and what another had begun is ended: what is read now stays.
         let doing = || format!("beginning to write to {}", clients.brokers());
         producer.init_transactions(PATIENCE).map_err(|error| clients.unreachable(doing(), error))?;
+        let ended = Ended::new(&clients, &names)?;
+        ended.abort_hanging(&producer, &names, standing.changes.partitions)?;
         let meta = meta::read(&asking, &names)?;
         refuse_anothers(&names, &options, pin.as_ref(), &meta)?;
         let noting = clients.producer(standing.message_bytes_max)?;
@@ -110,6 +114,7 @@ impl KafkaLog {
             shared: shared.clone(),
             jobs: receiver,
             producer,
+            ended,
             builder,
             owner: owner.clone(),
             before,

@@ -175,7 +175,16 @@ impl KafkaReader {
         for (partition, at) in (0u32..).zip(&from.0) {
             next.set_next(Partition(partition), *at);
         }
-        Ok(Self { log, _alive: alive, ends, wanted: wanted(lane), next, whole: true, fetch: None, stall: Stall::default() })
+        Ok(Self {
+            log,
+            _alive: alive,
+            ends,
+            wanted: wanted(lane),
+            next,
+            whole: true,
+            fetch: None,
+            stall: Stall::default(),
+        })
     }
 
     /// Looks without waiting.

@@ -148,7 +148,8 @@ pub(super) fn delete(clients: &Clients, names: &Names, pin: &Pin) -> Result<Vec<
     let began = Instant::now();
     loop {
         let (changes, meta) = look(clients, names)?;
-        let is_there = |there: &Option<ids::Topic>, pinned: &str| there.as_ref().is_some_and(|there| there.id == pinned);
+        let is_there =
+            |there: &Option<ids::Topic>, pinned: &str| there.as_ref().is_some_and(|there| there.id == pinned);
         if !is_there(&changes, &pin.changes) && !is_there(&meta, &pin.meta) {
             return Ok(deleted);
         }
@@ -260,12 +261,7 @@ fn asked(retention: Retention, partitions: u32) -> (String, String) {
 }
 
 /// The topic of entries, before there is another one.
-fn check_entries(
-    clients: &Clients,
-    names: &Names,
-    options: &LogOptions,
-    changes: &ids::Topic,
-) -> Result<(), LogError> {
+fn check_entries(clients: &Clients, names: &Names, options: &LogOptions, changes: &ids::Topic) -> Result<(), LogError> {
     check_partitions(names, options, changes)?;
     let all = clients.settings(&[&names.changes])?;
     let none = BTreeMap::new();

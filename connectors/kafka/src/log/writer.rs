@@ -11,13 +11,14 @@
 //! `transaction.max.timeout.ms` cuts no source transaction, however large.
 
 use super::{
+    Ended,
     build::{Builder, Group},
     meta::{self, LastRound, Says, Writer as Owner},
     shared::{Shared, Waiter, lock},
     tail::{Ends, Last},
-    topics,
+    topics::{self, Names},
 };
-use crate::client::{LogProducer, PATIENCE, code_of, flush, is_passing, server};
+use crate::client::{LogProducer, NOTE, PATIENCE, code_of, flush, is_passing, server};
 use crossfade_event::{Batch, Cut, Offset};
 use crossfade_log::LogError;
 use rdkafka::{
@@ -37,6 +38,9 @@ const GROUP_BYTES: usize = 8 << 20;
 /// How long one step of a transaction may take before it is held to have failed.
 const STEP: Duration = Duration::from_secs(50);
 
+/// How long what was committed may take until it can be read.
+const READABLE: Duration = Duration::from_secs(10);
+
 /// How often a person is told that the brokers are still away.
 const ALARM_EVERY: Duration = Duration::from_secs(30);
 
@@ -50,6 +54,7 @@ pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) jobs: Receiver<Job>,
     pub(super) producer: LogProducer,
+    pub(super) ended: Ended,
     pub(super) builder: Builder,
     pub(super) owner: Owner,
     /// Who wrote before, until our own name is noted.
@@ -192,12 +197,26 @@ impl Writer {
             notes.push(Says::Tail(self.last_with(group, cut.clone())));
         }
         for note in notes {
-            self.send(&names.meta, 0, Some(note.key().as_bytes()), &note.to_bytes()?, 0)?;
+            self.send(&names.meta, 0, Some(note.key().as_bytes()), &note.to_bytes()?, NOTE)?;
         }
         flush(producer, STEP)?;
         producer.context().offsets()?;
         producer.commit_transaction(STEP)?;
+        self.until_readable()?;
         Ok(cut)
+    }
+
+    /// Committed is what can be read: see [`super::ended`].
+    fn until_readable(&self) -> Result<(), Broken> {
+        let names = &self.shared.names;
+        for ((is_note, partition), end) in self.producer.context().ends() {
+            let topic = if is_note { &names.meta } else { &names.changes };
+            // Whatever the reason: the topic itself is asked what has become of it.
+            if !self.ended.reaches(topic, partition, end, READABLE).unwrap_or(false) {
+                return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut).into());
+            }
+        }
+        Ok(())
     }
 
     fn send(&self, topic: &str, partition: u32, key: Option<&[u8]>, value: &[u8], number: usize) -> Result<(), Broken> {
@@ -297,20 +316,37 @@ impl Writer {
         self.still_ours()?;
         let producer = shared.clients.transactional(&shared.names.writer, shared.standing.message_bytes_max)?;
         producer.init_transactions(PATIENCE).map_err(|error| server("beginning to write to Kafka", error))?;
+        self.ended.abort_hanging(&producer, &shared.names, shared.partitions())?;
         self.producer = producer;
         let Some((first, last)) = group.rounds else { return Ok(Fate::Missing) };
         let ends = shared.last_round()?;
-        let there = ends.last.iter().flatten().map(|last| last.round).max();
-        match there {
-            Some(there) if there == last => Ok(Fate::Landed(self.landed(group, &ends)?)),
-            Some(there) if there >= first => Err(self.fenced("somebody else")),
+        let rounds = || ends.last.iter().map(|last| last.map_or(0, |last| last.round));
+        match (rounds().min(), rounds().max()) {
+            (Some(least), Some(_)) if least == last => Ok(Fate::Landed(self.landed(group, &ends)?)),
+            (_, Some(most)) if most > last => Err(self.fenced("somebody else")),
+            (_, Some(most)) if most >= first => Err(self.half()),
             _ => Ok(Fate::Missing),
+        }
+    }
+
+    /// A transaction that ended one way here and another way there.
+    fn half(&self) -> LogError {
+        let Names { changes, meta, .. } = &self.shared.names;
+        LogError::Lost {
+            what: format!("the broker has committed a transaction in a part of {changes} and {meta} only"),
+            remedy: "Start again from the source: `crossfade rollback --wipe`, then `crossfade run`".to_owned(),
         }
     }
 
     /// The cut of a group that turned out to be in. Its last round may be the head of something larger: then the end of
     /// the log is what was noted in the same transaction.
     fn landed(&self, group: &Group, ends: &Ends) -> Result<Cut, LogError> {
+        if group.moves_the_tail() {
+            let noted = meta::read(&lock(&self.shared.asking), &self.shared.names)?.tail;
+            if noted.map(|tail| tail.round) != Some(group.whole.unwrap_or(self.last.round)) {
+                return Err(self.half());
+            }
+        }
         match (group.whole, group.rounds) {
             (None, _) => Ok(self.last.cut.clone()),
             (Some(whole), Some((_, last))) if whole == last => {

@@ -1,0 +1,120 @@
+//! Whether a transaction is over for its readers, too.
+//!
+//! A broker says that a transaction is committed once its coordinator has noted it. The marks of its end go into the
+//! partitions a moment later, and only then can anybody read it. A broker that is killed in between writes them when it
+//! comes back; but one that was alone (all its partitions are without a leader until it is let in again) may take them for
+//! those of deleted topics and leave them out: seen with 4.3.1 ("Couldn't find leader endpoint"). Such a partition holds a
+//! transaction that nobody ends. All that follows stays unread, and whatever the same producer ends next decides what
+//! becomes of it.
+//!
+//! So an append counts only once it can be read ([`Ended::reaches`]); and what nobody ends, which then counted for nobody,
+//! is aborted before anything else is written ([`Ended::abort_hanging`]).
+
+use super::topics::Names;
+use crate::client::{Clients, LogConsumer, LogProducer, bounds, flush, server};
+use crossfade_log::LogError;
+use rdkafka::producer::{BaseRecord, Producer};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long the marks of an end may be on their way.
+const UNDER_WAY: Duration = Duration::from_secs(1);
+
+/// How long they may take after an abort.
+const ABORT: Duration = Duration::from_secs(20);
+
+/// Asks where partitions end.
+pub(super) struct Ended {
+    /// With what is not committed.
+    all: LogConsumer,
+    /// Without.
+    stable: LogConsumer,
+}
+
+/// A partition with a transaction that nobody ends, and where it begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hanging {
+    topic: String,
+    partition: u32,
+    from: u64,
+}
+
+impl Ended {
+    pub(super) fn new(clients: &Clients, names: &Names) -> Result<Self, LogError> {
+        Ok(Self { all: clients.uncommitted(&names.readers)?, stable: clients.consumer(&names.readers, true)? })
+    }
+
+    /// Waits until everything below `end` can be read; false when it takes longer than `limit`.
+    pub(super) fn reaches(&self, topic: &str, partition: u32, end: u64, limit: Duration) -> Result<bool, LogError> {
+        let began = Instant::now();
+        let mut pause = Duration::from_micros(500);
+        loop {
+            if bounds(&self.stable, topic, partition)?.1 >= end {
+                return Ok(true);
+            }
+            if began.elapsed() > limit {
+                return Ok(false);
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Ends what nobody ends. Call it right after `producer` has begun: then nothing of it is on its way.
+    pub(super) fn abort_hanging(&self, producer: &LogProducer, names: &Names, partitions: u32) -> Result<(), LogError> {
+        let hanging = self.hanging_for(names, partitions, UNDER_WAY)?;
+        let Some(first) = hanging.first() else { return Ok(()) };
+        tracing::warn!(
+            topic = %first.topic, partition = first.partition, offset = first.from,
+            "the broker has left a transaction without an end; it is aborted now, and what was in it is written again"
+        );
+        let failed = |error| server(format!("ending a transaction in {}", first.topic), error);
+        producer.begin_transaction().map_err(failed)?;
+        for Hanging { topic, partition, .. } in &hanging {
+            // Nobody ever reads it: it only brings the partition into the transaction.
+            let record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, 0).partition(*partition as i32);
+            producer.send(record.payload(b"")).map_err(|(error, _)| failed(error))?;
+        }
+        flush(producer, ABORT).map_err(failed)?;
+        producer.abort_transaction(ABORT).map_err(failed)?;
+        match self.hanging_for(names, partitions, ABORT)?.first() {
+            None => Ok(()),
+            Some(Hanging { topic, partition, from }) => Err(LogError::Refused {
+                what: format!(
+                    "a transaction in partition {partition} of the topic {topic} is ended by nobody, and it is not ours"
+                ),
+                remedy: format!(
+                    "Abort it: kafka-transactions --bootstrap-server HOST:PORT abort --topic {topic} --partition {partition} --start-offset {from}; and let nobody else write to the topic"
+                ),
+            }),
+        }
+    }
+
+    /// Partitions in which something is open for as long as `limit`.
+    fn hanging_for(&self, names: &Names, partitions: u32, limit: Duration) -> Result<Vec<Hanging>, LogError> {
+        let began = Instant::now();
+        loop {
+            let hanging = self.hanging(names, partitions)?;
+            if hanging.is_empty() || began.elapsed() > limit {
+                return Ok(hanging);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn hanging(&self, names: &Names, partitions: u32) -> Result<Vec<Hanging>, LogError> {
+        let mut hanging = Vec::new();
+        let all = (0..partitions).map(|partition| (&names.changes, partition)).chain([(&names.meta, 0)]);
+        for (topic, partition) in all {
+            // First the end, which may move on: what can be read then reaches it unless something is open.
+            let (_, end) = bounds(&self.all, topic, partition)?;
+            let (_, from) = bounds(&self.stable, topic, partition)?;
+            if from < end {
+                hanging.push(Hanging { topic: topic.clone(), partition, from });
+            }
+        }
+        Ok(hanging)
+    }
+}
