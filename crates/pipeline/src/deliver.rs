@@ -17,7 +17,7 @@ use crate::{
     bulk::Bulk,
     fold::Begun,
     gather::{Gather, Meaning, Tally, past},
-    retry::Retry,
+    retry::{self, Retry},
     route::{Follow, Routes},
     views::trimmed,
     watch::Delivered,
@@ -112,7 +112,10 @@ pub async fn deliver<K: Sink, L: EventLog>(
     while !stop.is_requested() {
         match session(log, routes.clone(), sink, options, &mut retry, watch, valve, &mut stop).await {
             Ok(ending) => return Ok(ending),
-            Err(Broken::Other(error)) => return Err(error),
+            Err(Broken::Other(error)) => {
+                let failure = retry::passing_of_log(error)?;
+                retry.wait("log", failure, watch, &mut stop).await.map_err(retry::log_failed)?;
+            }
             Err(Broken::Sink(failure)) => {
                 retry.wait("sink", failure, watch, &mut stop).await.map_err(PipelineError::Sink)?;
             }

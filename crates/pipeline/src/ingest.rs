@@ -3,7 +3,7 @@
 use crate::{
     Folds, Patience, PipelineError, Stop, Watch,
     pace::Pace,
-    retry::Retry,
+    retry::{self, Retry},
     watch::{Copying, Ingested},
 };
 use crossfade_connector::{Failure, Resume, Source};
@@ -63,7 +63,10 @@ pub async fn ingest<S: Source, L: EventLog>(
     while !stop.is_requested() {
         match session(source, log, &options, &mut retry, watch, &mut stop).await {
             Ok(()) => return Ok(()),
-            Err(Broken::Log(error)) => return Err(error),
+            Err(Broken::Log(error)) => {
+                let failure = retry::passing_of_log(error)?;
+                retry.wait("log", failure, watch, &mut stop).await.map_err(retry::log_failed)?;
+            }
             Err(Broken::Source(failure)) => {
                 retry.wait("source", failure, watch, &mut stop).await.map_err(PipelineError::Source)?;
             }

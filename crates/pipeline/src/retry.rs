@@ -1,7 +1,8 @@
 //! The only reader of a [`Verdict`], and the only place that waits after a failure.
 
-use crate::{Stop, Watch};
+use crate::{PipelineError, Stop, Watch};
 use crossfade_connector::{Failure, Verdict};
+use crossfade_log::LogError;
 use rand::Rng;
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,25 @@ impl Retry {
         }
         Ok(())
     }
+}
+
+/// A server that holds the log and does not answer now is waited for, as a source or a sink is.
+///
+/// # Errors
+/// Everything else, as it came.
+pub(crate) fn passing_of_log(error: PipelineError) -> Result<Failure, PipelineError> {
+    match error {
+        PipelineError::Log(LogError::Server { doing, cause, passing: true }) => {
+            Ok(Failure::new(Verdict::Reconnect, doing, cause))
+        }
+        error => Err(error),
+    }
+}
+
+/// It was waited for in vain.
+pub(crate) fn log_failed(failure: Failure) -> PipelineError {
+    let cause = std::error::Error::source(&failure).map(ToString::to_string).unwrap_or_default();
+    LogError::Server { doing: failure.doing, cause: cause.into(), passing: true }.into()
 }
 
 #[cfg(test)]
