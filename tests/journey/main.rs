@@ -8,6 +8,8 @@ mod bench;
 mod changes;
 mod demo;
 mod desk;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod lookups;
 mod planned;
 mod replayed;

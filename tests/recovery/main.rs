@@ -11,6 +11,8 @@ mod bank;
 mod disk;
 mod ends;
 mod growing;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod kills;
 mod mutants;
 mod page;

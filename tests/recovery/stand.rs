@@ -31,6 +31,8 @@ pub(crate) struct Stand {
     pub(crate) source: End,
     pub(crate) target: End,
     pub(crate) crossfade: Crossfade,
+    /// `[log]` of the spec.
+    pub(crate) log: String,
     /// The migration's name: names are given once, for slots belong to a whole server.
     pub(crate) name: String,
     folder: TempDir,
@@ -54,14 +56,15 @@ impl Stand {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let name = format!("kills-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let crossfade = Crossfade::with_binary(binary, folder.path());
-        let stand = Self { setup, source, target, crossfade, name, folder };
+        let log = "[log]\nsegment_bytes = \"1MiB\"\n".to_owned();
+        let stand = Self { setup, source, target, crossfade, log, name, folder };
         stand.write_spec(&stand.source.spec(), &stand.target.spec());
         stand
     }
 
     /// Writes the spec, with other words for the ends: a proxy in between.
     pub(crate) fn write_spec(&self, source: &str, sink: &str) {
-        let (name, schema, rules) = (&self.name, self.source.schema(), self.setup.rules());
+        let (name, log, schema, rules) = (&self.name, &self.log, self.source.schema(), self.setup.rules());
         // Within one database a pattern would match our own mapping table, too.
         let tables = match self.setup.mode {
             Mode::Shadow => bank::TABLES.map(|table| format!("\"{schema}.{table}\"")).join(", "),
@@ -69,7 +72,7 @@ impl Stand {
         };
         let spec = format!(
             "name = \"{name}\"\n[source]\n{source}tables = [{tables}]\nsnapshot = {{ workers = 2, chunk_rows = 1000 }}\n\
-             [log]\nsegment_bytes = \"1MiB\"\n[sink]\n{sink}{rules}"
+             {log}[sink]\n{sink}{rules}"
         );
         self.crossfade.write(SPEC, &spec);
     }

@@ -8,6 +8,7 @@ mod args;
 mod commands;
 mod demo;
 mod error;
+mod event_log;
 mod output;
 mod registry;
 mod run;

@@ -4,16 +4,16 @@
 use crate::{
     commands::Finding,
     error::CliError,
+    event_log::AnyLog,
     registry::{self, AnyInspect, AnySink, AnySource},
     run::{PlanFile, secret_of},
-    spec::{Existing, LogSpec, SinkSpec, SourceSpec, Spec, WriteTo},
+    spec::{Existing, SinkSpec, SourceSpec, Spec, WriteTo},
 };
 use crossfade_connector::{Inspect, Refusal, Target, Verdict};
 use crossfade_event::{
     TableName,
     catalog::{Catalog, Dialect},
 };
-use crossfade_log::embedded::{Options, Retention};
 use crossfade_pipeline::Routes;
 use crossfade_transform::{Fidelity, Plan, PlanOptions, WriteKind, Writing, plan};
 use std::{collections::BTreeSet, path::Path, sync::Arc};
@@ -74,15 +74,6 @@ pub(crate) fn into_existing(spec: &Spec) -> bool {
     existing == Existing::Merge
 }
 
-/// How the log is kept.
-pub(crate) fn log_options(spec: &LogSpec) -> Options {
-    let usual = Options::default();
-    let retention =
-        Retention { time: spec.retention.time.map(|time| time.0), bytes: spec.retention.bytes.map(|bytes| bytes.0) };
-    let segment_bytes = spec.segment_bytes.map_or(usual.segment_bytes, |size| size.0);
-    Options { segment_bytes, retention, ..usual }
-}
-
 /// What of the target may not change while a migration runs. Hosts and passwords may: the target's own word says
 /// whether it is still the same one.
 pub(crate) fn target_words(spec: &Spec) -> String {
@@ -138,7 +129,7 @@ pub(crate) struct Preflight {
     pub(crate) findings: Vec<Finding>,
 }
 
-/// Checks both ends and the plan. Writes nothing. An end that cannot be reached, or a rule that names what is not
+/// Checks both ends, the log and the plan. Writes nothing. An end that cannot be reached, or a rule that names what is not
 /// there, is an error; everything else is a finding.
 pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
     let mut findings = Vec::new();
@@ -147,6 +138,7 @@ pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
     findings.extend(
         registry::preflight_sink(spec, &planned.target).await?.into_iter().map(|refusal| finding("sink", refusal)),
     );
+    findings.extend(AnyLog::preflight(spec).await?);
     for note in planned.plan.notes().iter().filter(|note| note.fidelity == Fidelity::Inexact) {
         let column = note.column.as_ref().map(|column| format!(" column {column}")).unwrap_or_default();
         findings.push(Finding {

@@ -26,7 +26,9 @@ pub fn metrics_text(status: &Status) -> String {
         "Changes that are missing from the sum; zero at all times.",
         c.missing() as f64,
     );
-    page.one("crossfade_log_bytes", "gauge", "The event log's size on disk.", status.log.bytes as f64);
+    if status.log.elsewhere.is_none() {
+        page.one("crossfade_log_bytes", "gauge", "The event log's size on disk.", status.log.bytes as f64);
+    }
     page.one("crossfade_epoch", "gauge", "The fence: workers with a lower one are refused.", status.epoch as f64);
     if let Some(ms) = status.lag.ms {
         page.one("crossfade_lag_seconds", "gauge", "How far the sink is behind the source.", ms as f64 / 1_000.0);

@@ -36,7 +36,8 @@ pub fn plain_line(status: &Status) -> String {
         let _ = write!(line, ", {} in quarantine", grouped(status.conservation.quarantined));
     }
     if let Some(retrying) = &status.retrying {
-        let _ = write!(line, ", {} retrying in {}: {}", retrying.side, millis(retrying.wait_ms), retrying.failure);
+        let wait = if retrying.times == 0 { String::new() } else { format!(" in {}", millis(retrying.wait_ms)) };
+        let _ = write!(line, ", {} retrying{wait}: {}", retrying.side, retrying.failure);
     }
     line
 }
@@ -99,7 +100,8 @@ pub fn render(status: &Status) -> String {
         ),
     );
     line("sink at", place_words(status.sink.position.as_deref(), status.sink.cut.as_deref()));
-    let held = format!("{} to {}, {}", status.log.start, status.log.end, bytes(status.log.bytes));
+    let place = status.log.elsewhere.as_ref().map_or_else(|| bytes(status.log.bytes), |place| format!("in {place}"));
+    let held = format!("{} to {}, {place}", status.log.start, status.log.end);
     line("log", if status.log.end.is_empty() { "-".to_owned() } else { held });
     for (name, text) in source_lines(status) {
         line(&name, text);
@@ -109,7 +111,8 @@ pub fn render(status: &Status) -> String {
         line("gate", format!("{} {verdict}: {}, at most {}, else {}", gate.gate, gate.measured, gate.max, gate.then));
     }
     if let Some(retrying) = &status.retrying {
-        line("retrying", format!("{} (attempt {}): {}", retrying.side, retrying.times, retrying.failure));
+        let times = if retrying.times == 0 { String::new() } else { format!(" (attempt {})", retrying.times) };
+        line("retrying", format!("{}{times}: {}", retrying.side, retrying.failure));
     }
     for checkpoint in &status.checkpoints {
         let place = place_words(checkpoint.position.as_deref(), Some(&checkpoint.cut));

@@ -138,18 +138,21 @@ pub struct LogStatus {
     pub end: String,
     /// The last source position that is durably in it.
     pub position: Option<String>,
-    /// Its size on disk.
+    /// Its size on disk; zero where it is kept elsewhere.
     pub bytes: u64,
+    /// Where it is kept, unless it is in the migration's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<String>,
 }
 
 /// A side that waits and tries again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retrying {
-    /// `source` or `sink`.
+    /// `source`, `sink` or `log`.
     pub side: String,
     /// What failed.
     pub failure: String,
-    /// How often in a row.
+    /// How often in a row; zero for one that tries all the time.
     pub times: u32,
     /// How long it waits.
     pub wait_ms: u64,

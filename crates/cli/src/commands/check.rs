@@ -20,7 +20,7 @@ struct Answer<'a> {
 /// One thing that is wrong or worth knowing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
-    /// `source`, `sink` or `spec`.
+    /// `source`, `sink`, `log` or `spec`.
     pub(crate) end: &'static str,
     /// The object: a table, a setting, a role.
     pub(crate) object: String,

@@ -4,6 +4,7 @@
 use super::folder;
 use crate::{
     error::{CliError, Exit},
+    event_log::AnyLog,
     output, registry,
     spec::{Span, Spec},
 };
@@ -225,7 +226,7 @@ pub(crate) async fn checkpoint(spec: &Spec, name: &str, as_json: bool) -> Result
 /// While nobody runs: the place up to which every reader of the log has come, as the log remembers it.
 async fn checkpoint_in_folder(spec: &Spec, name: &str) -> Result<Json, CliError> {
     let owned = folder::taken(spec)?;
-    let log = folder::log(spec)?;
+    let log = AnyLog::look(spec)?;
     let tail = log.tail();
     let cut = log.consumers().into_iter().find(|(name, _)| name == folder::DELIVER).map(|(_, cut)| cut);
     let cut = cut.unwrap_or_else(|| tail.cut.clone());

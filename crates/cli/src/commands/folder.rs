@@ -26,16 +26,6 @@ pub(crate) fn owner(spec: &Spec) -> Result<Option<u32>, StateError> {
     WorkFolder::owner(spec.folder())
 }
 
-/// The log, for looking; works beside a running migration.
-pub(crate) fn log(spec: &Spec) -> Result<Embedded, CliError> {
-    let path = WorkFolder::log_path(&existing(spec)?);
-    if !path.is_dir() {
-        return Err(CliError::misconfigured(format!("the migration {} has no log yet: {}", spec.name, path.display()))
-            .hint(format!("`crossfade run {}` makes it", spec.file.display())));
-    }
-    Ok(Embedded::open_read_only(path)?)
-}
-
 /// The name under which deliver's place is kept, in the log and in the state.
 pub(crate) const DELIVER: &str = "deliver";
 

@@ -1,15 +1,15 @@
 //! `log ls|cat|verify`: looks into the event log, also while a migration writes it.
 
-use super::folder;
 use crate::{
     args::LogCatArgs,
     error::CliError,
+    event_log::AnyLog,
     output::{self, Table},
     spec::Spec,
     values,
 };
 use crossfade_event::{Cut, Event, Offset, TableId, TableSchema};
-use crossfade_log::{Entry, EventLog, Lane, LogReader, embedded::Embedded};
+use crossfade_log::{Entry, EventLog, Lane, LogReader};
 use serde_json::{Value as Json, json};
 use std::{
     io::{self, BufWriter, Write},
@@ -18,34 +18,21 @@ use std::{
 
 /// Where the log begins and ends, its tables, its readers, its files.
 pub(crate) fn ls(spec: &Spec, as_json: bool) -> Result<(), CliError> {
-    let log = folder::log(spec)?;
-    let figures = log.statistics()?;
-    let tail = log.tail();
-    let position = tail.position.map(|position| position.to_string());
+    let log = AnyLog::look(spec)?;
+    let (mut figures, mut text) = log.figures()?;
+    let position = log.tail().position.map(|position| position.to_string());
     let tables = log.latest_schemas();
     if as_json {
-        return output::json(&json!({
-            "folder": log.dir(),
-            "id": format!("{:016x}", log.id()),
-            "start": figures.start.0,
-            "end": figures.end.0,
-            "position": position,
-            "segments": figures.segments,
-            "bytes": figures.bytes,
-            "tables": tables.iter().map(|schema| table_json(schema)).collect::<Vec<_>>(),
-            "consumers": log.consumers().iter()
-                .map(|(name, cut)| json!({ "name": name, "next": cut.to_string() })).collect::<Vec<_>>(),
-        }));
+        let (tables, consumers): (Vec<Json>, Vec<Json>) = (
+            tables.iter().map(|schema| table_json(schema)).collect(),
+            log.consumers().iter().map(|(name, cut)| json!({ "name": name, "next": cut.to_string() })).collect(),
+        );
+        add(&mut figures, "position", json!(position));
+        add(&mut figures, "tables", json!(tables));
+        add(&mut figures, "consumers", json!(consumers));
+        return output::json(&figures);
     }
-    let mut text = format!(
-        "log       {}\nentries   {} to {}\nposition  {}\nfiles     {} of together {}\n",
-        log.dir().display(),
-        figures.start,
-        figures.end,
-        position.as_deref().unwrap_or("none yet"),
-        figures.segments,
-        output::bytes(figures.bytes),
-    );
+    text.push_str(&format!("position  {}\n", position.as_deref().unwrap_or("none yet")));
     let mut list = Table::new(["table", "number", "schema", "columns"]);
     for schema in &tables {
         let columns = schema.columns.len();
@@ -78,23 +65,16 @@ fn table_json(schema: &TableSchema) -> Json {
 
 /// Reads every byte again.
 pub(crate) fn verify(spec: &Spec, as_json: bool) -> Result<(), CliError> {
-    let log = folder::log(spec)?;
-    let sound = log.verify()?;
+    let sound = AnyLog::look(spec)?.verify()?;
     if as_json {
-        return output::json(&sound);
+        return output::json(&sound.figures);
     }
-    output::line(format!(
-        "the log is sound: {} segments, {} frames, {} records, {}",
-        sound.segments,
-        output::count(sound.frames),
-        output::count(sound.records),
-        output::bytes(sound.bytes)
-    ))
+    output::line(format!("the log is sound: {}", sound.said))
 }
 
 /// Prints events.
 pub(crate) fn cat(spec: &Spec, args: &LogCatArgs) -> Result<(), CliError> {
-    let log = folder::log(spec)?;
+    let log = AnyLog::look(spec)?;
     let only = args.table.as_deref().map(|name| table_named(&log, name)).transpose()?;
     let from = args.from.map_or_else(|| log.start(), |offset| Cut::single(Offset(offset)));
     let mut reader = log.read(&from, Lane::All)?;
@@ -114,7 +94,7 @@ pub(crate) fn cat(spec: &Spec, args: &LogCatArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn table_named(log: &Embedded, name: &str) -> Result<TableId, CliError> {
+fn table_named(log: &AnyLog, name: &str) -> Result<TableId, CliError> {
     let schemas = log.latest_schemas();
     if let Some(schema) = schemas.iter().find(|schema| schema.name.to_string() == name) {
         return Ok(schema.id);
@@ -142,7 +122,7 @@ fn concerns(event: &Event, table: TableId) -> bool {
     }
 }
 
-fn print_entry(out: &mut impl Write, log: &Embedded, entry: &Entry, args: &LogCatArgs) -> Result<(), CliError> {
+fn print_entry(out: &mut impl Write, log: &AnyLog, entry: &Entry, args: &LogCatArgs) -> Result<(), CliError> {
     let (what, detail) = describe(log, &entry.event, args.values)?;
     if args.json {
         let mut line = json!({
@@ -169,7 +149,7 @@ fn print_entry(out: &mut impl Write, log: &Embedded, entry: &Entry, args: &LogCa
 }
 
 /// An event's name and what is to be said of it.
-fn describe(log: &Embedded, event: &Event, with_values: bool) -> Result<(&'static str, Json), CliError> {
+fn describe(log: &AnyLog, event: &Event, with_values: bool) -> Result<(&'static str, Json), CliError> {
     let name = |table: TableId| table_name(log, table);
     Ok(match event {
         Event::SchemaSeen(schema) => ("schema", table_json(schema)),
@@ -229,7 +209,7 @@ fn add(detail: &mut Json, key: &str, value: Json) {
     }
 }
 
-fn table_name(log: &Embedded, table: TableId) -> String {
+fn table_name(log: &AnyLog, table: TableId) -> String {
     let schemas = log.latest_schemas();
     let found = schemas.iter().find(|schema| schema.id == table);
     found.map_or_else(|| format!("table {}", table.0), |schema| schema.name.to_string())

@@ -2,9 +2,10 @@
 
 use crate::{
     error::CliError,
+    event_log::{self, AnyLog},
     output::{self, Table},
     registry,
-    spec::Spec,
+    spec::{LogSpec, Spec},
     wiring::{self, Planned},
 };
 use crossfade_connector::TargetSql;
@@ -20,6 +21,7 @@ use serde::Serialize;
 struct Answer<'a> {
     migration: &'a str,
     source: &'static str,
+    log: String,
     sink: &'static str,
     rows: u64,
     bytes: u64,
@@ -69,7 +71,10 @@ struct Step {
 /// Plans.
 pub(crate) async fn plan(spec: &Spec, as_json: bool) -> Result<(), CliError> {
     let planned = wiring::plan_from_source(spec).await?;
-    let steps = steps(spec, &planned, registry::source_ddl(spec).await?)?;
+    let mut steps = steps(spec, &planned, registry::source_ddl(spec).await?)?;
+    if let Some(step) = log_step(spec).await? {
+        steps.insert(0, step);
+    }
     let answer = answer(spec, &planned, steps);
     if as_json { output::json(&answer) } else { output::print(&render(&answer)) }
 }
@@ -81,6 +86,7 @@ fn answer<'a>(spec: &'a Spec, planned: &'a Planned, steps: Vec<Step>) -> Answer<
     Answer {
         migration: spec.name.as_str(),
         source: wiring::source_kind(spec),
+        log: event_log::place(spec, &spec.folder()),
         sink: wiring::sink_kind(spec),
         rows: tables.iter().map(|table| table.rows).sum(),
         bytes: tables.iter().map(|table| table.bytes).sum(),
@@ -163,6 +169,20 @@ fn steps(spec: &Spec, planned: &Planned, capture: Vec<String>) -> Result<Vec<Ste
         ),
         step("follow", "apply every change since the copy began, then each new one", Vec::new(), undone),
     ])
+}
+
+/// A log that is not in the migration's folder is made somewhere, too.
+async fn log_step(spec: &Spec) -> Result<Option<Step>, CliError> {
+    if let LogSpec::Embedded(_) = spec.log {
+        return Ok(None);
+    }
+    let findings = AnyLog::preflight(spec).await?;
+    if let Some(first) = findings.iter().find(|finding| finding.fatal) {
+        return Err(CliError::refused(format!("log {}: {}", first.object, first.problem)).hint(&first.remedy));
+    }
+    let doing = if findings.is_empty() { "use" } else { "make" };
+    let what = format!("{doing} {} for the event log", event_log::place(spec, &spec.folder()));
+    Ok(Some(Step { step: "log", what, sql: Vec::new(), taken_back_by: "rollback --wipe" }))
 }
 
 fn capture_words(spec: &Spec) -> &'static str {

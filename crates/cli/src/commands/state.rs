@@ -3,6 +3,7 @@
 use super::{control, folder};
 use crate::{
     error::CliError,
+    event_log::AnyLog,
     output::{self, Table},
     registry::AnySink,
     run::whole,
@@ -85,7 +86,7 @@ pub(crate) async fn rebuild(spec: &Spec, as_json: bool) -> Result<(), CliError> 
     let owned = folder::taken(spec)?;
     let journal = folder::journal(&owned)?;
     let mut told = Rebuilt::default();
-    let mut changes = from_log(&folder::log(spec)?, &journal.migration(), &mut told)?;
+    let mut changes = from_log(&AnyLog::look(spec)?, &journal.migration(), &mut told)?;
     changes = from_journal(changes, &journal, &mut told).await?;
     changes = from_sink(changes, spec, &mut told).await?;
     // Everything was read before anything is moved: a rebuild that fails leaves what there is.
@@ -108,7 +109,7 @@ pub(crate) async fn rebuild(spec: &Spec, as_json: bool) -> Result<(), CliError> 
 }
 
 /// How far the copies have come: what ingest resumes from.
-fn from_log(log: &Embedded, migration: &Migration, told: &mut Rebuilt) -> Result<Changes, CliError> {
+fn from_log(log: &AnyLog, migration: &Migration, told: &mut Rebuilt) -> Result<Changes, CliError> {
     let fold = whole(fold_snapshots(log)?, log, migration);
     told.tables = fold.state.tables.len();
     told.chunks = fold.state.tables.iter().map(|(_, snapshot)| snapshot.done.len()).sum();

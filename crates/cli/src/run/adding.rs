@@ -14,11 +14,11 @@ use super::{
     plan_file::{PlanFile, secret_of},
     session::{Session, routes},
 };
-use crate::{error::CliError, registry::AnySource, spec::Spec, wiring};
+use crate::{error::CliError, event_log::AnyLog, registry::AnySource, spec::Spec, wiring};
 use crossfade_connector::{Failure, Inspect};
 use crossfade_control::Command;
 use crossfade_event::{Event, TableName};
-use crossfade_log::{EventLog, Lane, LogError, LogReader, embedded::Embedded};
+use crossfade_log::{EventLog, Lane, LogError, LogReader};
 use crossfade_pipeline::Routes;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
@@ -76,7 +76,7 @@ impl Adder {
 pub(super) struct Adding {
     spec: Spec,
     folder: PathBuf,
-    log: Embedded,
+    log: AnyLog,
     plan: PlanFile,
     epoch: u64,
     adder: Adder,

@@ -6,16 +6,16 @@
 //! for what stands there is how far those have come since.
 
 use super::word::own_word;
-use crate::{error::CliError, registry::AnySink, spec::Spec, wiring};
+use crate::{error::CliError, event_log::AnyLog, registry::AnySink, spec::Spec, wiring};
 use crossfade_connector::{Delivery, Guard, Inspect, Progress, Sink, Stage, Target, WriteMode};
 use crossfade_event::{Cut, Event, Partition, Position, SchemaVersion, TableId, TableName};
-use crossfade_log::{EventLog, Lane, LogError, LogReader, embedded::Embedded};
+use crossfade_log::{EventLog, Lane, LogError, LogReader};
 use crossfade_pipeline::{Routes, fold_snapshots};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where a sink goes on that holds a copy, right at `place` or later. Looks, and writes nothing.
 pub(super) async fn examine(
-    log: &Embedded,
+    log: &AnyLog,
     from: &Spec,
     into: &Spec,
     place: &Cut,
@@ -43,7 +43,7 @@ pub(super) async fn examine(
 
 /// Makes the sink go on from there.
 pub(super) async fn adopt(
-    log: &Embedded,
+    log: &AnyLog,
     progress: Progress,
     routes: &Routes,
     sink: &mut AnySink,
@@ -68,7 +68,7 @@ fn nothing_is_missing(held: usize) -> Result<(), CliError> {
 }
 
 /// The copy's own word, checked against the log.
-fn believed(log: &Embedded, from: &Spec, place: &Cut, progress: Progress) -> Result<Progress, CliError> {
+fn believed(log: &AnyLog, from: &Spec, place: &Cut, progress: Progress) -> Result<Progress, CliError> {
     let another = |what: String| {
         CliError::refused(format!("the copy is not of {}: {what}", from.name))
             .hint(format!("take a copy of a sink that `crossfade run {}` fills", from.file.display()))
@@ -101,7 +101,7 @@ fn believed(log: &Embedded, from: &Spec, place: &Cut, progress: Progress) -> Res
     Ok(progress)
 }
 
-fn first_position(log: &Embedded, from: &Cut) -> Result<Option<Position>, CliError> {
+fn first_position(log: &AnyLog, from: &Cut) -> Result<Option<Position>, CliError> {
     let mut reader = log.read(from, Lane::Stream)?;
     while let Some(entries) = reader.try_next()? {
         if let Some(entry) = entries.entries.first() {
@@ -111,7 +111,7 @@ fn first_position(log: &Embedded, from: &Cut) -> Result<Option<Position>, CliErr
     Ok(None)
 }
 
-fn is_readable(log: &Embedded, from: &Spec, place: &Cut) -> Result<(), CliError> {
+fn is_readable(log: &AnyLog, from: &Spec, place: &Cut) -> Result<(), CliError> {
     match log.read(place, Lane::Stream) {
         Ok(_) => Ok(()),
         Err(LogError::Trimmed { asked, start }) => Err(CliError::refused(format!(
@@ -124,7 +124,7 @@ fn is_readable(log: &Embedded, from: &Spec, place: &Cut) -> Result<(), CliError>
 }
 
 /// What a sink that stands at `place` would say of itself.
-fn progress_at(log: &Embedded, from: &Spec, place: &Cut) -> Result<Progress, CliError> {
+fn progress_at(log: &AnyLog, from: &Spec, place: &Cut) -> Result<Progress, CliError> {
     let fold = fold_snapshots(log)?;
     let (before, after): (Vec<_>, Vec<_>) = fold.backfills.iter().partition(|begun| place.covers(&begun.from));
     let whole_log = log.start() == Cut::start(log.partitions());
@@ -158,7 +158,7 @@ struct Seen {
 }
 
 /// What the log says up to a place: the last position, and which schemas were in force.
-fn seen_up_to(log: &Embedded, place: &Cut) -> Result<Seen, CliError> {
+fn seen_up_to(log: &AnyLog, place: &Cut) -> Result<Seen, CliError> {
     let mut position = None;
     let mut before: BTreeMap<TableId, SchemaVersion> = BTreeMap::new();
     let mut after: BTreeMap<TableId, SchemaVersion> = BTreeMap::new();

@@ -7,13 +7,13 @@ use super::{
     supervise::barrier,
     watcher::{Watcher, held},
 };
-use crate::{args, error::CliError, spec::Spec};
+use crate::{args, error::CliError, event_log::AnyLog, spec::Spec};
 use crossfade_connector::{Progress, QuarantineFilter, Stage};
 use crossfade_control::{By, Command, Journal, JournalError, Measures, Sample, Verdict, Windows};
 use crossfade_event::{Position, TableName};
 use crossfade_log::{EventLog, embedded::Embedded};
 use crossfade_observe::{
-    LogStatus, Meter, Rates, SinkStatus, Status, lag_ms,
+    LogStatus, Meter, Rates, Retrying, SinkStatus, Status, lag_ms,
     socket::{Control, Refused},
 };
 use crossfade_pipeline::ValveHandle;
@@ -33,7 +33,7 @@ pub(super) struct Shared {
     pub(super) by: By,
     pub(super) watcher: Arc<Watcher>,
     pub(super) valve: ValveHandle,
-    log: Embedded,
+    log: AnyLog,
     state: SledStore,
     pub(super) jobs: mpsc::Sender<SinkJob>,
     askers: mpsc::Sender<Asker>,
@@ -122,7 +122,7 @@ impl Shared {
         status.sink = sink_status(progress.as_ref());
         status.log = log_status(&self.log);
         status.gates = held(&self.verdicts).clone();
-        status.retrying = held(&self.watcher.retrying).clone();
+        status.retrying = held(&self.watcher.retrying).clone().or_else(|| log_waiting(&self.log));
         status
     }
 
@@ -197,14 +197,20 @@ fn sink_status(progress: Option<&Progress>) -> SinkStatus {
     }
 }
 
-fn log_status(log: &Embedded) -> LogStatus {
+fn log_status(log: &AnyLog) -> LogStatus {
     let tail = log.tail();
     LogStatus {
         start: log.start().to_string(),
         end: tail.cut.to_string(),
         position: tail.position.map(|position| position.to_string()),
-        bytes: log.statistics().map(|statistics| statistics.bytes).unwrap_or(0),
+        bytes: log.bytes().unwrap_or(0),
+        elsewhere: log.elsewhere(),
     }
+}
+
+/// The log waits by itself, and for as long as it takes.
+fn log_waiting(log: &AnyLog) -> Option<Retrying> {
+    log.waiting().map(|failure| Retrying { side: "log".to_owned(), failure, times: 0, wait_ms: 0 })
 }
 
 /// The control socket's answers.

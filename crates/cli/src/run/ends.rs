@@ -1,9 +1,8 @@
 //! The two tasks of a run, each with the means to do something else for a moment with what it owns.
 
-use crate::{error::CliError, registry::AnySink};
+use crate::{error::CliError, event_log::AnyLog, registry::AnySink};
 use crossfade_connector::{Quarantine, QuarantineFilter, QuarantineOutcome, Sink};
 use crossfade_event::Cut;
-use crossfade_log::embedded::Embedded;
 use crossfade_pipeline::{
     DeliverOptions, Ending, HealReport, PipelineError, Routes, Scratch, Stop, Valve, Watch, deliver, heal, stop_channel,
 };
@@ -28,7 +27,7 @@ pub(super) enum SinkJob {
 /// Delivers until stopped; between two batches it does what is asked of the sink.
 #[expect(clippy::too_many_arguments, reason = "a task takes all that it owns; a struct would only rename them")]
 pub(super) async fn deliver_with_jobs(
-    log: Embedded,
+    log: AnyLog,
     mut routes: Routes,
     mut sink: AnySink,
     options: DeliverOptions,
@@ -65,7 +64,7 @@ pub(super) async fn deliver_with_jobs(
     }
 }
 
-async fn run_job(log: &Embedded, routes: &Routes, sink: &mut AnySink, job: SinkJob) {
+async fn run_job(log: &AnyLog, routes: &Routes, sink: &mut AnySink, job: SinkJob) {
     // Whoever asked may have gone away; then the answer has no taker.
     match job {
         SinkJob::Heal(from, answer) => {
@@ -86,7 +85,7 @@ async fn run_job(log: &Embedded, routes: &Routes, sink: &mut AnySink, job: SinkJ
 
 /// Makes in the target what the routes need, in the shape to which the sink has followed the source; refused, nothing has
 /// changed. What a delivery left open is rolled back, and comes again.
-async fn prepare_as_followed(log: &Embedded, routes: &Routes, sink: &mut AnySink) -> Result<(), CliError> {
+async fn prepare_as_followed(log: &AnyLog, routes: &Routes, sink: &mut AnySink) -> Result<(), CliError> {
     let progress = sink.progress().await?;
     let mut routes = routes.clone();
     if let Some(progress) = progress {
@@ -97,7 +96,7 @@ async fn prepare_as_followed(log: &Embedded, routes: &Routes, sink: &mut AnySink
 
 /// Applies quarantined changes again.
 pub(crate) async fn retry(
-    log: &Embedded,
+    log: &AnyLog,
     routes: &Routes,
     sink: &mut AnySink,
     filter: &QuarantineFilter,
@@ -108,7 +107,7 @@ pub(crate) async fn retry(
 
 /// Drops quarantined changes.
 pub(crate) async fn discard(
-    log: &Embedded,
+    log: &AnyLog,
     routes: &Routes,
     sink: &mut AnySink,
     filter: &QuarantineFilter,
@@ -118,13 +117,13 @@ pub(crate) async fn discard(
 }
 
 /// Rows that lookups read, and that are too many for memory, go beside the log.
-fn with_scratch(log: &Embedded, routes: &Routes) -> Routes {
-    routes.clone().with_scratch(Scratch::new(log.dir().with_file_name("lookups")))
+fn with_scratch(log: &AnyLog, routes: &Routes) -> Routes {
+    routes.clone().with_scratch(Scratch::new(log.folder_beside("lookups")))
 }
 
 /// Heals when nobody runs the migration.
 pub(super) async fn heal_offline(
-    log: &Embedded,
+    log: &AnyLog,
     routes: &Routes,
     sink: &mut AnySink,
     from: &Cut,

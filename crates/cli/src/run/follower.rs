@@ -9,6 +9,7 @@ use super::{
 use crate::{
     commands::folder,
     error::{CliError, Exit},
+    event_log::AnyLog,
     registry::AnySink,
     spec::Spec,
     wiring,
@@ -16,7 +17,7 @@ use crate::{
 use crossfade_connector::{Progress, Sink, Stage};
 use crossfade_control::Command;
 use crossfade_event::Cut;
-use crossfade_log::{EventLog, embedded::Embedded};
+use crossfade_log::EventLog;
 use crossfade_pipeline::{
     DeliverOptions, Ending, Folds, Routes, Scratch, SnapshotFold, Stop, Watch, deliver, stop_channel, valve,
 };
@@ -33,6 +34,9 @@ const FORMAT: u32 = 1;
 
 /// How often the other log is looked at for more.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// And at most, while the log cannot be reached.
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(10);
 
 /// How long, with everything applied that is in the log, the rest of a backfill is waited for before the log is opened anew.
 const OPEN_AGAIN: Duration = Duration::from_secs(2);
@@ -139,7 +143,7 @@ impl Watch for AtTail {
 }
 
 /// Without one, an empty sink would wait for it for ever.
-fn holds_a_whole_copy(log: &Embedded, from: &Spec, fold: &SnapshotFold) -> Result<(), CliError> {
+fn holds_a_whole_copy(log: &AnyLog, from: &Spec, fold: &SnapshotFold) -> Result<(), CliError> {
     let generation = fold.backfills.first().map(|begun| begun.backfill.generation);
     if log.start() != Cut::start(log.partitions()) && generation != Some(1) {
         return Err(CliError::refused(format!(
@@ -179,7 +183,7 @@ impl Follower {
         let plan = before.unwrap_or_else(|| PlanFile::unsaved(into, plan.catalog));
         let mut sink = wiring::sink(into)?;
         let folds = Folds::default();
-        let log = folder::log(from)?;
+        let log = AnyLog::look(from)?;
         let found = match (sink.progress().await?, base) {
             (Some(progress), _) if progress.stage == Stage::Streaming => None,
             (None, Some(place)) => {
@@ -216,10 +220,10 @@ impl Follower {
 
     /// Applies what is in the log now.
     pub(super) async fn catch_up(&mut self, stop: Stop) -> Result<Stand, CliError> {
-        self.apply(&folder::log(&self.from)?, stop).await
+        self.apply(&AnyLog::look(&self.from)?, stop).await
     }
 
-    async fn apply(&mut self, log: &Embedded, mut stop: Stop) -> Result<Stand, CliError> {
+    async fn apply(&mut self, log: &AnyLog, mut stop: Stop) -> Result<Stand, CliError> {
         let fold = self.folds.refreshed(log)?;
         let tail = log.tail().cut;
         let options =
@@ -260,8 +264,9 @@ impl Follower {
     /// Follows the log until told to stop.
     pub(super) async fn follow(&mut self, mut stop: Stop) -> Result<Stand, CliError> {
         let mut applied: Option<Stand> = None;
+        let mut log = AnyLog::look(&self.from)?;
+        let mut pause = LOOK_AGAIN;
         loop {
-            let log = folder::log(&self.from)?;
             let tail = log.tail().cut;
             // A session asks and prepares the sink: none is begun while nothing has come.
             let stand = match applied.take().filter(|stand| stand.end == tail) {
@@ -269,8 +274,16 @@ impl Follower {
                 None => Box::pin(self.apply(&log, stop.clone())).await?,
             };
             tokio::select! {
-                () = tokio::time::sleep(LOOK_AGAIN) => applied = Some(stand),
+                () = tokio::time::sleep(pause) => applied = Some(stand),
                 () = stop.requested() => return Ok(stand),
+            }
+            match log.looked_again(&self.from) {
+                Ok(()) => pause = LOOK_AGAIN,
+                Err(error) if error.passing => {
+                    pause = (pause * 2).min(LOOK_AGAIN_MAX);
+                    tracing::warn!(wait_ms = pause.as_millis() as u64, "{error}; looking again");
+                }
+                Err(error) => return Err(error),
             }
         }
     }

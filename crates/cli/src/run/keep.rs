@@ -2,11 +2,11 @@
 //! reads on. All of it is a cache, written beside the loops: never waited for by them.
 
 use super::{session::Session, watcher::Watcher};
-use crate::{commands::folder, error::CliError};
+use crate::{commands::folder, error::CliError, event_log::AnyLog};
 use crossfade_connector::SnapshotState;
 use crossfade_control::Migration;
 use crossfade_event::Cut;
-use crossfade_log::{EventLog, embedded::Embedded};
+use crossfade_log::EventLog;
 use crossfade_pipeline::{Folds, SnapshotFold, Stop};
 use crossfade_state::{Changes, Cursor, CursorKey, SledStore, StateStore};
 use std::{sync::Arc, time::Duration};
@@ -22,7 +22,7 @@ const FOLD_EVERY: u32 = 10;
 #[derive(Clone)]
 pub(super) struct Keeper {
     state: SledStore,
-    log: Embedded,
+    log: AnyLog,
     watcher: Arc<Watcher>,
     folds: Folds,
     kept: Arc<Mutex<Kept>>,
@@ -30,7 +30,7 @@ pub(super) struct Keeper {
 
 /// The fold of a log of which the last backfill may have been trimmed away: the journal still knows its number, and that it
 /// ended, for a log is not trimmed before the sink has it. The next one counts on from there.
-pub(crate) fn whole(mut fold: SnapshotFold, log: &Embedded, migration: &Migration) -> SnapshotFold {
+pub(crate) fn whole(mut fold: SnapshotFold, log: &impl EventLog, migration: &Migration) -> SnapshotFold {
     let is_trimmed = log.start() != Cut::start(log.partitions());
     if is_trimmed && fold.state.generation < migration.generation {
         fold.state = SnapshotState { generation: migration.generation, ended: true, ..SnapshotState::default() };

@@ -1,12 +1,12 @@
 //! From the words of `--from` to a place in the log.
 
-use crate::{args, error::CliError};
+use crate::{args, error::CliError, event_log::AnyLog};
 use crossfade_control::Migration;
 use crossfade_event::{Cut, Event, Offset, Partition, Position};
-use crossfade_log::{Entry, EventLog, Lane, LogReader, embedded::Embedded};
+use crossfade_log::{Entry, EventLog, Lane, LogReader};
 
 /// The cut from which a replay begins: always at the end of a source transaction, or at the log's beginning.
-pub(super) fn cut_of(from: &args::From, log: &Embedded, migration: &Migration) -> Result<Cut, CliError> {
+pub(super) fn cut_of(from: &args::From, log: &AnyLog, migration: &Migration) -> Result<Cut, CliError> {
     match from {
         args::From::Checkpoint(name) => match migration.checkpoints.get(name) {
             Some(checkpoint) => Ok(checkpoint.cut.clone()),
@@ -41,7 +41,7 @@ pub(super) fn cut_of(from: &args::From, log: &Embedded, migration: &Migration) -
 }
 
 /// The last transaction's end at or before an offset.
-fn at_or_before(log: &Embedded, offset: Offset) -> Result<Cut, CliError> {
+fn at_or_before(log: &AnyLog, offset: Offset) -> Result<Cut, CliError> {
     let (start, end) = (log.start().next(Partition(0)), log.tail().cut.next(Partition(0)));
     if offset > end || (offset < start && offset.0 != 0) {
         return Err(CliError::misconfigured(format!(
@@ -52,7 +52,7 @@ fn at_or_before(log: &Embedded, offset: Offset) -> Result<Cut, CliError> {
 }
 
 /// The end of the transaction before the first entry that is `wanted`.
-fn find(log: &Embedded, what: &str, wanted: impl Fn(&Entry) -> bool) -> Result<Cut, CliError> {
+fn find(log: &AnyLog, what: &str, wanted: impl Fn(&Entry) -> bool) -> Result<Cut, CliError> {
     match last_end_before(log, wanted)? {
         (place, true) => Ok(place),
         (_, false) => {
@@ -63,7 +63,7 @@ fn find(log: &Embedded, what: &str, wanted: impl Fn(&Entry) -> bool) -> Result<C
 }
 
 /// The last end of a source transaction before the first entry of the stream that is `wanted`, and whether there is one.
-fn last_end_before(log: &Embedded, wanted: impl Fn(&Entry) -> bool) -> Result<(Cut, bool), CliError> {
+fn last_end_before(log: &AnyLog, wanted: impl Fn(&Entry) -> bool) -> Result<(Cut, bool), CliError> {
     let mut place = log.start();
     let mut reader = log.read(&place, Lane::Stream)?;
     while let Some(entries) = reader.try_next()? {

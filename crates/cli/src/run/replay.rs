@@ -11,6 +11,7 @@ use crate::{
     args::{self, ReplayArgs},
     commands::folder,
     error::CliError,
+    event_log::AnyLog,
     output,
     spec::Spec,
     wiring,
@@ -80,7 +81,7 @@ async fn build(spec: &Spec, into: &Spec, args: &ReplayArgs) -> Result<(), CliErr
             into.file.display()
         )));
     }
-    let log = folder::log(spec)?;
+    let log = AnyLog::look(spec)?;
     let place = cut_of(&args.from, &log, &checkpoints_of(spec)?)?;
     if !args.base && place != log.start() {
         return Err(CliError::refused(

@@ -5,10 +5,12 @@ use super::{
     plan_file::{PlanFile, secret_of},
     session::routes,
 };
-use crate::{args::RollbackArgs, commands::folder, error::CliError, output, registry::AnySink, spec::Spec, wiring};
+use crate::{
+    args::RollbackArgs, commands::folder, error::CliError, event_log::AnyLog, output, registry::AnySink, spec::Spec,
+    wiring,
+};
 use crossfade_connector::{Rollback, Sink, UndoReport};
 use crossfade_control::{Command, Phase, RollbackKind};
-use crossfade_log::embedded::Embedded;
 use crossfade_pipeline::Routes;
 use crossfade_state::WorkFolder;
 use std::{
@@ -26,7 +28,7 @@ pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), Cli
     let Some(plan) = PlanFile::read(owned.dir())? else {
         if journal.migration().phase == Phase::RollingBack(RollbackKind::Wipe) {
             // Everything was dropped, the plan as the last of it; what was left to do is to say so.
-            forget(&owned)?;
+            forget(spec, &owned).await?;
             journal.command(Command::RollbackDone, &by).await?;
             return say(&UndoReport::default(), args);
         }
@@ -43,24 +45,22 @@ pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), Cli
         wiring::release_source(spec, owned.dir()).await?;
         report
     } else {
-        let routes = as_followed(owned.dir(), routes, &mut sink).await?;
+        let routes = as_followed(spec, owned.dir(), routes, &mut sink).await?;
         sink.undo(routes.target()).await?
     };
     if args.wipe {
-        forget(&owned)?;
+        forget(spec, &owned).await?;
     }
     journal.command(Command::RollbackDone, &by).await?;
     say(&report, args)
 }
 
 /// The target's tables as they are now: the sink has followed the source's changes of shape.
-async fn as_followed(dir: &Path, mut routes: Routes, sink: &mut AnySink) -> Result<Routes, CliError> {
-    let path = WorkFolder::log_path(dir);
+async fn as_followed(spec: &Spec, dir: &Path, mut routes: Routes, sink: &mut AnySink) -> Result<Routes, CliError> {
     let log = match Origin::read(dir)? {
-        Some(origin) => Some(folder::log(&origin.load()?)?),
-        None if path.is_dir() => Some(Embedded::open_read_only(path)?),
+        Some(origin) => Some(AnyLog::look(&origin.load()?)?),
         // Without a log there is nothing that it could have followed.
-        None => None,
+        None => AnyLog::if_there(spec, dir)?,
     };
     if let (Some(progress), Some(log)) = (sink.progress().await?, log) {
         routes.restore(&log, &progress.schemas)?;
@@ -69,9 +69,10 @@ async fn as_followed(dir: &Path, mut routes: Routes, sink: &mut AnySink) -> Resu
 }
 
 /// The log and the state speak of a target that is gone. The journal stays.
-fn forget(owned: &WorkFolder) -> Result<(), CliError> {
+async fn forget(spec: &Spec, owned: &WorkFolder) -> Result<(), CliError> {
     let dir = owned.dir();
-    for path in [WorkFolder::log_path(dir), WorkFolder::state_path(dir), dir.join("spool")] {
+    AnyLog::forget(spec, dir).await?;
+    for path in [WorkFolder::state_path(dir), dir.join("spool")] {
         match std::fs::remove_dir_all(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(CliError::io(format!("removing {}", path.display()), &error));

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     commands::folder,
     error::{CliError, Exit},
+    event_log::AnyLog,
     spec::Spec,
     wiring,
 };
@@ -22,7 +23,7 @@ pub(crate) struct Session {
     pub(crate) spec: Spec,
     pub(crate) folder: WorkFolder,
     pub(crate) journal: Journal<Embedded>,
-    pub(crate) log: Embedded,
+    pub(crate) log: AnyLog,
     pub(crate) state: SledStore,
     pub(crate) plan: PlanFile,
     pub(crate) routes: Routes,
@@ -50,7 +51,7 @@ impl Session {
         }
         journal.command(Command::RaiseEpoch, &by).await?;
         let routes = routes(spec, &plan, secret, journal.migration().epoch)?;
-        let log = open_log(spec, &folder).await?;
+        let log = AnyLog::open(spec, folder.dir()).await?;
         let state = open_state(&folder).await?;
         Ok(Self { spec: spec.clone(), folder, journal, log, state, plan, routes, by })
     }
@@ -89,12 +90,6 @@ pub(crate) fn routes(spec: &Spec, plan: &PlanFile, secret: Vec<u8>, epoch: u64) 
     let rules = Arc::new(spec.rules.clone());
     let into_existing = wiring::into_existing(spec);
     Ok(Routes::new(plan.catalog.clone(), rules, options, spec.name.as_str(), epoch, into_existing)?)
-}
-
-async fn open_log(spec: &Spec, folder: &WorkFolder) -> Result<Embedded, CliError> {
-    let (path, options) = (WorkFolder::log_path(folder.dir()), wiring::log_options(&spec.log));
-    let opened = tokio::task::spawn_blocking(move || Embedded::open(path, options)).await;
-    Ok(opened.map_err(|error| CliError::failed(format!("opening the log: {error}")))??)
 }
 
 async fn open_state(folder: &WorkFolder) -> Result<SledStore, CliError> {

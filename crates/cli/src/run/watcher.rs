@@ -1,9 +1,10 @@
 //! What the loops tell, passed on: counters, where the sink stands, and facts for the journal.
 
+use crate::event_log::AnyLog;
 use crossfade_connector::{Failure, Progress, SourceHealth, Stage};
 use crossfade_control::Command;
 use crossfade_event::{TableId, TableName};
-use crossfade_log::{EventLog, embedded::Embedded};
+use crossfade_log::EventLog;
 use crossfade_observe::{Committed, Counters, Retrying};
 use crossfade_pipeline::{Copying, Delivered, Ingested, Watch};
 use std::{
@@ -18,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 
 /// Watches both loops of one run.
 pub(super) struct Watcher {
-    log: Embedded,
+    log: AnyLog,
     pub(super) counters: Counters,
     /// Where the sink stands, by its own commits.
     pub(super) progress: watch::Sender<Option<Progress>>,
@@ -32,7 +33,7 @@ pub(super) struct Watcher {
 
 impl Watcher {
     /// A watcher; the facts are for the journal, in order.
-    pub(super) fn new(log: Embedded) -> (Self, mpsc::UnboundedReceiver<Command>) {
+    pub(super) fn new(log: AnyLog) -> (Self, mpsc::UnboundedReceiver<Command>) {
         let (facts, receiver) = mpsc::unbounded_channel();
         let watcher = Self {
             log,

@@ -17,7 +17,7 @@ use toml::{
 };
 
 /// Keys whose value may be `file:PATH`.
-const SECRET_KEYS: [&str; 3] = ["url", "secret", "password"];
+const SECRET_KEYS: [&str; 4] = ["url", "secret", "password", "key_password"];
 
 /// A parsed spec file, whose tables are taken out one by one.
 pub(super) struct Document<'t> {

@@ -15,7 +15,9 @@ mod source;
 
 pub(crate) use crossfade_control::Gates;
 pub(crate) use error::{SpecError, nearest};
-pub(crate) use log::LogSpec;
+pub(crate) use log::{EmbeddedLog, LogSpec};
+#[cfg(feature = "kafka")]
+pub(crate) use log::{KafkaLog, Mechanism};
 pub(crate) use rules::has_plain_password;
 pub(crate) use scalar::{Name, Secret, Span};
 pub(crate) use sink::{Apply, Existing, OnError, PostgresSink, SinkSpec, WriteTo};
@@ -64,7 +66,15 @@ impl Spec {
                 .advise("name a spec; `crossfade init --source URL` writes one"),
             _ => SpecError::whole(path, format!("the spec cannot be read: {error}")),
         })?;
-        Self::parse(path, &text, &|name| std::env::var(name).ok())
+        let spec = Self::parse(path, &text, &|name| std::env::var(name).ok())?;
+        if cfg!(not(feature = "kafka")) && matches!(spec.log, LogSpec::Kafka(_)) {
+            return Err(SpecError::whole(
+                path,
+                "kind = \"kafka\" in [log] needs a crossfade with Kafka, and this one was built without",
+            )
+            .advise("build it with: cargo build --release -p crossfade-cli --features kafka"));
+        }
+        Ok(spec)
     }
 
     fn parse(path: &Path, text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, SpecError> {
@@ -75,15 +85,17 @@ impl Spec {
         let dir: Option<PathBuf> = optional(&mut document, "dir")?;
         let secret: Option<Secret> = optional(&mut document, "secret")?;
         let mut source = read_source(&mut document)?;
-        let log = optional(&mut document, "log")?.unwrap_or_default();
+        let mut log = read_log(&mut document)?;
         let mut sink = read_sink(&mut document)?;
         let gates = optional(&mut document, "gates")?.unwrap_or_default();
         let transforms = rules::read_transforms(&mut document)?;
         rules::check(&document, &source, &sink, &transforms)?;
         rules::check_secret(&document, secret.as_ref())?;
+        rules::check_log(&document, &log)?;
         let folder = document.folder();
         anchor_source(&mut source, &folder);
         anchor_sink(&mut sink, &folder);
+        anchor_log(&mut log, &folder);
         rules::check_two_files(&document, &source, &sink)?;
         Ok(Self {
             file: path.to_owned(),
@@ -160,6 +172,16 @@ fn read_sink(document: &mut Document<'_>) -> Result<SinkSpec, SpecError> {
     }
 }
 
+/// Without a kind it is the embedded one.
+fn read_log(document: &mut Document<'_>) -> Result<LogSpec, SpecError> {
+    let Some(value) = document.take("log") else { return Ok(LogSpec::default()) };
+    let has_kind = value.get_ref().as_table().is_none_or(|table| table.contains_key("kind"));
+    match has_kind.then(|| kind_of(document, "log", &value, ["embedded", "kafka"])).transpose()? {
+        Some("kafka") => document.read(value).map(|log| LogSpec::Kafka(Box::new(log))),
+        _ => document.read(value).map(LogSpec::Embedded),
+    }
+}
+
 /// A path of the spec, from the spec's folder on.
 fn anchored(folder: &Path, path: &Path) -> PathBuf {
     let plain = path.strip_prefix(".").unwrap_or(path);
@@ -185,6 +207,16 @@ fn anchor_sink(sink: &mut SinkSpec, folder: &Path) {
             }
         }
         SinkSpec::Sqlite(sink) => sink.path = anchored(folder, &sink.path),
+    }
+}
+
+fn anchor_log(log: &mut LogSpec, folder: &Path) {
+    if let LogSpec::Kafka(log) = log
+        && let Some(tls) = &mut log.tls
+    {
+        for path in [&mut tls.authority, &mut tls.certificate, &mut tls.key].into_iter().flatten() {
+            *path = anchored(folder, path);
+        }
     }
 }
 

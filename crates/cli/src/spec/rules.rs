@@ -3,6 +3,7 @@
 use super::{
     document::Document,
     error::SpecError,
+    log::{KafkaLog, LogSpec, Mechanism},
     scalar::Secret,
     sink::{Apply, OnError, SinkSpec, WriteTo},
     source::SourceSpec,
@@ -19,7 +20,7 @@ const UNBUILT: [(&[&str], &str); 12] = [
     (&["sink", "kind"], "cassandra"),
     (&["sink", "kind"], "mongodb"),
     (&["sink", "kind"], "duckdb"),
-    (&["log", "kind"], "kafka"),
+    (&["log", "format"], "debezium-json"),
     (&["sink", "write"], "dual-records"),
     (&["source", "snapshot", "through"], "sink"),
     (&["gates", "error_rate", "then"], "rollback"),
@@ -88,6 +89,93 @@ pub(super) fn check_secret(document: &Document<'_>, secret: Option<&Secret>) -> 
             .advise("make one: openssl rand -hex 32"));
     }
     Ok(())
+}
+
+/// What cannot be meant, and what would put a password where it can be heard or read.
+pub(super) fn check_log(document: &Document<'_>, log: &LogSpec) -> Result<(), SpecError> {
+    let LogSpec::Kafka(log) = log else { return Ok(()) };
+    for path in [["log", "sasl", "password"], ["log", "tls", "key_password"]] {
+        refuse_literal(document, &path)?;
+    }
+    let refuse = |path: &[&str], message: String| Err(document.error(document.span_of(path), message));
+    if log.brokers.split(',').any(|broker| broker.trim().is_empty()) {
+        return refuse(
+            &["log", "brokers"],
+            "\"brokers\" in [log] names no broker; write host:port, several with commas between".to_owned(),
+        );
+    }
+    if let Some(prefix) = &log.topic_prefix {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if prefix.is_empty() || prefix.len() > 200 || prefix.starts_with('.') || !prefix.chars().all(allowed) {
+            return refuse(
+                &["log", "topic_prefix"],
+                format!(
+                    "{prefix:?} in [log] cannot begin a topic's name; use letters, digits, `.`, `_` and `-`, at most 200, no dot in front"
+                ),
+            );
+        }
+    }
+    if log.partitions != 1 {
+        return refuse(
+            &["log", "partitions"],
+            format!(
+                "\"partitions\" in [log] must be 1, not {}: more serve the roles on several machines, which are not built yet",
+                log.partitions
+            ),
+        );
+    }
+    for (key, figure) in [("replication", log.replication), ("min_insync_replicas", log.min_insync_replicas)] {
+        if figure == Some(0) {
+            return refuse(&["log", key], format!("{key:?} in [log] must be 1 or more, not 0"));
+        }
+    }
+    if let (Some(copies), Some(in_sync)) = (log.replication, log.min_insync_replicas)
+        && in_sync > copies
+    {
+        return refuse(
+            &["log", "min_insync_replicas"],
+            format!(
+                "two rules clash: \"min_insync_replicas\" in [log] is {in_sync}, and \"replication\" only {copies}"
+            ),
+        );
+    }
+    check_security(document, log)
+}
+
+fn check_security(document: &Document<'_>, log: &KafkaLog) -> Result<(), SpecError> {
+    if let Some(tls) = &log.tls
+        && tls.certificate.is_some() != tls.key.is_some()
+    {
+        let message = "a client certificate and its key belong together: name both in [log.tls], or neither";
+        return Err(document.error(document.span_of(&["log", "tls"]), message));
+    }
+    let Some(sasl) = &log.sasl else { return Ok(()) };
+    let refuse = |key: &str, message: &str| Err(document.error(document.span_of(&["log", "sasl", key]), message));
+    match (&log.tls, sasl.mechanism) {
+        (None, Mechanism::Plain) => refuse(
+            "mechanism",
+            "mechanism = \"plain\" without [log.tls] sends the password in the clear; use TLS, or \"scram-sha-512\"",
+        ),
+        (None, _) if !sasl.without_tls => Err(document
+            .error(document.span_of(&["log", "sasl"]), "SCRAM without TLS lets whoever listens try passwords")
+            .advise("add [log.tls]; or ask for it by name: without_tls = true in [log.sasl]")),
+        (Some(_), _) if sasl.without_tls => {
+            refuse("without_tls", "two rules clash: \"without_tls\" in [log.sasl] and [log.tls]")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A password stands in the environment or in a file of its own.
+fn refuse_literal(document: &Document<'_>, path: &[&str]) -> Result<(), SpecError> {
+    let Some((written, span)) = document.literal(path) else { return Ok(()) };
+    if written.contains("${") || written.starts_with("file:") {
+        return Ok(());
+    }
+    let (key, section) = path.split_last().unwrap_or((&"", &[]));
+    Err(document.error(span, format!("{key:?} in [{}] stands in plain text", section.join("."))).advise(format!(
+        "put it into the environment and write {key} = \"${{NAME}}\", or into a file of mode 0600 and write {key} = \"file:PATH\""
+    )))
 }
 
 fn check_ranges(document: &Document<'_>, source: &SourceSpec, sink: &SinkSpec) -> Result<(), SpecError> {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::run::shop::Shop;
 use crossfade_event::{Backfill, Event};
+use crossfade_log::embedded::Embedded;
 
 async fn open(shop: &Shop) -> Follower {
     Box::pin(Follower::open(&shop.spec("first"), &shop.spec("second"), None)).await.unwrap()

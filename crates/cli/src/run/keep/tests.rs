@@ -4,7 +4,7 @@ use super::*;
 use crate::run::shop::Shop;
 use crossfade_connector::Sink;
 use crossfade_event::{Batch, Event, Mark, Position, SourceId, Stamped};
-use crossfade_log::embedded::Options;
+use crossfade_log::embedded::{Embedded, Options};
 
 fn cursor(session: &Session, name: &str) -> Option<Cursor> {
     session.state.get(&CursorKey::new(name)).unwrap()

@@ -1,0 +1,361 @@
+//! The event log of a migration, whichever its spec names: one line each, like the connectors. Everything behind
+//! [`EventLog`] stays generic; here the log is opened, and asked what only one of them can tell.
+
+#[cfg(feature = "kafka")]
+mod kafka;
+
+use crate::{
+    commands::{Finding, folder},
+    error::CliError,
+    spec::{EmbeddedLog, LogSpec, Spec},
+};
+use crossfade_event::{Batch, Cut, Partition, SchemaVersion, TableId, TableSchema};
+#[cfg(feature = "kafka")]
+use crossfade_kafka::log::{KafkaLog, KafkaReader};
+use crossfade_log::{
+    Entries, EventLog, Lane, LogError, LogReader, Tail,
+    embedded::{Embedded, Options, Reader, Retention},
+};
+use crossfade_state::WorkFolder;
+use futures::{FutureExt, future::BoxFuture};
+use serde_json::{Value as Json, json};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// The log. All clones are one log.
+#[derive(Debug, Clone)]
+pub(crate) enum AnyLog {
+    /// Segment files in the migration's folder.
+    Embedded(Embedded),
+    /// Topics of a Kafka cluster, and the migration's folder.
+    #[cfg(feature = "kafka")]
+    Kafka(KafkaLog, Arc<Path>),
+}
+
+/// Reads the log.
+pub(crate) enum AnyReader {
+    /// Segment files.
+    Embedded(Reader),
+    /// Topics.
+    #[cfg(feature = "kafka")]
+    Kafka(Box<KafkaReader>),
+}
+
+/// The same call, whichever it is.
+macro_rules! each {
+    ($any:expr, $one:ident => $call:expr) => {
+        match $any {
+            Self::Embedded($one) => $call,
+            #[cfg(feature = "kafka")]
+            Self::Kafka($one, ..) => $call,
+        }
+    };
+}
+
+impl EventLog for AnyLog {
+    type Reader = AnyReader;
+
+    fn partitions(&self) -> u32 {
+        each!(self, one => one.partitions())
+    }
+
+    fn append(&self, batch: Batch) -> impl Future<Output = Result<Cut, LogError>> + Send + 'static {
+        let appending: BoxFuture<'static, Result<Cut, LogError>> = each!(self, one => one.append(batch).boxed());
+        appending
+    }
+
+    fn abandon(&self) -> impl Future<Output = Result<(), LogError>> + Send + 'static {
+        let abandoning: BoxFuture<'static, Result<(), LogError>> = each!(self, one => one.abandon().boxed());
+        abandoning
+    }
+
+    fn read(&self, from: &Cut, lane: Lane) -> Result<AnyReader, LogError> {
+        match self {
+            Self::Embedded(log) => log.read(from, lane).map(AnyReader::Embedded),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => log.read(from, lane).map(|reader| AnyReader::Kafka(Box::new(reader))),
+        }
+    }
+
+    fn tail(&self) -> Tail {
+        each!(self, one => one.tail())
+    }
+
+    fn start(&self) -> Cut {
+        each!(self, one => one.start())
+    }
+
+    fn schema(&self, table: TableId, version: SchemaVersion) -> Option<Arc<TableSchema>> {
+        each!(self, one => one.schema(table, version))
+    }
+
+    fn latest_schemas(&self) -> Vec<Arc<TableSchema>> {
+        each!(self, one => one.latest_schemas())
+    }
+
+    fn unread_bytes(&self) -> u64 {
+        each!(self, one => one.unread_bytes())
+    }
+
+    fn hold(&self, consumer: &str, cut: &Cut) -> Result<(), LogError> {
+        each!(self, one => one.hold(consumer, cut))
+    }
+
+    fn release(&self, consumer: &str) -> Result<(), LogError> {
+        each!(self, one => one.release(consumer))
+    }
+
+    fn trim(&self, below: &Cut, force: bool) -> Result<Cut, LogError> {
+        each!(self, one => one.trim(below, force))
+    }
+}
+
+impl LogReader for AnyReader {
+    async fn next(&mut self) -> Result<Entries, LogError> {
+        each!(self, one => one.next().await)
+    }
+
+    fn try_next(&mut self) -> Result<Option<Entries>, LogError> {
+        each!(self, one => one.try_next())
+    }
+}
+
+/// What a log that was read from its beginning to its end holds.
+#[derive(Debug, Default)]
+pub(crate) struct Sound {
+    /// For people: what was looked at.
+    pub(crate) said: String,
+    /// For programs.
+    pub(crate) figures: Json,
+}
+
+impl AnyLog {
+    /// Opens the log for writing, and makes it where there is none.
+    pub(crate) async fn open(spec: &Spec, folder: &Path) -> Result<Self, CliError> {
+        let opened = match &spec.log {
+            LogSpec::Embedded(keys) => {
+                let (path, options) = (WorkFolder::log_path(folder), embedded_options(keys));
+                tokio::task::spawn_blocking(move || Embedded::open(path, options).map(Self::Embedded)).await
+            }
+            #[cfg(feature = "kafka")]
+            LogSpec::Kafka(keys) => {
+                let (options, folder) = (kafka::options(spec, keys, folder), Arc::from(folder));
+                tokio::task::spawn_blocking(move || KafkaLog::open(options).map(|log| Self::Kafka(log, folder))).await
+            }
+            #[cfg(not(feature = "kafka"))]
+            LogSpec::Kafka(_) => return Err(without_kafka()),
+        };
+        Ok(opened.map_err(|error| CliError::failed(format!("opening the log: {error}")))??)
+    }
+
+    /// The log of a migration that has one, for looking; works beside a running migration.
+    pub(crate) fn look(spec: &Spec) -> Result<Self, CliError> {
+        let folder = folder::existing(spec)?;
+        Self::if_there(spec, &folder)?.ok_or_else(|| {
+            CliError::misconfigured(format!("the migration {} has no log yet: {}", spec.name, place(spec, &folder)))
+                .hint(format!("`crossfade run {}` makes it", spec.file.display()))
+        })
+    }
+
+    /// The same; `None` where there is none yet.
+    pub(crate) fn if_there(spec: &Spec, folder: &Path) -> Result<Option<Self>, CliError> {
+        match &spec.log {
+            LogSpec::Embedded(_) => {
+                let path = WorkFolder::log_path(folder);
+                Ok(if path.is_dir() { Some(Self::Embedded(Embedded::open_read_only(path)?)) } else { None })
+            }
+            #[cfg(feature = "kafka")]
+            LogSpec::Kafka(keys) => {
+                let options = kafka::options(spec, keys, folder);
+                if !kafka::is_pinned(&options) {
+                    return Ok(None);
+                }
+                let log = in_place(|| KafkaLog::open_read_only(options))?;
+                Ok(Some(Self::Kafka(log, Arc::from(folder))))
+            }
+            #[cfg(not(feature = "kafka"))]
+            LogSpec::Kafka(_) => Err(without_kafka()),
+        }
+    }
+
+    /// For a log that is only looked at: the log as it is now.
+    pub(crate) fn looked_again(&mut self, spec: &Spec) -> Result<(), CliError> {
+        match self {
+            Self::Embedded(_) => *self = Self::look(spec)?,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => {
+                in_place(|| log.look_again())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops a migration's log.
+    pub(crate) async fn forget(spec: &Spec, folder: &Path) -> Result<(), CliError> {
+        match &spec.log {
+            LogSpec::Embedded(_) => {}
+            #[cfg(feature = "kafka")]
+            LogSpec::Kafka(keys) => kafka::forget(kafka::options(spec, keys, folder)).await?,
+            #[cfg(not(feature = "kafka"))]
+            LogSpec::Kafka(_) => return Err(without_kafka()),
+        }
+        let path = WorkFolder::log_path(folder);
+        match std::fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(CliError::io(format!("removing {}", path.display()), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is in the way of a log as the spec describes it. Writes nothing.
+    pub(crate) async fn preflight(spec: &Spec) -> Result<Vec<Finding>, CliError> {
+        match &spec.log {
+            LogSpec::Embedded(_) => Ok(Vec::new()),
+            #[cfg(feature = "kafka")]
+            LogSpec::Kafka(keys) => kafka::preflight(kafka::options(spec, keys, &spec.folder())).await,
+            #[cfg(not(feature = "kafka"))]
+            LogSpec::Kafka(_) => Err(without_kafka()),
+        }
+    }
+
+    /// The log's own number, drawn when it was made.
+    pub(crate) fn id(&self) -> u64 {
+        each!(self, one => one.id())
+    }
+
+    /// The named consumers, and the first offset that each has not read.
+    pub(crate) fn consumers(&self) -> Vec<(String, Cut)> {
+        each!(self, one => one.consumers())
+    }
+
+    /// Drops what the retention allows. A broker does so by itself.
+    pub(crate) fn retain(&self) -> Result<(), LogError> {
+        match self {
+            Self::Embedded(log) => log.retain().map(drop),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(..) => Ok(()),
+        }
+    }
+
+    /// Its size, where this machine's own disk holds it.
+    pub(crate) fn bytes(&self) -> Option<u64> {
+        match self {
+            Self::Embedded(log) => log.statistics().ok().map(|statistics| statistics.bytes),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(..) => None,
+        }
+    }
+
+    /// Where it is kept, unless it is in the migration's folder.
+    pub(crate) fn elsewhere(&self) -> Option<String> {
+        match self {
+            Self::Embedded(_) => None,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => Some(format!("the topic {} at {}", log.topic(), log.brokers())),
+        }
+    }
+
+    /// What it waits for; nothing while it goes on.
+    pub(crate) fn waiting(&self) -> Option<String> {
+        match self {
+            Self::Embedded(_) => None,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => log.waiting(),
+        }
+    }
+
+    /// A folder beside the log, for what may be lost.
+    pub(crate) fn folder_beside(&self, name: &str) -> PathBuf {
+        match self {
+            Self::Embedded(log) => log.dir().with_file_name(name),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_, folder) => folder.join(name),
+        }
+    }
+
+    /// Where it is and how large, for programs and for people.
+    pub(crate) fn figures(&self) -> Result<(Json, String), CliError> {
+        let (start, end) = (self.start().next(Partition(0)), self.tail().cut.next(Partition(0)));
+        Ok(match self {
+            Self::Embedded(log) => {
+                let figures = log.statistics()?;
+                let text = format!("{} of together {}", figures.segments, crate::output::bytes(figures.bytes));
+                let json = json!({
+                    "folder": log.dir(), "id": format!("{:016x}", log.id()), "start": figures.start.0,
+                    "end": figures.end.0, "segments": figures.segments, "bytes": figures.bytes,
+                });
+                (json, format!("log       {}\nentries   {start} to {end}\nfiles     {text}\n", log.dir().display()))
+            }
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => {
+                let json = json!({
+                    "topic": log.topic(), "brokers": log.brokers(), "id": format!("{:016x}", log.id()),
+                    "start": start.0, "end": end.0, "partitions": log.partitions(),
+                });
+                (json, format!("log       topic {} at {}\nentries   {start} to {end}\n", log.topic(), log.brokers()))
+            }
+        })
+    }
+
+    /// Reads every byte again.
+    pub(crate) fn verify(&self) -> Result<Sound, CliError> {
+        match self {
+            Self::Embedded(log) => {
+                let sound = log.verify()?;
+                let said = format!(
+                    "{} segments, {} frames, {} records, {}",
+                    sound.segments,
+                    crate::output::count(sound.frames),
+                    crate::output::count(sound.records),
+                    crate::output::bytes(sound.bytes)
+                );
+                let figures = serde_json::to_value(sound)
+                    .map_err(|error| CliError::failed(format!("telling what the log holds: {error}")))?;
+                Ok(Sound { said, figures })
+            }
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => in_place(|| kafka::verify(log)),
+        }
+    }
+}
+
+/// What a plan says of the log.
+pub(crate) fn place(spec: &Spec, folder: &Path) -> String {
+    match &spec.log {
+        LogSpec::Embedded(_) => WorkFolder::log_path(folder).display().to_string(),
+        #[cfg(feature = "kafka")]
+        LogSpec::Kafka(keys) => {
+            let prefix = kafka::prefix(spec, keys);
+            format!("the topics {prefix}.changes and {prefix}.meta at {}", keys.brokers)
+        }
+        #[cfg(not(feature = "kafka"))]
+        LogSpec::Kafka(keys) => keys.brokers.clone(),
+    }
+}
+
+/// A spec for Kafka is refused where it is read; nobody comes here.
+#[cfg(not(feature = "kafka"))]
+fn without_kafka() -> CliError {
+    CliError::not_built("the log on Kafka, in a crossfade without it,")
+}
+
+fn embedded_options(keys: &EmbeddedLog) -> Options {
+    let usual = Options::default();
+    let retention =
+        Retention { time: keys.retention.time.map(|time| time.0), bytes: keys.retention.bytes.map(|bytes| bytes.0) };
+    let segment_bytes = keys.segment_bytes.map_or(usual.segment_bytes, |size| size.0);
+    Options { segment_bytes, retention, ..usual }
+}
+
+/// Does what blocks, and lets this thread's other work go elsewhere meanwhile.
+#[cfg(feature = "kafka")]
+fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}

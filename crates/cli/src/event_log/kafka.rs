@@ -1,0 +1,131 @@
+//! From `[log] kind = "kafka"` to topics: their names, how they are reached, and what stands in their way.
+
+use super::Sound;
+use crate::{
+    commands::Finding,
+    error::CliError,
+    output,
+    spec::{KafkaLog as Keys, Mechanism, Spec},
+};
+use crossfade_event::Event;
+use crossfade_kafka::{
+    Connection, LogOptions, Mechanism as KafkaMechanism, Retention, Sasl, Tls,
+    log::{KafkaLog, delete, examine},
+};
+use crossfade_log::{EventLog, Lane, LogError, LogReader};
+use secrecy::SecretString;
+use serde_json::json;
+use std::path::Path;
+
+/// What the topics' names begin with.
+pub(super) fn prefix(spec: &Spec, keys: &Keys) -> String {
+    keys.topic_prefix.clone().unwrap_or_else(|| format!("crossfade_{}", spec.name.as_str().replace('-', "_")))
+}
+
+/// How the log is kept. The ids of its topics are noted in the migration's folder.
+pub(super) fn options(spec: &Spec, keys: &Keys, folder: &Path) -> LogOptions {
+    let retention =
+        Retention { time: keys.retention.time.map(|time| time.0), bytes: keys.retention.bytes.map(|bytes| bytes.0) };
+    LogOptions {
+        partitions: keys.partitions,
+        replication: keys.replication,
+        min_insync_replicas: keys.min_insync_replicas,
+        retention,
+        segment_bytes: keys.segment_bytes.map(|size| size.0),
+        pin: Some(folder.join("topics.json")),
+        ..LogOptions::new(connection(keys), prefix(spec, keys))
+    }
+}
+
+fn connection(keys: &Keys) -> Connection {
+    let tls = keys.tls.as_ref().map(|tls| Tls {
+        authority: tls.authority.clone(),
+        certificate: tls.certificate.clone(),
+        key: tls.key.clone(),
+        key_password: tls.key_password.as_ref().map(|password| SecretString::from(password.expose())),
+    });
+    let sasl = keys.sasl.as_ref().map(|sasl| Sasl {
+        mechanism: match sasl.mechanism {
+            Mechanism::ScramSha512 => KafkaMechanism::ScramSha512,
+            Mechanism::ScramSha256 => KafkaMechanism::ScramSha256,
+            Mechanism::Plain => KafkaMechanism::Plain,
+        },
+        user: sasl.user.clone(),
+        password: SecretString::from(sasl.password.expose()),
+        without_tls: sasl.without_tls,
+    });
+    Connection { brokers: keys.brokers.clone(), tls, sasl }
+}
+
+/// Whether the migration has noted its topics.
+pub(super) fn is_pinned(options: &LogOptions) -> bool {
+    options.pin.as_ref().is_some_and(|pin| pin.exists())
+}
+
+/// Deletes the topics that this migration has noted as its own.
+pub(super) async fn forget(options: LogOptions) -> Result<(), CliError> {
+    let deleted = tokio::task::spawn_blocking(move || delete(&options)).await;
+    let deleted = deleted.map_err(|error| CliError::failed(format!("deleting the log's topics: {error}")))??;
+    if !deleted.is_empty() {
+        tracing::info!(topics = deleted.join(", "), "the log's topics are deleted");
+    }
+    Ok(())
+}
+
+/// Whether a log could be kept so: brokers that cannot be reached, and a log that is lost, are errors; what must be
+/// changed first is a finding.
+pub(super) async fn preflight(options: LogOptions) -> Result<Vec<Finding>, CliError> {
+    let object = options.connection.brokers.clone();
+    let examined = tokio::task::spawn_blocking(move || examine(&options)).await;
+    let finding = |problem, remedy, fatal| Finding { end: "log", object: object.clone(), problem, remedy, fatal };
+    match examined.map_err(|error| CliError::failed(format!("asking Kafka: {error}")))? {
+        Ok(found) if found.there => Ok(Vec::new()),
+        Ok(found) => Ok(vec![finding(
+            format!("the topics {} and {} are not there yet", found.changes, found.meta),
+            "`crossfade run` makes them; to have others make them, see the page of connectors/kafka".to_owned(),
+            false,
+        )]),
+        Err(LogError::Refused { what, remedy }) => Ok(vec![finding(what, remedy, true)]),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads every entry again: each is decoded, and each round is as long as its end says.
+pub(super) fn verify(log: &KafkaLog) -> Result<Sound, CliError> {
+    let mut reader = log.read(&log.start(), Lane::All)?;
+    let (mut records, mut rows, mut transactions, mut bytes) = (0u64, 0u64, 0u64, 0u64);
+    while let Some(entries) = reader.try_next()? {
+        for entry in entries.entries {
+            records += 1;
+            bytes += entry.event.size_bytes() as u64;
+            match &entry.event {
+                Event::Rows(block) => {
+                    for row in block.iter() {
+                        row.map_err(|error| damaged(log, &entry, &error))?;
+                        rows += 1;
+                    }
+                }
+                Event::Committed => transactions += 1,
+                _ => {}
+            }
+        }
+    }
+    let said = format!(
+        "{} records, {} copied rows, {} transactions, {}",
+        output::count(records),
+        output::count(rows),
+        output::count(transactions),
+        output::bytes(bytes)
+    );
+    let figures = json!({ "records": records, "rows": rows, "transactions": transactions, "bytes": bytes });
+    Ok(Sound { said, figures })
+}
+
+fn damaged(log: &KafkaLog, entry: &crossfade_log::Entry, error: &dyn std::fmt::Display) -> CliError {
+    let (partition, offset) = (entry.partition.0, entry.offset);
+    CliError::new(
+        crate::error::Exit::Lost,
+        format!("the topic {} is damaged (partition {partition}, offset {offset}): {error}", log.topic()),
+    )
+    .hint("start again from the source: `crossfade rollback --wipe`, then `crossfade run`")
+}
