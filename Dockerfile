@@ -6,11 +6,11 @@ COPY crates ./crates
 COPY connectors ./connectors
 COPY tests ./tests
 COPY benches ./benches
-RUN cargo build --release --locked -p crossfade-cli
+RUN cargo build --release --locked -p crossfade-cli --features kafka
 
 FROM debian:bookworm-slim
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates \
+    && apt-get install -y --no-install-recommends ca-certificates libssl3 zlib1g \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --create-home --home-dir /var/lib/crossfade crossfade
 COPY --from=build /src/target/release/crossfade /usr/local/bin/crossfade

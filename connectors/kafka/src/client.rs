@@ -1,4 +1,8 @@
-//! The one place that makes producers, consumers and admin clients, and that tells what a broker's error means.
+//! The one place that makes producers, consumers and admin clients.
+
+mod errors;
+
+pub(crate) use errors::{code_of, is_passing, server};
 
 use crate::{Connection, ids};
 use crossfade_log::LogError;
@@ -450,51 +454,6 @@ pub(crate) fn bounds(consumer: &LogConsumer, topic: &str, partition: u32) -> Res
     let (low, high) =
         found.map_err(|error| server(format!("asking where partition {partition} of {topic} ends"), error))?;
     Ok((u64::try_from(low).unwrap_or_default(), u64::try_from(high).unwrap_or_default()))
-}
-
-/// A broker's error as the log's.
-pub(crate) fn server(doing: impl Into<String>, error: KafkaError) -> LogError {
-    let passing = is_passing(&error);
-    LogError::Server { doing: doing.into(), cause: Box::new(error), passing }
-}
-
-/// The number that the broker, or librdkafka, gave.
-pub(crate) fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
-    match error {
-        KafkaError::AdminOp(code) => Some(*code),
-        error => error.rdkafka_error_code(),
-    }
-}
-
-/// Whether it may work when tried again: everything but what a person must mend.
-pub(crate) fn is_passing(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode as Code;
-    if matches!(error, KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) | KafkaError::Nul(_)) {
-        return false;
-    }
-    !matches!(
-        code_of(error),
-        Some(
-            Code::MessageSizeTooLarge
-                | Code::TopicAuthorizationFailed
-                | Code::GroupAuthorizationFailed
-                | Code::ClusterAuthorizationFailed
-                | Code::TransactionalIdAuthorizationFailed
-                | Code::InvalidTopic
-                | Code::InvalidConfig
-                | Code::InvalidPartitions
-                | Code::InvalidReplicationFactor
-                | Code::InvalidTransactionTimeout
-                | Code::PolicyViolation
-                | Code::UnsupportedVersion
-                | Code::UnsupportedForMessageFormat
-                | Code::InvalidRecord
-                | Code::SaslAuthenticationFailed
-                | Code::UnsupportedSASLMechanism
-                | Code::AutoOffsetReset
-                | Code::OffsetOutOfRange
-        )
-    )
 }
 
 /// Waits until everything that was sent has been answered. (The library's own flush looks every tenth of a second only.)

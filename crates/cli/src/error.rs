@@ -171,7 +171,9 @@ impl From<LogError> for CliError {
             | LogError::Contract(_) => Exit::Failed,
         };
         let passing = matches!(error, LogError::Server { passing: true, .. });
-        Self { passing, ..Self::of(exit, &error) }
+        let Self { message, hint, .. } = Self::of(exit, &error);
+        let try_again = || "check that the servers of the log run and can be reached, then try again".to_owned();
+        Self { exit, message, hint: hint.or_else(|| passing.then(try_again)), passing }
     }
 }
 

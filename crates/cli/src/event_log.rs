@@ -7,7 +7,7 @@ mod kafka;
 use crate::{
     commands::{Finding, folder},
     error::CliError,
-    spec::{EmbeddedLog, LogSpec, Spec},
+    spec::{EmbeddedLog, KafkaLog as KafkaKeys, LogSpec, Spec},
 };
 use crossfade_event::{Batch, Cut, Partition, SchemaVersion, TableId, TableSchema};
 #[cfg(feature = "kafka")]
@@ -322,18 +322,29 @@ impl AnyLog {
     }
 }
 
-/// What a plan says of the log.
+/// Where the log is, for people.
 pub(crate) fn place(spec: &Spec, folder: &Path) -> String {
     match &spec.log {
         LogSpec::Embedded(_) => WorkFolder::log_path(folder).display().to_string(),
-        #[cfg(feature = "kafka")]
         LogSpec::Kafka(keys) => {
-            let prefix = kafka::prefix(spec, keys);
+            let prefix = prefix(spec, keys);
             format!("the topics {prefix}.changes and {prefix}.meta at {}", keys.brokers)
         }
-        #[cfg(not(feature = "kafka"))]
-        LogSpec::Kafka(keys) => keys.brokers.clone(),
     }
+}
+
+/// What of the log may not change while a migration runs: another one would not hold what the sink has taken. Brokers may
+/// get other names.
+pub(crate) fn identity(spec: &Spec) -> Option<String> {
+    match &spec.log {
+        LogSpec::Embedded(_) => None,
+        LogSpec::Kafka(keys) => Some(format!("kafka {}", prefix(spec, keys))),
+    }
+}
+
+/// What the topics' names begin with.
+fn prefix(spec: &Spec, keys: &KafkaKeys) -> String {
+    keys.topic_prefix.clone().unwrap_or_else(|| format!("crossfade_{}", spec.name.as_str().replace('-', "_")))
 }
 
 /// A spec for Kafka is refused where it is read; nobody comes here.

@@ -366,3 +366,64 @@ async fn keys_lie_where_the_java_client_puts_them() {
         seen += 1;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_of_somebody_else_that_nobody_ends_is_refused_with_the_command_that_ends_it() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix("hanging");
+    let log = open(kafka, &prefix, PARTITIONS);
+    good(soon("the schema", log.append(seen())).await);
+    fill(&log, 2, 10).await;
+    let (all, topic) = (read_all(&log, &log.start(), Lane::All), log.topic().to_owned());
+    drop(log);
+    let theirs: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", kafka.brokers())
+        .set("transactional.id", "somebody-else")
+        .create()
+        .unwrap();
+    theirs.init_transactions(Duration::from_secs(30)).unwrap();
+    theirs.begin_transaction().unwrap();
+    theirs
+        .send(BaseRecord::<[u8], [u8]>::to(&topic).partition(1).payload(b"theirs"))
+        .map_err(|(error, _)| error)
+        .unwrap();
+    theirs.flush(Duration::from_secs(30)).unwrap();
+    let said = refusal(KafkaLog::open(options(kafka, &prefix, PARTITIONS)));
+    assert!(said.contains("kafka-transactions") && said.contains("--partition 1"), "{said}");
+    theirs.abort_transaction(Duration::from_secs(30)).unwrap();
+    let log = open(kafka, &prefix, PARTITIONS);
+    assert_eq!(read_all(&log, &log.start(), Lane::All), all);
+    fill(&log, 10, 12).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_is_not_noted_beside_the_migration_is_somebody_elses_and_can_be_deleted_only_by_its_own() {
+    use crossfade_kafka::log::{delete, examine};
+    let Some(kafka) = Kafka::shared() else { return };
+    let (prefix, folder) = (kafka.prefix("owned"), tempfile::tempdir().unwrap());
+    let of = |name: &str| LogOptions { pin: Some(folder.path().join(name)), ..options(kafka, &prefix, PARTITIONS) };
+    assert!(!examine(&of("ours")).unwrap().there);
+    let log = KafkaLog::open(of("ours")).unwrap();
+    good(soon("the schema", log.append(seen())).await);
+    assert!(examine(&of("ours")).unwrap().there);
+    let said = refusal(KafkaLog::open(of("theirs")));
+    assert!(said.contains("hold the log of another migration"), "{said}");
+    assert!(matches!(examine(&of("theirs")), Err(LogError::Refused { .. })));
+    assert_eq!(delete(&of("theirs")).unwrap(), Vec::<String>::new());
+    // Whoever only looks sees what comes, when asked to look again.
+    let looked = KafkaLog::open_read_only(of("ours")).unwrap();
+    assert!(!good(looked.look_again()));
+    fill(&log, 2, 10).await;
+    assert!(good(looked.look_again()));
+    assert_eq!((looked.tail(), looked.latest_schemas()), (log.tail(), log.latest_schemas()));
+    assert_eq!(read_all(&looked, &looked.start(), Lane::All), read_all(&log, &log.start(), Lane::All));
+    // One that ended right after it had noted its topics goes on under the same number.
+    let id = log.id();
+    drop((log, looked));
+    assert_eq!(KafkaLog::open(of("ours")).unwrap().id(), id);
+    let deleted = delete(&of("ours")).unwrap();
+    assert_eq!(deleted, [format!("{prefix}.changes"), format!("{prefix}.meta")]);
+    assert!(!examine(&of("theirs")).unwrap().there, "and anybody may begin anew");
+    assert_eq!(delete(&of("ours")).unwrap(), Vec::<String>::new());
+    assert_ne!(KafkaLog::open(of("theirs")).unwrap().id(), id);
+}

@@ -1,6 +1,6 @@
 //! From `[log] kind = "kafka"` to topics: their names, how they are reached, and what stands in their way.
 
-use super::Sound;
+use super::{Sound, prefix};
 use crate::{
     commands::Finding,
     error::CliError,
@@ -16,11 +16,6 @@ use crossfade_log::{EventLog, Lane, LogError, LogReader};
 use secrecy::SecretString;
 use serde_json::json;
 use std::path::Path;
-
-/// What the topics' names begin with.
-pub(super) fn prefix(spec: &Spec, keys: &Keys) -> String {
-    keys.topic_prefix.clone().unwrap_or_else(|| format!("crossfade_{}", spec.name.as_str().replace('-', "_")))
-}
 
 /// How the log is kept. The ids of its topics are noted in the migration's folder.
 pub(super) fn options(spec: &Spec, keys: &Keys, folder: &Path) -> LogOptions {

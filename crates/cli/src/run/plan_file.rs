@@ -96,6 +96,9 @@ pub(crate) fn spec_hash(spec: &Spec) -> String {
     if spec.source.by_root() {
         hash.update(b"partitions by root");
     }
+    if let Some(log) = crate::event_log::identity(spec) {
+        hash.update(log.as_bytes());
+    }
     hex(&hash.finalize())
 }
 

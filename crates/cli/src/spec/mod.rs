@@ -15,9 +15,9 @@ mod source;
 
 pub(crate) use crossfade_control::Gates;
 pub(crate) use error::{SpecError, nearest};
-pub(crate) use log::{EmbeddedLog, LogSpec};
 #[cfg(feature = "kafka")]
-pub(crate) use log::{KafkaLog, Mechanism};
+pub(crate) use log::Mechanism;
+pub(crate) use log::{EmbeddedLog, KafkaLog, LogSpec};
 pub(crate) use rules::has_plain_password;
 pub(crate) use scalar::{Name, Secret, Span};
 pub(crate) use sink::{Apply, Existing, OnError, PostgresSink, SinkSpec, WriteTo};
@@ -91,7 +91,7 @@ impl Spec {
         let transforms = rules::read_transforms(&mut document)?;
         rules::check(&document, &source, &sink, &transforms)?;
         rules::check_secret(&document, secret.as_ref())?;
-        rules::check_log(&document, &log)?;
+        rules::check_log(&document, &log, &transforms)?;
         let folder = document.folder();
         anchor_source(&mut source, &folder);
         anchor_sink(&mut sink, &folder);

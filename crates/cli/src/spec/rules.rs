@@ -9,7 +9,7 @@ use super::{
     source::SourceSpec,
 };
 use crossfade_control::Gates;
-use crossfade_transform::Rules;
+use crossfade_transform::{Rules, Step};
 
 /// What the design has and this build has not: where it would stand, as which word, and what it would be.
 const UNBUILT: [(&[&str], &str); 12] = [
@@ -92,7 +92,7 @@ pub(super) fn check_secret(document: &Document<'_>, secret: Option<&Secret>) -> 
 }
 
 /// What cannot be meant, and what would put a password where it can be heard or read.
-pub(super) fn check_log(document: &Document<'_>, log: &LogSpec) -> Result<(), SpecError> {
+pub(super) fn check_log(document: &Document<'_>, log: &LogSpec, rules: &Rules) -> Result<(), SpecError> {
     let LogSpec::Kafka(log) = log else { return Ok(()) };
     for path in [["log", "sasl", "password"], ["log", "tls", "key_password"]] {
         refuse_literal(document, &path)?;
@@ -138,6 +138,11 @@ pub(super) fn check_log(document: &Document<'_>, log: &LogSpec) -> Result<(), Sp
                 "two rules clash: \"min_insync_replicas\" in [log] is {in_sync}, and \"replication\" only {copies}"
             ),
         );
+    }
+    let looks_up = rules.table.iter().flat_map(|table| &table.steps).any(|step| matches!(step, Step::Lookup(_)));
+    if looks_up && (log.retention.time.is_some() || log.retention.bytes.is_some()) {
+        let message = "two rules clash: lookups are made anew from the log's beginning, and \"retention\" in [log] lets the broker drop it";
+        return refuse(&["log", "retention"], message.to_owned());
     }
     check_security(document, log)
 }

@@ -63,7 +63,10 @@ fn each_wrong_spec_is_refused_with_its_place_and_the_nearest_right_word() {
             with("[gates]\nthroughput = { max = \"1\" }\n"),
             "spec.toml:10:1: the gate \"throughput\" is not built yet; error_rate and lag are",
         ),
-        (with("[log]\nkind = \"kafka\"\n"), "spec.toml:10:8: kind = \"kafka\" in [log] is not built yet"),
+        (
+            with("[log]\nkind = \"pulsar\"\n"),
+            "spec.toml:10:8: \"kind\" in [log] cannot be \"pulsar\"; known are embedded, kafka",
+        ),
         (
             spec(HEAD, SOURCE, "[sink]\nkind = \"duckdb\"\n", ""),
             "spec.toml:7:8: kind = \"duckdb\" in [sink] is not built yet",
@@ -139,6 +142,64 @@ fn each_wrong_spec_is_refused_with_its_place_and_the_nearest_right_word() {
         .map(|(said, expected)| format!("said: {said}\nwant: {expected}\n"))
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_log_on_kafka_is_read_with_its_defaults() {
+    let with = |rest: &str| format!("{HEAD}{SOURCE}{SINK}[log]\nkind = \"kafka\"\nbrokers = \"a:9092,b:9092\"\n{rest}");
+    let LogSpec::Kafka(log) = parse(&with("")).unwrap().log else { panic!("another log") };
+    assert_eq!((log.brokers.as_str(), log.partitions, log.topic_prefix), ("a:9092,b:9092", 1, None));
+    let secured = "tls = { authority = \"ca.pem\" }\nsasl = { user = \"u\", password = \"${SECRET}\" }\n";
+    let spec = Spec::parse(Path::new("/etc/shop/spec.toml"), &with(secured), &environment).unwrap();
+    assert!(!format!("{spec:?}").contains("hunter2"));
+    let LogSpec::Kafka(log) = spec.log else { panic!("another log") };
+    assert_eq!(log.tls.unwrap().authority.unwrap(), Path::new("/etc/shop/ca.pem"));
+    assert!(matches!(parse(&format!("{HEAD}{SOURCE}{SINK}[log]\n")).unwrap().log, LogSpec::Embedded(_)));
+}
+
+#[test]
+fn what_cannot_be_meant_in_a_log_on_kafka_is_refused_at_its_place() {
+    let sasl = |rest: &str| format!("sasl = {{ user = \"u\", {rest} }}\n");
+    let lookup = "[[table]]\nfrom = \"main.a\"\nsteps = [{ lookup = \"main.b\", on = { id = \"b_id\" }, take = { x = \"y\" } }]\n";
+    let cases = [
+        ("partition = 2\n".to_owned(), "12:1: unknown key \"partition\" in [log]; did you mean \"partitions\"?"),
+        ("format = \"debezium-json\"\n".to_owned(), "12:10: format = \"debezium-json\" in [log] is not built yet"),
+        ("partitions = 8\n".to_owned(), "12:14: \"partitions\" in [log] must be 1, not 8: more serve the roles"),
+        ("topic_prefix = \"a b\"\n".to_owned(), "12:16: \"a b\" in [log] cannot begin a topic's name"),
+        ("replication = 0\n".to_owned(), "12:15: \"replication\" in [log] must be 1 or more, not 0"),
+        ("replication = 1\nmin_insync_replicas = 2\n".to_owned(), "13:23: two rules clash: \"min_insync_replicas\""),
+        ("tls = { certificate = \"c.pem\" }\n".to_owned(), "12:7: a client certificate and its key belong together"),
+        (sasl("password = \"hunter2\""), "12:33: \"password\" in [log.sasl] stands in plain text"),
+        (sasl("password = \"${SECRET}\""), "12:8: SCRAM without TLS lets whoever listens try passwords"),
+        (sasl("password = \"${SECRET}\", mechanism = \"plain\""), "12:58: mechanism = \"plain\" without [log.tls]"),
+        (
+            format!("retention = {{ time = \"7d\" }}\n{lookup}"),
+            "12:13: two rules clash: lookups are made anew from the log's beginning",
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (rest, expected) in cases {
+        let said = refusal(&format!("{HEAD}{SOURCE}{SINK}[log]\nkind = \"kafka\"\nbrokers = \"b:9092\"\n{rest}"));
+        if !said.starts_with(&format!("spec.toml:{expected}")) || said.contains("hunter2") {
+            wrong.push(format!("said: {said}\nwant: {expected}\n"));
+        }
+    }
+    let said = refusal(&format!("{HEAD}{SOURCE}{SINK}[log]\nkind = \"kafka\"\nbrokers = \"b:9092,\"\n"));
+    assert!(said.starts_with("spec.toml:11:11: \"brokers\" in [log] names no broker"), "{said}");
+    let said = refusal(&format!("{HEAD}{SOURCE}{SINK}[log]\nkind = \"kafka\"\nsegment_bytes = \"1MiB\"\n"));
+    assert!(said.contains("the key \"brokers\" is missing in [log]"), "{said}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[cfg(not(feature = "kafka"))]
+#[test]
+fn a_crossfade_without_kafka_says_how_to_have_one_with_it() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("spec.toml");
+    std::fs::write(&file, format!("{HEAD}{SOURCE}{SINK}[log]\nkind = \"kafka\"\nbrokers = \"b:9092\"\n")).unwrap();
+    let error = Spec::load(&file).unwrap_err();
+    assert!(error.to_string().contains("needs a crossfade with Kafka"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("--features kafka")), "{error}");
 }
 
 #[test]
