@@ -268,6 +268,7 @@ impl AnyInspect {
         match &spec.source {
             SourceSpec::Postgres(keys) => {
                 let inspect = PostgresInspect::new(source_connection(keys)?).by_root(spec.source.by_root());
+                let inspect = inspect.source_of(spec.name.as_str());
                 Ok(Self::Postgres(Box::new(inspect)))
             }
             SourceSpec::Sqlite(keys) => Ok(Self::sqlite(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str())),

@@ -159,14 +159,16 @@ impl Work {
         }
         let log = Embedded::open(&dir, Options { sync, ..Options::default() })?;
         let mut pending = VecDeque::new();
+        // Made beforehand, as the raw writer's payload is.
+        let batches: Vec<Batch> = (0..self.batches as u64).map(|number| self.batch(number)).collect();
         let started = Instant::now();
-        for number in 0..self.batches as u64 {
+        for batch in batches {
             if pending.len() == in_flight
                 && let Some(oldest) = pending.pop_front()
             {
                 oldest.await?;
             }
-            pending.push_back(Box::pin(log.append(self.batch(number))));
+            pending.push_back(Box::pin(log.append(batch)));
         }
         for append in pending {
             append.await?;

@@ -374,3 +374,68 @@ async fn changes_from_before_a_column_was_replaced_do_not_reach_the_one_that_rep
         ingest_all(&fixture, &mut source, &mut log).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_were_computed_anew_are_copied_again_whatever_became_of_the_type() {
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, a int, v varchar(9), x text, k int NOT NULL);
+        INSERT INTO app.t SELECT n, n, 'v', 'x', n FROM generate_series(1, 200) n; CREATE TABLE app.u (LIKE app.t INCLUDING ALL);
+        INSERT INTO app.u SELECT * FROM app.t";
+    // What computes values anew, and what was done to another table without changing a value.
+    let steps = [
+        ("ALTER TABLE app.t ALTER a TYPE int USING a * 2", "VACUUM FULL app.u"),
+        ("ALTER TABLE app.t ALTER v TYPE varchar(20) USING upper(v)", "ALTER TABLE app.u ALTER v TYPE varchar(30)"),
+        ("ALTER TABLE app.t ALTER x TYPE varchar USING x || '!'", "CLUSTER app.u USING u_pkey"),
+        (
+            "ALTER TABLE app.t ALTER a TYPE int USING -a; UPDATE app.t SET k = 7 WHERE id = 3",
+            "ALTER TABLE app.u ALTER k DROP NOT NULL",
+        ),
+    ];
+    for version in Version::ALL {
+        let Some(fixture) = Fixture::new(version, "computed_anew", sql).await else { return };
+        let mut log = Log::default();
+        let mut source = fixture.source();
+        open(&mut source, &mut log).await;
+        ingest_all(&fixture, &mut source, &mut log).await;
+        for (number, (anew, harmless)) in steps.into_iter().enumerate() {
+            // Every other time nobody runs meanwhile.
+            if number % 2 == 1 {
+                drop(std::mem::replace(&mut source, fixture.source()));
+            }
+            fixture.database.execute(harmless).await;
+            fixture.database.execute(anew).await;
+            if number % 2 == 1 {
+                open(&mut source, &mut log).await;
+            }
+            let ended = |event: &Event| matches!(event, Event::BackfillEnded { .. });
+            take_until(&mut source, &mut log, anew, async |log: &Log| log.count(ended) == number + 2).await;
+            ingest_all(&fixture, &mut source, &mut log).await;
+        }
+        let other = log.schema("app.u").id;
+        let copied =
+            |event: &Event| matches!(event, Event::BackfillBegan(backfill) if backfill.tables.contains(&other));
+        assert_eq!(log.count(copied), 1, "{version}: the other table's values are what they were");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_are_computed_anew_where_the_spec_says_so_stop_the_source() {
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, a int); INSERT INTO app.t VALUES (1, 1)";
+    let Some(fixture) = Fixture::new(Version::V15, "computed_stop", sql).await else { return };
+    let mut config = fixture.config(&["app.*"]);
+    config.on_rewrite = OnRewrite::Stop;
+    let mut source = PostgresSource::new(config).unwrap();
+    let mut log = Log::default();
+    open(&mut source, &mut log).await;
+    ingest_all(&fixture, &mut source, &mut log).await;
+    fixture.database.execute("ALTER TABLE app.t ALTER a TYPE int USING a * 2").await;
+    let failure = loop {
+        match source.next().await {
+            Ok(batch) => batch.into_iter().for_each(|batch| log.append(batch)),
+            Err(failure) => break failure,
+        }
+    };
+    assert!(
+        matches!(failure.verdict, Verdict::Halt { .. }) && failure.to_string().contains("computed anew"),
+        "{failure}"
+    );
+}

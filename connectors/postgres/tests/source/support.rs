@@ -485,6 +485,9 @@ pub(crate) async fn ingest_all(fixture: &Fixture, source: &mut PostgresSource, l
     replica
 }
 
-pub(crate) fn is_empty(folder: &Path) -> bool {
-    std::fs::read_dir(folder).unwrap().all(|entry| entry.unwrap().file_name() == "making-slot")
+/// Whether no transaction is kept in a spool folder, only notes.
+pub(crate) fn keeps_no_transaction(folder: &Path) -> bool {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .all(|entry| ["making-slot", "heaps"].map(Into::into).contains(&entry.unwrap().file_name()))
 }
