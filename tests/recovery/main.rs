@@ -11,6 +11,7 @@ mod bank;
 mod disk;
 mod ends;
 mod growing;
+mod hand;
 mod kills;
 mod mutants;
 mod page;

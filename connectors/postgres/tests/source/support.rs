@@ -45,6 +45,14 @@ impl Fixture {
         PostgresSource::new(self.config(&["app.*"])).unwrap()
     }
 
+    /// A source that has copied everything, and what it gave.
+    pub(crate) async fn copied(&self) -> (PostgresSource, Log) {
+        let (mut source, mut log) = (self.source(), Log::default());
+        open(&mut source, &mut log).await;
+        ingest_all(self, &mut source, &mut log).await;
+        (source, log)
+    }
+
     pub(crate) async fn here(&self) -> u64 {
         let text = self.database.value("SELECT pg_current_wal_lsn() - '0/0'").await.unwrap();
         text.parse().unwrap()
