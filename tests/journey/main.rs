@@ -5,6 +5,7 @@
 mod adding;
 mod bad_input;
 mod bench;
+mod beside;
 mod changes;
 mod demo;
 mod desk;

@@ -3,15 +3,15 @@
 //! Images of rows hide a change that is applied twice; a movement that comes twice stands there twice, one that is lost
 //! is missing, and in both cases no account is what its movements add up to.
 
-use crate::ends::{End, open_sqlite};
-use crossfade_testkit::{postgres, seeded, wait::wait_for_blocking};
+use crate::{
+    ends::{End, open_sqlite},
+    hand::Hand,
+};
+use crossfade_testkit::{postgres, seeded};
 use rand::{Rng, rngs::StdRng};
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread::{self, JoinHandle},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -144,55 +144,12 @@ pub(crate) async fn assert_adds_up(end: &End, which: &str) {
     assert_eq!(end.number(doubled).await, Some(0), "{which}: movements that stand there twice");
 }
 
-/// A teller at work until stopped.
-#[derive(Debug)]
-pub(crate) struct Teller {
-    stop: Arc<AtomicBool>,
-    committed: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
-}
-
 /// The teller's number among the writers of movements.
 const TELLER: i64 = 1;
 
-impl Teller {
-    /// Starts; about `per_second` transactions.
-    pub(crate) fn start(end: &End, seed: u64, per_second: u32) -> Self {
-        let (stop, committed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (end, over, count) = (end.clone(), Arc::clone(&stop), Arc::clone(&committed));
-        let pause = Duration::from_secs(1) / per_second;
-        let thread = thread::spawn(move || work(&end, seeded::worker(seed, 77), &over, &count, pause));
-        Self { stop, committed, thread: Some(thread) }
-    }
-
-    /// Waits until so many more movements are committed.
-    pub(crate) fn wait_for_more(&self, transactions: u64) {
-        let goal = self.committed.load(Ordering::Relaxed) + transactions;
-        wait_for_blocking("the teller to commit", || {
-            let alive = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
-            assert!(alive, "the teller has ended");
-            (self.committed.load(Ordering::Relaxed) >= goal).then_some(())
-        });
-    }
-
-    /// Lets the last transaction end; gives how many movements were committed.
-    pub(crate) fn stop(mut self) -> u64 {
-        self.end();
-        self.committed.load(Ordering::Relaxed)
-    }
-
-    fn end(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            assert!(thread.join().is_ok() || thread::panicking(), "the teller panicked");
-        }
-    }
-}
-
-impl Drop for Teller {
-    fn drop(&mut self) {
-        self.end();
-    }
+/// Sets a teller to work; about `per_second` transactions.
+pub(crate) fn teller(end: &End, seed: u64, per_second: u32) -> Hand {
+    Hand::start("the teller", end, seeded::worker(seed, 77), per_second, work)
 }
 
 fn work(end: &End, mut rng: StdRng, stop: &AtomicBool, committed: &AtomicU64, pause: Duration) {

@@ -4,7 +4,7 @@
 //! The disks are small file systems in memory, which only root may mount. They are unmounted however the test ends.
 
 use crate::{
-    bank::{self, Teller},
+    bank,
     ends::End,
     setup::Direction,
     stand::{SPEC, Stand},
@@ -133,7 +133,7 @@ async fn fills_up(direction: Direction, within: &[&str], bytes: u64) {
     let at = within.iter().fold(stand.work(), |path, part| path.join(part));
     let Some(disk) = Disk::mount(at, bytes, stand.folder()) else { return };
     bank::create(&stand.source, BALLAST).await;
-    let teller = Teller::start(&stand.source, seeded::seed("a full disk"), 100);
+    let teller = bank::teller(&stand.source, seeded::seed("a full disk"), 100);
     let mut mark = 1;
     let mut run = stand.start();
     stand.until_caught_up(&mut run, mark).await;
@@ -193,7 +193,7 @@ async fn a_full_disk_under_the_targets_tables_is_waited_for_and_shown() {
     let setup = Direction::PostgresToPostgres.into();
     let stand = Stand::over(setup, End::Postgres(one), End::Postgres(two), tempfile::tempdir().unwrap(), binary());
     bank::create(&stand.source, 40_000).await;
-    let teller = Teller::start(&stand.source, seeded::seed("a full disk under the target"), 100);
+    let teller = bank::teller(&stand.source, seeded::seed("a full disk under the target"), 100);
 
     disk.fill(2 * MIB);
     let mut run = stand.start();

@@ -2,8 +2,7 @@
 //! being asked again; before that, asking again is enough.
 
 use crate::{
-    bank::{self, Teller},
-    is_soak,
+    bank, is_soak,
     setup::{Direction, Setup},
     stand::{SPEC, Stand},
 };
@@ -18,7 +17,7 @@ async fn tables_come_through_kills(direction: Direction) {
     bank::create(&stand.source, 500).await;
     let seed = seeded::seed("tables that come through kills");
     let mut rng = seeded::worker(seed, 7);
-    let teller = Teller::start(&stand.source, seed, 100);
+    let teller = bank::teller(&stand.source, seed, 100);
     let mut run = stand.start();
     stand.until_caught_up(&mut run, 1).await;
     let times = if is_soak() { 20 } else { 3 };

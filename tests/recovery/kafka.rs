@@ -2,8 +2,7 @@
 //! `kafka` (`make test-kafka`).
 
 use crate::{
-    bank::{self, Teller},
-    is_soak,
+    bank, is_soak,
     setup::Direction,
     stand::{SPEC, Stand},
 };
@@ -39,7 +38,7 @@ async fn the_run_and_the_broker_may_be_killed_at_any_moment() {
     bank::create(&stand.source, ballast).await;
     let seed = seeded::seed("kills with the log on Kafka");
     let mut rng = seeded::worker(seed, 5);
-    let teller = Teller::start(&stand.source, seed, 120);
+    let teller = bank::teller(&stand.source, seed, 120);
     // Nothing is waited for while it plans: a broker that is not there then is a wrong address.
     let mut run = stand.start();
     let plan = stand.work().join("topics.json");

@@ -11,6 +11,7 @@ mod bank;
 mod disk;
 mod ends;
 mod growing;
+mod hand;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod kills;

@@ -2,13 +2,14 @@
 //! rolled back. Writers work all the time; when they have ended both sides must be equal.
 
 use crate::{
-    bank::{self, Teller},
+    bank,
     ends::End,
+    hand::Hand,
     setup::{Mode, Setup},
     shadow,
     stand::{SPEC, Stand},
     tally::{Phase, Tally},
-    yard::{self, Yard},
+    yard,
 };
 use crossfade_testkit::{
     crossfade::Running,
@@ -62,10 +63,10 @@ struct Round {
     rng: StdRng,
     tally: Tally,
     mark: i64,
-    teller: Option<Teller>,
+    teller: Option<Hand>,
     /// The shop's writers; only between systems of one kind, for the shop's values have no twin in the other one.
     writers: Option<Writers>,
-    yard: Option<Yard>,
+    yard: Option<Hand>,
     /// What was born before this migration: see [`yard::last_birth`].
     births_after: i64,
     /// The longest delay before a kill that still hit its phase, roughly.
@@ -89,8 +90,8 @@ impl Round {
         }
         stand.fill(kills.ballast).await;
         let is_yard = matches!(stand.setup.mode, Mode::Yard { .. });
-        let yard = is_yard.then(|| Yard::start(&stand.source, seed, 60));
-        let teller = Some(Teller::start(&stand.source, seed, 80));
+        let yard = is_yard.then(|| yard::writer(&stand.source, seed, 60));
+        let teller = Some(bank::teller(&stand.source, seed, 80));
         let rng = seeded::worker(seed, 99);
         Self {
             stand,
@@ -284,7 +285,7 @@ impl Round {
         if let Some(teller) = &self.teller {
             teller.wait_for_more(5);
         }
-        let committed = self.teller.take().map_or(0, Teller::stop);
+        let committed = self.teller.take().map_or(0, Hand::stop);
         assert!(committed > 0, "the teller committed nothing: this proves nothing");
         let tally = self.writers.take().map(Writers::stop);
         let run = match self.yard.take() {
@@ -318,7 +319,7 @@ impl Round {
 
     /// The yard is compared without what is in quarantine; then all of that goes in, by retries that are killed, and it is compared
     /// as a whole.
-    async fn settle_the_yard(&mut self, mut run: Running, yard: Yard) -> Running {
+    async fn settle_the_yard(&mut self, mut run: Running, yard: Hand) -> Running {
         assert!(yard.stop() > 0, "the yard's writer committed nothing: this proves nothing");
         self.stand.wait_caught_up();
         yard::assert_equal(&self.stand, self.births_after).await;

@@ -2,8 +2,9 @@
 //! waits, says so, and goes on.
 
 use crate::{
-    bank::{self, Teller},
+    bank,
     ends::End,
+    hand::Hand,
     is_soak,
     setup::Direction,
     stand::{SPEC, Stand},
@@ -40,7 +41,7 @@ async fn servers_of(source: Version, target: Version) -> Option<(Postgres, Postg
 }
 
 /// The writers end, the run catches up, both sides are equal; and it is still the same run.
-async fn settle(stand: &Stand, mut run: Running, teller: Teller, mark: i64) {
+async fn settle(stand: &Stand, mut run: Running, teller: Hand, mark: i64) {
     teller.wait_for_more(10);
     teller.stop();
     stand.until_caught_up(&mut run, mark).await;
@@ -52,7 +53,7 @@ async fn settle(stand: &Stand, mut run: Running, teller: Teller, mark: i64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_server_that_crashes_and_restarts_is_waited_for() {
     let Some((source, _target, stand)) = servers().await else { return };
-    let teller = Teller::start(&stand.source, seeded::seed("a source that crashes"), 150);
+    let teller = bank::teller(&stand.source, seeded::seed("a source that crashes"), 150);
     let mut run = stand.start();
     for mark in 1..=3 {
         stand.until_caught_up(&mut run, mark).await;
@@ -68,7 +69,7 @@ async fn a_source_server_that_crashes_and_restarts_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_server_that_crashes_in_the_middle_of_the_copy_is_waited_for() {
     let Some((source, _target, stand)) = servers().await else { return };
-    let teller = Teller::start(&stand.source, seeded::seed("a source that crashes while it is copied"), 100);
+    let teller = bank::teller(&stand.source, seeded::seed("a source that crashes while it is copied"), 100);
     let mut run = stand.start();
     let log = stand.work().join("log");
     stand.until("the log is there", &mut run, async || log.is_dir()).await;
@@ -80,7 +81,7 @@ async fn a_source_server_that_crashes_in_the_middle_of_the_copy_is_waited_for() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_server_that_crashes_and_restarts_is_waited_for() {
     let Some((_source, target, stand)) = servers().await else { return };
-    let teller = Teller::start(&stand.source, seeded::seed("a target that crashes"), 150);
+    let teller = bank::teller(&stand.source, seeded::seed("a target that crashes"), 150);
     let mut run = stand.start();
     for mark in 1..=4 {
         stand.until_caught_up(&mut run, mark).await;
@@ -127,7 +128,7 @@ async fn all_go_down(source: Version, target: Version, times: usize) {
     let Some((source, target, stand)) = servers_of(source, target).await else { return };
     let seed = seeded::seed("all go down");
     let mut rng = seeded::worker(seed, 3);
-    let teller = Teller::start(&stand.source, seed, 150);
+    let teller = bank::teller(&stand.source, seed, 150);
     let mut run = stand.start();
     // Nothing is waited for while it plans: a server that is not there then is a wrong address.
     stand.until("the copy has begun", &mut run, async || stand.log_end() > 0).await;
@@ -200,7 +201,7 @@ async fn a_network_that_is_cut_again_and_again_loses_nothing() {
         &through(&stand.source, source.port(), &to_source),
         &through(&stand.target, target.port(), &to_target),
     );
-    let teller = Teller::start(&stand.source, seed, 150);
+    let teller = bank::teller(&stand.source, seed, 150);
     let mut run = stand.start();
     // In the copy, and then in the stream: every connection dies after some bytes of the server's. A target says little.
     for _ in 0..2 {

@@ -2,7 +2,7 @@
 //! log, the journal and the target, and nothing else is lost.
 
 use crate::{
-    bank::{self, Teller},
+    bank,
     ends::End,
     setup::Direction,
     stand::{SPEC, Stand},
@@ -51,7 +51,7 @@ async fn harmed(direction: Direction, harm: Harm) {
     stand.source.execute("UPDATE accounts SET note = 'bad' WHERE id IN (11, 12, 13)").await;
     stand.source.execute("UPDATE accounts SET note = 'good again' WHERE id IN (11, 12)").await;
     stand.until_caught_up(&mut run, 2).await;
-    let teller = Teller::start(&stand.source, seeded::seed("a lost state"), 100);
+    let teller = bank::teller(&stand.source, seeded::seed("a lost state"), 100);
     teller.wait_for_more(20);
     run.kill();
     stand.until_sessions_ended().await;
@@ -99,7 +99,7 @@ async fn a_state_deleted_while_the_copy_runs_costs_nothing() {
     for direction in [Direction::PostgresToPostgres, Direction::SqliteToSqlite] {
         let Some(stand) = Stand::new(direction).await else { return };
         bank::create(&stand.source, 40_000).await;
-        let teller = Teller::start(&stand.source, seeded::seed("a state lost while copying"), 100);
+        let teller = bank::teller(&stand.source, seeded::seed("a state lost while copying"), 100);
         for _ in 0..3 {
             let mut run = stand.start();
             let state = stand.work().join("state");

@@ -5,6 +5,7 @@
 use crate::{
     bank::{Writer, quietly},
     ends::End,
+    hand::Hand,
     stand::{SPEC, Stand},
 };
 use crossfade_testkit::{
@@ -13,11 +14,8 @@ use crossfade_testkit::{
 };
 use rand::{Rng, rngs::StdRng};
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread::{self, JoinHandle},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -145,41 +143,9 @@ pub(crate) async fn let_all_in(stand: &Stand) {
     allow_bad_letters(&stand.target).await;
 }
 
-/// The writer, until dropped.
-#[derive(Debug)]
-pub(crate) struct Yard {
-    stop: Arc<AtomicBool>,
-    committed: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Yard {
-    pub(crate) fn start(end: &End, seed: u64, per_second: u32) -> Self {
-        let (stop, committed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (end, over, count) = (end.clone(), Arc::clone(&stop), Arc::clone(&committed));
-        let pause = Duration::from_secs(1) / per_second;
-        let thread = thread::spawn(move || work(&end, seeded::worker(seed, 55), &over, &count, pause));
-        Self { stop, committed, thread: Some(thread) }
-    }
-
-    /// Lets the last transaction end; gives how many were committed.
-    pub(crate) fn stop(mut self) -> u64 {
-        self.end();
-        self.committed.load(Ordering::Relaxed)
-    }
-
-    fn end(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            assert!(thread.join().is_ok() || thread::panicking(), "the writer in the yard panicked");
-        }
-    }
-}
-
-impl Drop for Yard {
-    fn drop(&mut self) {
-        self.end();
-    }
+/// Sets the writer to work; about `per_second` transactions.
+pub(crate) fn writer(end: &End, seed: u64, per_second: u32) -> Hand {
+    Hand::start("the writer in the yard", end, seeded::worker(seed, 55), per_second, work)
 }
 
 fn work(end: &End, mut rng: StdRng, stop: &AtomicBool, committed: &AtomicU64, pause: Duration) {

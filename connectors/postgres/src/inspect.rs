@@ -13,11 +13,13 @@ mod sizes;
 use crate::{
     Config, Patterns,
     client::{Session, connect, failure},
+    made,
     source::PostgresSource,
 };
 use crossfade_connector::{Failure, Inspect, Refusal, RowPage, Target};
 use crossfade_event::{Key, Position, Row, SourceId, TableName, TableSchema, catalog::Catalog};
 use scan::Scan;
+use std::collections::HashSet;
 
 /// A PostgreSQL database that is asked about itself. Connects when it is first asked.
 pub struct PostgresInspect {
@@ -27,6 +29,7 @@ pub struct PostgresInspect {
     scan: Option<Scan>,
     identity: Option<(SourceId, u32)>,
     by_root: bool,
+    migration: Option<String>,
 }
 
 impl std::fmt::Debug for PostgresInspect {
@@ -38,13 +41,19 @@ impl std::fmt::Debug for PostgresInspect {
 impl PostgresInspect {
     /// Asks the database that `config` names.
     pub fn new(config: Config) -> Self {
-        Self { config, session: None, scan: None, identity: None, by_root: false }
+        Self { config, session: None, scan: None, identity: None, by_root: false, migration: None }
     }
 
     /// Whether a partition tree is told as one table, under its root's name, instead of leaf by leaf.
     #[must_use]
     pub fn by_root(self, by_root: bool) -> Self {
         Self { by_root, ..self }
+    }
+
+    /// The tables that this migration made here are left out: it is asked as that migration's source.
+    #[must_use]
+    pub fn source_of(self, migration: &str) -> Self {
+        Self { migration: Some(migration.to_owned()), ..self }
     }
 
     /// What stands against the database as what `source` takes it for. Nothing is changed.
@@ -112,7 +121,13 @@ impl PostgresInspect {
 impl Inspect for PostgresInspect {
     async fn catalog(&mut self, patterns: &[String]) -> Result<Catalog, Failure> {
         let patterns = Patterns::parse(patterns)?.by_root(self.by_root);
-        Box::pin(catalog::read(self.session().await?, &patterns)).await
+        let migration = self.migration.clone();
+        let session = self.session().await?;
+        let made = match &migration {
+            Some(migration) => made::tables(session, migration).await?,
+            None => HashSet::new(),
+        };
+        Box::pin(catalog::read(session, &patterns, &made)).await
     }
 
     async fn scan(&mut self, schema: &TableSchema) -> Result<Option<Position>, Failure> {

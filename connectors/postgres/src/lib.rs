@@ -11,6 +11,7 @@ pub mod client;
 pub mod codec;
 pub mod config;
 mod inspect;
+mod made;
 mod sink;
 pub mod source;
 

@@ -15,6 +15,7 @@ pub(crate) mod capture;
 mod catalog;
 mod engine;
 mod fetch;
+mod heaps;
 mod relations;
 mod setup;
 mod slot;
@@ -331,7 +332,8 @@ impl Source for PostgresSource {
             commit,
             ordinal: u32::MAX,
         });
-        let uncaptured_tables = catalog::uncaptured(&running.session, &patterns, &running.captured).await?;
+        let uncaptured_tables =
+            catalog::uncaptured(&running.session, &config.migration, &patterns, &running.captured).await?;
         Ok(SourceHealth {
             retained_bytes: health.retained_bytes,
             status: health.wal_status,

@@ -2,7 +2,7 @@
 
 use crate::Config;
 use crossfade_connector::{Failure, Verdict};
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use std::path::Path;
 
 /// What a connection is for.
@@ -21,6 +21,11 @@ pub(crate) fn open(config: &Config, access: Access) -> Result<Connection, Failur
     if access == Access::Existing && !path.is_file() {
         return Err(Failure::misconfigured(doing(), "there is no such file", "check `path`"));
     }
+    if has_wal_race(rusqlite::version_number()) {
+        let problem =
+            format!("SQLite {} is linked in, which may lose a commit when it resets its WAL", rusqlite::version());
+        return Err(Failure::halt(doing(), problem, "build with SQLite 3.51.3 or later (the bundled one is)"));
+    }
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     if access == Access::Create {
         flags |= OpenFlags::SQLITE_OPEN_CREATE;
@@ -30,9 +35,17 @@ pub(crate) fn open(config: &Config, access: Access) -> Result<Connection, Failur
     Ok(connection)
 }
 
+/// Versions 3.7.0 to 3.51.2 may lose a commit when the WAL is reset (<https://sqlite.org/wal.html#walresetbug>).
+fn has_wal_race(version: i32) -> bool {
+    (3_007_000..3_051_003).contains(&version)
+}
+
 fn settle(connection: &Connection, config: &Config) -> rusqlite::Result<()> {
     connection.busy_timeout(config.busy_timeout)?;
     connection.set_prepared_statement_cache_capacity(512);
+    // Otherwise a column that was renamed meanwhile reads as its own name.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
     connection.pragma_update(None, "foreign_keys", false)?;
     // Our own reads and writes must see every row as it is, whatever triggers the file has.
     connection.pragma_update(None, "recursive_triggers", false)?;
@@ -51,6 +64,12 @@ pub(crate) fn journal_mode(connection: &Connection) -> rusqlite::Result<String> 
 /// An identifier as it stands in SQL.
 pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A column as it stands in SQL where it is read. With its table it can mean nothing else: a bare name in double quotes
+/// that is no column is taken for a text.
+pub(crate) fn of_table(table: &str, column: &str) -> String {
+    format!("{}.{}", quoted(table), quoted(column))
 }
 
 /// A text as it stands in SQL.
@@ -135,10 +154,10 @@ mod tests {
         assert_eq!(literal("o'clock"), "'o''clock'");
     }
 
-    /// Versions 3.7.0 to 3.51.2 may lose a commit when the WAL is reset (<https://sqlite.org/wal.html#walresetbug>).
     #[test]
     fn the_library_is_one_without_the_race_at_the_reset_of_the_wal() {
-        assert!(rusqlite::version_number() >= 3_051_003, "{}", rusqlite::version());
+        assert!(!has_wal_race(rusqlite::version_number()), "{}", rusqlite::version());
+        assert!(has_wal_race(3_007_000) && has_wal_race(3_051_002) && !has_wal_race(3_051_003));
     }
 
     #[test]

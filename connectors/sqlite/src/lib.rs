@@ -21,5 +21,5 @@ mod source;
 
 pub use config::{Config, OldRows, SourceOptions};
 pub use inspect::SqliteInspect;
-pub use sink::SqliteSink;
+pub use sink::{OnError, SqliteSink};
 pub use source::{SqliteSource, TableAdder};

@@ -8,10 +8,12 @@
 //! which a load does not follow, and a target must not cascade what the source has sent already. What refers to a row
 //! in quarantine waits with it.
 
+mod alter;
 mod apply;
 mod change;
 mod ddl;
 mod finish;
+mod layout;
 mod mapping;
 mod own;
 mod quarantine;
@@ -32,10 +34,21 @@ use writer::Writer;
 
 type Job = Box<dyn FnOnce(&mut Writer) + Send>;
 
+/// What is done about a change that cannot be applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnError {
+    /// It goes to quarantine, its key and its children wait behind it, everything else goes on.
+    #[default]
+    Quarantine,
+    /// The migration stops.
+    Stop,
+}
+
 /// Writes to a file.
 pub struct SqliteSink {
     config: Config,
     migration: String,
+    on_error: OnError,
     jobs: Option<mpsc::Sender<Job>>,
 }
 
@@ -48,7 +61,13 @@ impl std::fmt::Debug for SqliteSink {
 impl SqliteSink {
     /// A sink for the migration of that name. Nothing is opened yet.
     pub fn new(config: Config, migration: &str) -> Self {
-        Self { config, migration: migration.to_owned(), jobs: None }
+        Self { config, migration: migration.to_owned(), on_error: OnError::default(), jobs: None }
+    }
+
+    /// What the sink does about a change that cannot be applied; quarantine unless said.
+    #[must_use]
+    pub fn on_error(self, on_error: OnError) -> Self {
+        Self { on_error, ..self }
     }
 
     /// Runs a job on the writer's thread and waits for its answer.
@@ -84,7 +103,7 @@ impl SqliteSink {
             return Ok(jobs.clone());
         }
         let (sender, receiver) = mpsc::channel::<Job>();
-        let mut writer = Writer::new(self.config.clone(), self.migration.clone());
+        let mut writer = Writer::new(self.config.clone(), self.migration.clone(), self.on_error);
         std::thread::Builder::new()
             .name("sqlite-sink".to_owned())
             .spawn(move || {

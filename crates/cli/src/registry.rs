@@ -17,7 +17,9 @@ use crossfade_postgres::{
     Apply as PostgresApply, Config as PostgresConfig, OnError as PostgresOnError, OnRewrite as PostgresOnRewrite,
     Partitions, PostgresInspect, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig, TlsOptions,
 };
-use crossfade_sqlite::{Config as SqliteConfig, SourceOptions, SqliteInspect, SqliteSink, SqliteSource};
+use crossfade_sqlite::{
+    Config as SqliteConfig, OnError as SqliteOnError, SourceOptions, SqliteInspect, SqliteSink, SqliteSource,
+};
 use std::path::{Path, PathBuf};
 
 /// Where changes come from.
@@ -256,7 +258,11 @@ impl AnySink {
             }
             SinkSpec::Sqlite(keys) => {
                 let config = sqlite(&keys.path, keys.busy_timeout);
-                Ok(Self::Sqlite(Box::new(SqliteSink::new(config, spec.name.as_str()))))
+                let on_error = match keys.on_error {
+                    OnError::Quarantine => SqliteOnError::Quarantine,
+                    OnError::Stop => SqliteOnError::Stop,
+                };
+                Ok(Self::Sqlite(Box::new(SqliteSink::new(config, spec.name.as_str()).on_error(on_error))))
             }
         }
     }
@@ -268,6 +274,7 @@ impl AnyInspect {
         match &spec.source {
             SourceSpec::Postgres(keys) => {
                 let inspect = PostgresInspect::new(source_connection(keys)?).by_root(spec.source.by_root());
+                let inspect = inspect.source_of(spec.name.as_str());
                 Ok(Self::Postgres(Box::new(inspect)))
             }
             SourceSpec::Sqlite(keys) => Ok(Self::sqlite(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str())),

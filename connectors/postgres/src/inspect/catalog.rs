@@ -56,9 +56,10 @@ struct Relation {
     in_the_way: Option<(String, String)>,
 }
 
-/// Everything that the patterns mean.
-pub(super) async fn read(client: &Client, patterns: &Patterns) -> Result<Catalog, Failure> {
-    let relations = relations(client).await?;
+/// Everything that the patterns mean, without what was made.
+pub(super) async fn read(client: &Client, patterns: &Patterns, made: &HashSet<TableName>) -> Result<Catalog, Failure> {
+    let mut relations = relations(client).await?;
+    relations.retain(|relation| !made.contains(&relation.name));
     let names: Vec<TableName> = relations.iter().map(|relation| relation.name.clone()).collect();
     patterns.select(&names)?;
     let by_root = |relation: &Relation| relation.root.as_ref().is_some_and(|root| patterns.verdict(root) == Some(true));

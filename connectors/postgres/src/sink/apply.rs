@@ -14,6 +14,7 @@ use super::{
     refuse::Record,
     store,
     table::Table,
+    write::Tail,
 };
 use crate::client::failure;
 use bytes::Bytes;
@@ -123,10 +124,11 @@ impl<'a> Writer<'a> {
         let mut written = false;
         let last = runs.len().saturating_sub(1);
         for (number, run) in runs.into_iter().enumerate() {
-            let tail = position.as_ref().filter(|_| number == last && self.records.is_empty());
+            let is_last = number == last && self.records.is_empty();
+            let tail = position.as_ref().filter(|_| is_last).map(|position| Tail { position, commits });
             match run {
                 Run::Changes(units) => written = self.changes(&units, tail).await?,
-                Run::Rows { table, count, blocks } => self.rows(table, count, &blocks).await?,
+                Run::Rows { table, count, blocks } => written = self.rows(table, count, &blocks, tail).await?,
                 Run::Truncate { at, tables } => self.truncate(at, &tables).await?,
                 Run::Reject(rejection) => self.refused(rejection)?,
             }

@@ -5,9 +5,9 @@ use super::{
     exchange::{Later, may_exchange},
     fold::{Unit, fold, is_whole},
     held::Why,
-    link::{Bind, Trouble},
+    link::Trouble,
     refuse::Record,
-    write::{self, Context},
+    write::{self, Context, Tail},
 };
 use crossfade_connector::{Failure, Guard};
 use crossfade_event::{Change, Key, Op};
@@ -39,7 +39,7 @@ pub(super) enum Point {
 
 impl Writer<'_> {
     /// Tries a run of changes, and halves it until each failing change stands alone. True when `tail` went with it.
-    pub(super) async fn changes(&mut self, units: &[Unit], tail: Option<&Bind>) -> Result<bool, Failure> {
+    pub(super) async fn changes(&mut self, units: &[Unit], tail: Option<Tail<'_>>) -> Result<bool, Failure> {
         let mut written = false;
         let mut later = Later::default();
         // The ranges still to be tried, the next one last. Moves stand alone from the beginning.
@@ -81,7 +81,7 @@ impl Writer<'_> {
 
     /// One range of changes; again with upserts if plain inserts meet a key that is there, and again with deletes last
     /// if something still refers to a row that goes.
-    pub(super) async fn attempt(&mut self, units: &[Unit], tail: Option<&Bind>) -> Result<bool, Trouble> {
+    pub(super) async fn attempt(&mut self, units: &[Unit], tail: Option<Tail<'_>>) -> Result<bool, Trouble> {
         let mut way = Way::default();
         loop {
             let trouble = match self.try_once(units, tail, way).await {
@@ -107,7 +107,7 @@ impl Writer<'_> {
         }
     }
 
-    async fn try_once(&mut self, units: &[Unit], tail: Option<&Bind>, way: Way) -> Result<bool, Trouble> {
+    async fn try_once(&mut self, units: &[Unit], tail: Option<Tail<'_>>, way: Way) -> Result<bool, Trouble> {
         let mark = self.held.mark();
         let mut folded = fold(units, self.tables, self.held, &self.collided);
         if way.anew {
@@ -120,7 +120,10 @@ impl Writer<'_> {
             cautious: way.cautious,
             deletes_last: way.deletes_last,
         };
+        // Where constraints wait for the end of the transaction, a commit that fails would take all of it along.
+        let commits = point == Point::Begin && self.link.replica;
         let tail = tail.filter(|_| folded.held.is_empty());
+        let tail = tail.map(|tail| Tail { commits: tail.commits && commits, ..tail });
         let alone = units.first().filter(|unit| {
             units.len() == 1 && !way.no_moves && write::needs_move(self.tables, unit, self.link.replica)
         });

@@ -3,7 +3,7 @@
 use crate::client::{ServerError, Session, failure};
 use bytes::{BufMut, Bytes, BytesMut};
 use crossfade_connector::Failure;
-use futures::future::BoxFuture;
+use futures::{SinkExt, future::BoxFuture};
 use std::{
     collections::HashMap,
     future::poll_fn,
@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll},
 };
 use tokio_postgres::{
-    Statement,
+    Error, Statement,
     types::{IsNull, ToSql, Type},
 };
 
@@ -274,11 +274,9 @@ impl Link {
         &self,
         prelude: Option<&str>,
         binds: &[Bind],
-    ) -> Result<Vec<u64>, (Option<usize>, tokio_postgres::Error)> {
-        type Answer<'a> = BoxFuture<'a, Result<u64, tokio_postgres::Error>>;
+    ) -> Result<Vec<u64>, (Option<usize>, Error)> {
         let client = &self.session;
-        let mut waiting: Vec<(Answer<'_>, Option<Result<u64, tokio_postgres::Error>>)> =
-            Vec::with_capacity(binds.len() + 1);
+        let mut waiting: Vec<(Answer<'_>, Option<Result<u64, Error>>)> = Vec::with_capacity(binds.len() + 1);
         if let Some(sql) = prelude {
             waiting.push((Box::pin(async move { client.batch_execute(sql).await.map(|()| 0) }), None));
         }
@@ -298,7 +296,37 @@ impl Link {
         }
         Ok(counts)
     }
+
+    /// Runs one `COPY … FROM STDIN` over whole pieces of its input, with a `COMMIT` right behind it where `commits`:
+    /// whatever comes of the two, the transaction is over then. Returns how many rows went in.
+    ///
+    /// It is not sent behind other statements: where one of those fails, the client library takes the end of the copy that
+    /// was not begun for the answer to something else.
+    pub(super) async fn copy(&mut self, sql: &str, pieces: Vec<Bytes>, commits: bool) -> Result<u64, Error> {
+        let statement = self.statement(sql).await?;
+        let mut sink = Box::pin(self.session.copy_in(&statement).await?);
+        for piece in pieces {
+            if let Err(error) = sink.feed(piece).await {
+                // The server ended the copy early: its reason comes with the end.
+                return sink.as_mut().finish().await.and(Err(error));
+            }
+        }
+        if !commits {
+            return sink.as_mut().finish().await;
+        }
+        self.open = false;
+        let client = &self.session;
+        let finished: Answer<'_> = Box::pin(async move { sink.as_mut().finish().await });
+        let committed: Answer<'_> = Box::pin(async move { client.batch_execute("COMMIT").await.map(|()| 0) });
+        let mut both = [(finished, None), (committed, None)];
+        poll_fn(|context| poll_all(&mut both, context)).await;
+        let [(_, finished), (_, committed)] = both;
+        let count = finished.unwrap_or(Ok(0))?;
+        committed.unwrap_or(Ok(0)).map(|_| count)
+    }
 }
+
+type Answer<'a> = BoxFuture<'a, Result<u64, Error>>;
 
 fn poll_all<T>(waiting: &mut [(BoxFuture<'_, T>, Option<T>)], context: &mut Context<'_>) -> Poll<()> {
     let mut pending = false;

@@ -1,15 +1,24 @@
 //! Rows of a backfill, and tables that are emptied.
 
-use super::{apply::Writer, attempt::CAUTION, fold::Unit, link::Trouble, refuse::Record, sets, strip, undo, write};
+use super::{
+    apply::Writer, attempt::CAUTION, fold::Unit, link::Trouble, refuse::Record, sets, store, strip, undo, write::Tail,
+};
 use bytes::Bytes;
 use crossfade_connector::{Failure, Guard, WriteMode};
 use crossfade_event::{Cell, Change, Op, Rows, Version};
 
 impl Writer<'_> {
     /// Rows of a backfill: straight into the table where it can take them as they are.
-    pub(super) async fn rows(&mut self, table: usize, count: u64, blocks: &[(Version, Bytes)]) -> Result<(), Failure> {
-        match self.copy_rows(table, count, blocks).await {
-            Ok(true) => return Ok(()),
+    /// True when `tail` went with them, but for the commit.
+    pub(super) async fn rows(
+        &mut self,
+        table: usize,
+        count: u64,
+        blocks: &[(Version, Bytes)],
+        tail: Option<Tail<'_>>,
+    ) -> Result<bool, Failure> {
+        match self.copy_rows(table, count, blocks, tail).await {
+            Ok(true) => return Ok(tail.is_some()),
             Ok(false) => {}
             Err(Trouble::Failure(failure)) => return Err(failure),
             Err(trouble) => {
@@ -21,7 +30,7 @@ impl Writer<'_> {
             }
         }
         let units = self.units_of(table, blocks)?;
-        self.changes(&units, None).await.map(drop)
+        self.changes(&units, None).await
     }
 
     /// One `COPY` of whole blocks; false where the table cannot take them untouched.
@@ -30,6 +39,7 @@ impl Writer<'_> {
         table: usize,
         count: u64,
         blocks: &[(Version, Bytes)],
+        tail: Option<Tail<'_>>,
     ) -> Result<bool, Trouble> {
         let Some(found) = self.tables.get(table) else { return Ok(false) };
         let direct = found.binary
@@ -45,15 +55,22 @@ impl Writer<'_> {
         let sql = found.sql.copy.clone();
         let doing = format!("copying rows into {}", found.target.schema.name);
         let point = self.point();
-        self.link.execute("beginning a transaction", &self.prelude(point)).await?;
-        self.link.open = true;
+        let trouble = |error| Trouble::of(doing.clone(), error);
         let mut pieces = Vec::with_capacity(blocks.len() + 2);
         pieces.push(Bytes::from_static(sets::COPY_HEAD));
         for (_, block) in blocks {
             pieces.push(block.clone());
         }
         pieces.push(Bytes::from_static(sets::COPY_TAIL));
-        let copied = match write::copy(self.link, &doing, &sql, pieces).await {
+        let position: Vec<_> = tail.into_iter().map(|tail| tail.position.clone()).collect();
+        let prelude = self.prelude(point);
+        self.link.open = true;
+        let copied = match self.link.pipeline(Some(&prelude), &position).await {
+            Ok(counts) if counts.first() == Some(&0) => Err(Trouble::Failure(store::fenced(self.epoch))),
+            Ok(_) => self.link.copy(&sql, pieces, false).await.map_err(trouble),
+            Err((_, error)) => Err(trouble(error)),
+        };
+        let copied = match copied {
             Ok(copied) => self.settle(point).await.map(|()| copied),
             Err(trouble) => Err(trouble),
         };

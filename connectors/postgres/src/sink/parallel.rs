@@ -247,7 +247,7 @@ impl Worker {
         };
         let mut writer = Writer::new(parts, OnError::Quarantine, Guard::Forward);
         for (table, count, blocks) in share.rows {
-            match writer.copy_rows(table, count, &blocks).await {
+            match writer.copy_rows(table, count, &blocks, None).await {
                 Ok(true) => {}
                 Err(Trouble::Failure(failure)) => return Err(failure),
                 Ok(false) | Err(_) => outcome.left.rows.push((table, count, blocks)),

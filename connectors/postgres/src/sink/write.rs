@@ -1,11 +1,12 @@
 //! One attempt to write a range of changes as sets: deletes first, then table by table updates and inserts, parents
-//! before children. Statements go out together and are answered together; only a `COPY` stands by itself.
+//! before children. Statements go out together and are answered together; only a `COPY` stands by itself, and may take
+//! the commit along.
 //!
 //! ```text
 //!  BEGIN or SAVEPOINT ─┬─ delete sets (children first)
-//!                      ├─ per table: update sets, inserts (COPY when many)         one round trip
+//!                      ├─ per table: update sets, inserts                one round trip
 //!                      └─ the position
-//!  counts as expected? ── COMMIT
+//!  counts as expected? ─── COPY when there are many inserts ── COMMIT    two more
 //! ```
 
 use super::{
@@ -15,7 +16,6 @@ use super::{
     table::Table,
     undo,
 };
-use crate::client::failure;
 use bytes::Bytes;
 use crossfade_connector::{Guard, WriteMode};
 use crossfade_event::{Identity, Row};
@@ -51,6 +51,14 @@ pub(super) struct Context<'a> {
     pub(super) deletes_last: bool,
 }
 
+/// What ends a delivery.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tail<'a> {
+    pub(super) position: &'a Bind,
+    /// The transaction may be committed with it.
+    pub(super) commits: bool,
+}
+
 /// What an attempt did beside its rows.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Done {
@@ -60,14 +68,14 @@ pub(super) struct Done {
     pub(super) with_tail: bool,
 }
 
-/// Writes folded changes, with `tail` (the position) in the same round trip if it can be.
+/// Writes folded changes, with `tail` in the same round trips if it can be.
 pub(super) async fn write(
     link: &mut Link,
     tables: &[Table],
     folded: &[Option<Folded>],
     context: Context<'_>,
     prelude: Option<&str>,
-    tail: Option<&Bind>,
+    tail: Option<Tail<'_>>,
 ) -> Result<Done, Trouble> {
     let mut actions = Vec::new();
     if !context.deletes_last {
@@ -146,89 +154,71 @@ pub(super) fn needs_move(tables: &[Table], unit: &Unit, replica: bool) -> bool {
     })
 }
 
+/// What is sent without waiting for anything in between, and what is copied after it.
+#[derive(Default)]
+struct Flight {
+    binds: Vec<(Bind, usize, u64, Short)>,
+    copy: Option<(usize, String, Bytes)>,
+}
+
+fn flights(actions: Vec<Action>) -> Vec<Flight> {
+    let (mut flights, mut next) = (Vec::new(), Flight::default());
+    for action in actions {
+        match action {
+            Action::Bind { bind, table, expected, short } => next.binds.push((bind, table, expected, short)),
+            Action::Copy { table, sql, input } => {
+                next.copy = Some((table, sql, input));
+                flights.push(std::mem::take(&mut next));
+            }
+        }
+    }
+    if !next.binds.is_empty() {
+        flights.push(next);
+    }
+    flights
+}
+
 async fn run(
     link: &mut Link,
     tables: &[Table],
     actions: Vec<Action>,
     mut prelude: Option<&str>,
-    mut tail: Option<&Bind>,
+    tail: Option<Tail<'_>>,
 ) -> Result<Done, Trouble> {
     if actions.is_empty() {
         return Ok(Done::default());
     }
     let name = |table: usize| tables.get(table).map_or_else(String::new, |table| table.target.schema.name.to_string());
-    let given = tail.is_some();
-    let mut group: Vec<(Bind, usize, u64, Short)> = Vec::new();
-    let mut actions = actions.into_iter().peekable();
-    while let Some(action) = actions.next() {
-        match action {
-            Action::Bind { bind, table, expected, short } => group.push((bind, table, expected, short)),
-            Action::Copy { table, sql, input } => {
-                link.open |= prelude.is_some();
-                if let Some(sql) = prelude.take() {
-                    link.session
-                        .batch_execute(sql)
-                        .await
-                        .map_err(|error| Trouble::of("beginning a transaction", error))?;
-                }
-                copy(link, &format!("copying rows into {}", name(table)), &sql, vec![input]).await?;
-                continue;
-            }
-        }
-        if actions.peek().is_some_and(|next| matches!(next, Action::Bind { .. })) {
-            continue;
-        }
-        let last = if actions.peek().is_none() { tail.take() } else { None };
+    let mut flights = flights(actions).into_iter().peekable();
+    while let Some(Flight { binds: group, copy }) = flights.next() {
+        let tail = tail.filter(|_| flights.peek().is_none());
         let mut binds: Vec<Bind> = group.iter().map(|(bind, ..)| bind.clone()).collect();
-        binds.extend(last.cloned());
+        binds.extend(tail.map(|tail| tail.position.clone()));
         link.open |= prelude.is_some();
         let counts = link.pipeline(prelude.take(), &binds).await.map_err(|(at, error)| {
             let table = at.and_then(|at| group.get(at)).map(|(_, table, ..)| name(*table));
             Trouble::of(format!("writing {}", table.unwrap_or_else(|| "the position".to_owned())), error)
         })?;
-        if last.is_some() && counts.last() == Some(&0) {
+        if tail.is_some() && counts.last() == Some(&0) {
             return Err(Trouble::Failure(super::store::fenced(0)));
         }
-        for ((_, table, expected, short), count) in group.drain(..).zip(counts) {
+        for ((_, table, expected, short), count) in group.into_iter().zip(counts) {
             match short {
                 Short::Insert(bind) if count < expected => {
-                    link.pipeline(None, &[bind])
-                        .await
-                        .map_err(|(_, error)| Trouble::of(format!("writing {}", name(table)), error))?;
+                    let inserted = link.pipeline(None, &[bind]).await;
+                    inserted.map_err(|(_, error)| Trouble::of(format!("writing {}", name(table)), error))?;
                 }
                 Short::Missing if count < expected => return Err(Trouble::Missing),
                 _ => {}
             }
         }
-    }
-    if let Some(bind) = tail {
-        let counts = link
-            .pipeline(None, std::slice::from_ref(bind))
-            .await
-            .map_err(|(_, error)| Trouble::of("writing the position", error))?;
-        if counts.first() == Some(&0) {
-            return Err(Trouble::Failure(super::store::fenced(0)));
+        if let Some((table, sql, input)) = copy {
+            let trouble = |error| Trouble::of(format!("copying rows into {}", name(table)), error);
+            let commits = tail.is_some_and(|tail| tail.commits);
+            link.copy(&sql, vec![input], commits).await.map_err(trouble)?;
         }
     }
-    Ok(Done { began: true, with_tail: given })
-}
-
-/// Runs one `COPY … FROM STDIN` over whole pieces of its input.
-pub(super) async fn copy(link: &Link, doing: &str, sql: &str, pieces: Vec<Bytes>) -> Result<u64, Trouble> {
-    use futures::SinkExt;
-    let trouble = |error| Trouble::of(doing, error);
-    let sink = link.session.copy_in(sql).await.map_err(trouble)?;
-    let mut sink = std::pin::pin!(sink);
-    for piece in pieces {
-        if let Err(error) = sink.feed(piece).await {
-            // The server ended the copy early: its reason comes with the end.
-            return match sink.as_mut().finish().await {
-                Err(reason) => Err(trouble(reason)),
-                Ok(_) => Err(Trouble::Failure(failure(doing, error))),
-            };
-        }
-    }
-    sink.as_mut().finish().await.map_err(trouble)
+    Ok(Done { began: true, with_tail: tail.is_some() })
 }
 
 /// The columns that a row writes: those that may be set, and whose cells it has.

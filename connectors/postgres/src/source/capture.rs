@@ -29,7 +29,7 @@ pub(crate) async fn missing(
     let version: i32 = session.query_one(sql, &[]).await.map_err(|error| failure(doing, error))?.get(0);
     let version = version as u32;
     let name = object_name(migration);
-    let candidates = catalog::candidates(session).await?;
+    let candidates = catalog::candidates(session, migration).await?;
     let mut wanted = catalog::wanted(&candidates, patterns);
     // Refused elsewhere, by name; it can be in no publication.
     wanted.retain(|candidate| !candidate.unlogged);

@@ -1,9 +1,11 @@
 //! What the server's catalog says of the tables that are captured: names, columns by number, keys, partition trees.
 
+use super::heaps::Heap;
 use crate::{
     Patterns,
     client::failure,
     codec::types::{self, TypeFacts},
+    made,
 };
 use crossfade_connector::Failure;
 use crossfade_event::{Column, ColumnType, Format, Identity, Logical, SchemaVersion, TableId, TableName, TableSchema};
@@ -22,6 +24,7 @@ pub(super) struct LiveTable {
     pub(super) identity: Identity,
     /// The root of a partition tree, captured as one table.
     pub(super) is_root: bool,
+    pub(super) heap: Heap,
 }
 
 /// A column as the catalog has it now; generated ones are left out.
@@ -76,9 +79,10 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
   AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'crossfade')
 ORDER BY 2, 3";
 
-/// All tables that a pattern could mean.
-pub(super) async fn candidates(client: &Client) -> Result<Vec<Candidate>, Failure> {
+/// All tables that a pattern could mean: not those that the migration made itself.
+pub(super) async fn candidates(client: &Client, migration: &str) -> Result<Vec<Candidate>, Failure> {
     let rows = client.query(CANDIDATES, &[]).await.map_err(|error| failure("listing the tables", error))?;
+    let made = made::tables(client, migration).await?;
     let name = |schema: String, name: String| TableName::new(schema, name);
     Ok(rows
         .into_iter()
@@ -90,6 +94,7 @@ pub(super) async fn candidates(client: &Client) -> Result<Vec<Candidate>, Failur
             root: row.get::<_, Option<String>>(5).zip(row.get::<_, Option<String>>(6)).map(|(s, n)| name(s, n)),
             by_root: false,
         })
+        .filter(|candidate| !made.contains(&candidate.name))
         .collect())
 }
 
@@ -112,10 +117,11 @@ pub(super) fn wanted(candidates: &[Candidate], patterns: &Patterns) -> Vec<Candi
 /// Tables that match and are not captured.
 pub(super) async fn uncaptured(
     client: &Client,
+    migration: &str,
     patterns: &Patterns,
     captured: &CapturedNames,
 ) -> Result<Vec<String>, Failure> {
-    let found = wanted(&candidates(client).await?, patterns);
+    let found = wanted(&candidates(client, migration).await?, patterns);
     Ok(found.into_iter().filter(|table| !captured.has(table.oid)).map(|table| table.name.to_string()).collect())
 }
 
@@ -132,7 +138,7 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relreplident::text, a.attnum::
   CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] ELSE m.said[1] END,
   a.atthasmissing OR COALESCE(pg_catalog.cardinality(m.said) = 1, false),
   a.atthasdef OR a.attidentity <> '', i.indrelid IS NOT NULL,
-  pg_catalog.array_length(i.indkey::int2[], 1), c.relkind = 'p'
+  pg_catalog.array_length(i.indkey::int2[], 1), c.relkind = 'p', c.relfilenode, a.xmin::text
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_attribute a
   ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
@@ -162,8 +168,11 @@ pub(super) async fn live_tables(client: &Client, oids: &[u32]) -> Result<BTreeMa
                 (false, _) => Identity::InsertOnly,
             },
             is_root: row.get(16),
+            heap: Heap { file: row.get(17), entries: BTreeMap::new() },
         });
         let Some(attnum) = row.get::<_, Option<i32>>(4) else { continue };
+        let entry = row.get::<_, Option<String>>(18).and_then(|xid| xid.parse().ok());
+        table.heap.entries.extend(entry.map(|entry: u32| (attnum as u32, entry)));
         let type_name: String = row.get(8);
         let missing: Option<String> = row.get(11);
         let has_missing: bool = row.get(12);

@@ -13,6 +13,7 @@ use super::{
     capture,
     catalog::{self, CapturedNames},
     fetch,
+    heaps::{Heap, Heaps},
     relations::{self, Captured, Followed},
     setup::Prepared,
     snapshot::{Output, Plan, SnapshotRun},
@@ -89,6 +90,9 @@ pub(super) struct Engine {
     /// Captured roots of partition trees, by oid.
     roots: BTreeSet<u32>,
     trees: Trees,
+    heaps: Heaps,
+    /// How tables of `again` were, by oid, at a place that the stream has passed.
+    passed_heaps: BTreeMap<u32, Heap>,
     /// Roots that are to be copied again, by oid.
     looks: BTreeMap<u32, Look>,
     /// Roots with a new leaf that is locked, so that nobody can say what it brought.
@@ -134,6 +138,7 @@ impl Engine {
             near_xid,
             roots,
             trees,
+            heaps,
         } = prepared;
         let spools = Spools::new(&config.spool_dir).await?;
         let tree = Tree::read(&config.spool_dir).await;
@@ -190,6 +195,8 @@ impl Engine {
             tree,
             roots,
             trees,
+            heaps,
+            passed_heaps: BTreeMap::new(),
             looks: BTreeMap::new(),
             unsure: BTreeSet::new(),
             look_due: None,
@@ -369,6 +376,7 @@ impl Engine {
             Followed::Changed(next) => self.announce(next),
             Followed::Rewritten(next, why) => {
                 self.rewritten(&next, &why).await?;
+                self.note_own_rewrite(live.get(&relation.oid));
                 self.announce(next)
             }
         };

@@ -17,7 +17,14 @@ fn live(attnum: u32, name: &str, type_oid: u32, type_name: &str) -> LiveColumn {
 }
 
 fn table(columns: Vec<LiveColumn>) -> LiveTable {
-    LiveTable { oid: 7, name: TableName::new("app", "t"), columns, identity: Identity::Key, is_root: false }
+    LiveTable {
+        oid: 7,
+        name: TableName::new("app", "t"),
+        columns,
+        identity: Identity::Key,
+        is_root: false,
+        heap: Default::default(),
+    }
 }
 
 fn types() -> HashMap<u32, TypeFacts> {

@@ -8,6 +8,7 @@ pub(super) mod publication;
 use super::{
     SourceConfig,
     catalog::{self, CapturedNames, LiveTable},
+    heaps::Heaps,
     slot,
     tree::{self, Trees},
     visibility,
@@ -54,6 +55,8 @@ pub(super) struct Prepared {
     pub(super) roots: BTreeSet<u32>,
     /// How their trees were when they were copied.
     pub(super) trees: Trees,
+    /// How the other tables were then.
+    pub(super) heaps: Heaps,
     /// The end of WAL now.
     pub(super) current: Lsn,
 }
@@ -179,7 +182,7 @@ async fn begin(
     identified: Identified,
     source: SourceId,
 ) -> Result<Prepared, Failure> {
-    let candidates = catalog::candidates(&session).await?;
+    let candidates = catalog::candidates(&session, &config.migration).await?;
     let names: Vec<_> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
     patterns.select(&names)?;
     let wanted = catalog::wanted(&candidates, patterns);
@@ -192,11 +195,14 @@ async fn begin(
         tree::check(&root.name, &members, patterns)?;
         trees.copied(root.oid, &members, 1).await?;
     }
+    let oids: Vec<u32> = wanted.iter().map(|candidate| candidate.oid).collect();
+    let before = catalog::live_tables(&session, &oids).await?;
+    let mut heaps = Heaps::read(&config.spool_dir, 0).await;
+    heaps.copied(before.into_values().map(|table| (table.oid, table.heap)).collect(), 1).await?;
     let failover = config.failover && server.version >= 170_000;
     let created = replication.create_slot(&slot, server.version, failover).await?;
     let visible = exported(&session, &created.snapshot).await?;
 
-    let oids: Vec<u32> = wanted.iter().map(|candidate| candidate.oid).collect();
     let live = catalog::live_tables(&session, &oids).await?;
     let types = catalog::column_types(&session, live.values()).await?;
     let text = config.text || needs_text(&live, &types);
@@ -236,6 +242,7 @@ async fn begin(
         captured,
         roots: roots(&live),
         trees,
+        heaps,
         current: identified.current,
     })
 }
@@ -270,6 +277,7 @@ async fn go_on(
     // What is visible may not be flushed yet: the chunks that are in the log saw at most this.
     let current = slot::end_of_wal(&session).await?;
     let trees = Trees::read(&config.spool_dir, resume.snapshot.generation).await?;
+    let heaps = Heaps::read(&config.spool_dir, resume.snapshot.generation).await;
     Ok(Prepared {
         version: server.version,
         session,
@@ -283,6 +291,7 @@ async fn go_on(
         captured,
         roots: roots(&live),
         trees,
+        heaps,
         current,
     })
 }

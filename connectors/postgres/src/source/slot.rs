@@ -13,6 +13,8 @@ pub(super) struct Slot {
     active_pid: Option<i32>,
     confirmed: Option<Lsn>,
     wal_status: Option<String>,
+    /// It is a standby's copy of its primary's slot: nobody may read from it before the standby is promoted.
+    mirrored: bool,
 }
 
 /// A slot's health.
@@ -24,8 +26,10 @@ pub(super) struct Health {
 }
 
 pub(super) async fn find(client: &Client, slot: &str) -> Result<Option<Slot>, Failure> {
-    let sql = "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn::text, wal_status \
-               FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
+    let sql = "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn::text, wal_status, \
+               pg_catalog.pg_is_in_recovery() \
+               AND COALESCE((pg_catalog.to_jsonb(s) ->> 'synced')::pg_catalog.bool, false) \
+               FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1";
     let row =
         client.query_opt(sql, &[&slot]).await.map_err(|error| failure(format!("looking for slot {slot}"), error))?;
     Ok(row.map(|row| Slot {
@@ -34,6 +38,7 @@ pub(super) async fn find(client: &Client, slot: &str) -> Result<Option<Slot>, Fa
         active_pid: row.get(2),
         confirmed: row.get::<_, Option<String>>(3).as_deref().and_then(Lsn::parse),
         wal_status: row.get(4),
+        mirrored: row.get(5),
     }))
 }
 
@@ -66,8 +71,15 @@ pub(super) async fn end_of_wal(client: &Client) -> Result<Lsn, Failure> {
 }
 
 impl Slot {
-    /// `Retry` while somebody streams from it: most often our own last session, which the server has not ended yet.
+    /// `Retry` while somebody streams from it: most often our own last session, which the server has not ended yet; and
+    /// on a standby that is not promoted yet.
     pub(super) fn check_free(&self, name: &str) -> Result<(), Failure> {
+        if self.mirrored {
+            return Err(Failure::retry(
+                format!("taking slot {name}"),
+                "this server is a standby, and the slot its copy of the primary's: it can be read once it is promoted",
+            ));
+        }
         match self.active_pid {
             None => Ok(()),
             Some(pid) => Err(Failure::retry(

@@ -13,10 +13,7 @@ const SHOP: &str = "CREATE SCHEMA app;
 
 async fn snapshot_and_stream(version: Version) {
     let Some(fixture) = Fixture::new(version, "basics", SHOP).await else { return };
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (mut source, mut log) = fixture.copied().await;
     let snapshot = log.count(|event| matches!(event, Event::Rows(_)));
     assert!(snapshot > 0);
 
@@ -60,10 +57,7 @@ async fn rows_and_changes_arrive_bit_for_bit_from_18() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resumed_source_goes_on_where_the_log_ends_and_copies_nothing_twice() {
     let Some(fixture) = Fixture::new(Version::V15, "resumed", SHOP).await else { return };
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (source, mut log) = fixture.copied().await;
     let rows = log.count(|event| matches!(event, Event::Rows(_)));
     drop(source);
     fixture.database.execute("UPDATE app.customers SET score = score + 1 WHERE id % 3 = 0").await;

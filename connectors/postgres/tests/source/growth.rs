@@ -16,10 +16,7 @@ const TREE: &str = "CREATE SCHEMA app;
 async fn new_tables_are_reported_and_taken_in_when_asked_for() {
     let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY); INSERT INTO app.t VALUES (1)";
     let Some(fixture) = Fixture::new(Version::V15, "added", sql).await else { return };
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (mut source, mut log) = fixture.copied().await;
     fixture
         .database
         .execute("CREATE TABLE app.later (id int PRIMARY KEY, a text); INSERT INTO app.later SELECT n, 'old' FROM generate_series(1, 100) n")
@@ -43,13 +40,38 @@ async fn new_tables_are_reported_and_taken_in_when_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_was_published_before_it_is_taken_in_needs_no_new_session() {
-    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY); INSERT INTO app.t VALUES (1)";
-    let Some(fixture) = Fixture::new(Version::V15, "published_before", sql).await else { return };
+async fn what_the_migration_made_in_the_same_database_is_no_new_table() {
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY); CREATE SCHEMA crossfade;
+        CREATE TABLE crossfade.objects (migration text, kind text, schema text, name text, part text);
+        CREATE TABLE app.mapping (id int PRIMARY KEY); CREATE TABLE app.new (id int PRIMARY KEY); CREATE TABLE app.theirs (id int PRIMARY KEY)";
+    let Some(fixture) = Fixture::new(Version::V15, "own_tables", sql).await else { return };
+    let config = fixture.config(&["app.*"]);
+    let note = format!(
+        "INSERT INTO crossfade.objects SELECT m, k, 'app', n, '' FROM (VALUES ('{}', 'mapping', 'mapping'),
+         ('{0}', 'table', 'new'), ('{0}', 'shape', 't'), ('another', 'table', 'theirs')) v (m, k, n)",
+        config.migration
+    );
+    fixture.database.execute(&note).await;
     let mut log = Log::default();
     let mut source = fixture.source();
     open(&mut source, &mut log).await;
+    fixture.database.execute("INSERT INTO app.mapping VALUES (1); INSERT INTO app.theirs VALUES (1)").await;
     ingest_all(&fixture, &mut source, &mut log).await;
+    assert!(source.health().await.unwrap().uncaptured_tables.is_empty());
+    let captured: Vec<String> = log.resume().schemas.iter().map(|schema| schema.name.to_string()).collect();
+    assert_eq!(captured, ["app.t", "app.theirs"]);
+    let made = fixture
+        .database
+        .value("SELECT count(*)::text FROM pg_publication_tables WHERE tablename IN ('mapping', 'new')")
+        .await;
+    assert_eq!(made.as_deref(), Some("0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_published_before_it_is_taken_in_needs_no_new_session() {
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY); INSERT INTO app.t VALUES (1)";
+    let Some(fixture) = Fixture::new(Version::V15, "published_before", sql).await else { return };
+    let (mut source, mut log) = fixture.copied().await;
     let publication = fixture.config(&["app.*"]).object_name();
     fixture
         .database
@@ -128,10 +150,7 @@ async fn a_lock_on_a_new_table_delays_its_capture_and_nothing_else() {
     let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY); INSERT INTO app.t VALUES (1)";
     for version in [Version::V15, Version::V18] {
         let Some(fixture) = Fixture::new(version, "added_locked", sql).await else { return };
-        let mut log = Log::default();
-        let mut source = fixture.source();
-        open(&mut source, &mut log).await;
-        ingest_all(&fixture, &mut source, &mut log).await;
+        let (mut source, mut log) = fixture.copied().await;
         fixture.database.execute("CREATE TABLE app.later (id int PRIMARY KEY); INSERT INTO app.later VALUES (7)").await;
         let locking = fixture.database.connect().await;
         locking.batch_execute("BEGIN; LOCK TABLE app.later IN ACCESS EXCLUSIVE MODE").await.unwrap();

@@ -45,10 +45,7 @@ async fn an_added_table_is_not_copied_while_a_transaction_from_before_its_public
         CREATE TABLE public.seen (n int)";
     for version in Version::ALL {
         let Some(fixture) = Fixture::new(version, "added_open", sql).await else { return };
-        let mut log = Log::default();
-        let mut source = fixture.source();
-        open(&mut source, &mut log).await;
-        ingest_all(&fixture, &mut source, &mut log).await;
+        let (mut source, mut log) = fixture.copied().await;
         fixture
             .database
             .execute("CREATE TABLE app.later (id int PRIMARY KEY, a text); INSERT INTO app.later VALUES (1, 'old')")

@@ -10,10 +10,7 @@ const TABLE: &str = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY);
 
 async fn ingested(name: &str) -> Option<(Fixture, Log)> {
     let fixture = Fixture::new(Version::V15, name, TABLE).await?;
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (source, log) = fixture.copied().await;
     // The server ends the session when it notices; the slot is free then.
     drop(source);
     let slot = fixture.config(&["app.*"]).object_name();
@@ -140,10 +137,7 @@ async fn own_writes_do_not_come_back_with_and_without_an_origin() {
     let Some(fixture) = Fixture::new(Version::V15, "own_writes", TABLE).await else { return };
     let config = fixture.config(&["app.*"]);
     let (origin, migration) = (config.object_name(), config.migration.clone());
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (mut source, mut log) = fixture.copied().await;
     fixture
         .database
         .execute(&format!(

@@ -11,10 +11,7 @@ async fn a_streamed_transaction_comes_in_parts_and_leaves_no_file() {
     for version in [Version::V15, Version::V18] {
         let Some(fixture) = Fixture::new(version, "large", TABLE).await else { return };
         fixture.database.execute("INSERT INTO app.t SELECT n, n, 'before' FROM generate_series(1, 1000) n").await;
-        let mut log = Log::default();
-        let mut source = fixture.source();
-        open(&mut source, &mut log).await;
-        ingest_all(&fixture, &mut source, &mut log).await;
+        let (mut source, mut log) = fixture.copied().await;
         assert_eq!(log.parts, 0);
         fixture
             .database
@@ -27,7 +24,7 @@ async fn a_streamed_transaction_comes_in_parts_and_leaves_no_file() {
         ingest_all(&fixture, &mut source, &mut log).await;
         assert!(log.parts > 20, "{} parts on {version}", log.parts);
         assert_eq!(log.count(|event| matches!(event, Event::Began(_))), 1);
-        assert!(is_empty(&fixture.folder.path().join("spool")));
+        assert!(keeps_no_transaction(&fixture.folder.path().join("spool")));
         let stamps: Vec<_> = log.events.iter().map(|stamped| stamped.position).collect();
         assert!(stamps.is_sorted(), "positions are in order");
     }
@@ -64,10 +61,7 @@ async fn what_a_savepoint_rolled_back_is_in_no_log_however_large() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_was_cut_off_in_the_middle_comes_again_as_a_whole() {
     let Some(fixture) = Fixture::new(Version::V15, "cut_off", TABLE).await else { return };
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (mut source, mut log) = fixture.copied().await;
     fixture.database.execute("INSERT INTO app.t SELECT n, n, repeat('y', 300) FROM generate_series(1, 300000) n").await;
     let before = log.parts;
     while log.parts < before + 5 {

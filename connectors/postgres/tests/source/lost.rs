@@ -39,10 +39,7 @@ async fn a_slot_whose_wal_the_server_has_removed_is_lost() {
         let settings = Settings::new().set("max_slot_wal_keep_size", "1MB").set("max_wal_size", "32MB");
         let settings = settings.set("min_wal_size", "32MB").set("wal_keep_size", "0");
         let Some(fixture) = fixture(version, settings).await else { return };
-        let mut log = Log::default();
-        let mut source = fixture.source();
-        open(&mut source, &mut log).await;
-        ingest_all(&fixture, &mut source, &mut log).await;
+        let (mut source, mut log) = fixture.copied().await;
         assert!(source.health().await.unwrap().status.is_some());
         drop(source);
         let lost = "SELECT 1 FROM pg_replication_slots WHERE wal_status = 'lost'";
@@ -74,10 +71,7 @@ fn recover(data: &Path) {
 async fn a_server_put_back_from_a_backup_is_lost_on_its_old_timeline_and_on_a_new_one() {
     for version in [Version::V15, Version::V18] {
         let Some(fixture) = fixture(version, Settings::new()).await else { return };
-        let mut log = Log::default();
-        let mut source = fixture.source();
-        open(&mut source, &mut log).await;
-        ingest_all(&fixture, &mut source, &mut log).await;
+        let (source, mut log) = fixture.copied().await;
         drop(source);
         let (server, data) = (fixture.server, fixture.server.folder().join("data"));
         let backup = server.folder().join("backup");
@@ -109,10 +103,7 @@ async fn a_server_put_back_from_a_backup_is_lost_on_its_old_timeline_and_on_a_ne
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_was_promoted_after_our_position_is_gone_on_with() {
     let Some(fixture) = fixture(Version::V15, Settings::new()).await else { return };
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (source, mut log) = fixture.copied().await;
     drop(source);
     fixture.database.execute("INSERT INTO app.t VALUES (7, 'before')").await;
     fixture.server.stop();

@@ -61,10 +61,7 @@ async fn types_that_cannot_travel_in_binary_form_make_the_whole_stream_text() {
         CREATE TABLE app.t (id int PRIMARY KEY, ms app.mood[], p app.pair, r regclass, acl aclitem[], ch char(4), b bool);
         INSERT INTO app.t VALUES (1, '{a,b}', '(1,a)', 'app.t', '{postgres=r/postgres}', 'x', true), (2, NULL, '(,)', NULL, NULL, NULL, NULL)";
     let Some(fixture) = Fixture::new(Version::V15, "text_types", sql).await else { return };
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (mut source, mut log) = fixture.copied().await;
     fixture.database.execute("INSERT INTO app.t SELECT id + 10, ms, p, r, acl, ch, b FROM app.t").await;
     ingest_all(&fixture, &mut source, &mut log).await;
     assert!(log.schema("app.t").columns.iter().all(|column| column.type_.format == Format::PgText));
@@ -77,10 +74,7 @@ async fn types_of_extensions_arrive_bit_for_bit_known_or_not() {
         INSERT INTO app.t VALUES ('Ä', 'a=>1, \"b c\"=>NULL', 'top.a.b', '*.a.*', '(1,2),(3,4.5)', '978-0-393-04002-9', '{a=>1}', '{a.b,c}'),
         ('b', '', '', NULL, '(0)', NULL, NULL, '{}')";
     let Some(fixture) = Fixture::new(Version::V15, "extension_types", sql).await else { return };
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (mut source, mut log) = fixture.copied().await;
     fixture
         .database
         .execute(
@@ -96,10 +90,7 @@ async fn types_of_extensions_arrive_bit_for_bit_known_or_not() {
 async fn a_column_that_needs_text_turns_a_running_stream_to_text() {
     let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY); INSERT INTO app.t VALUES (1)";
     let Some(fixture) = Fixture::new(Version::V15, "turns_text", sql).await else { return };
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (mut source, mut log) = fixture.copied().await;
     fixture.database.execute("ALTER TABLE app.t ADD r regclass; INSERT INTO app.t VALUES (2, 'app.t')").await;
     let failure = loop {
         match source.next().await {
@@ -147,10 +138,7 @@ async fn added_renamed_and_dropped_columns_are_followed() {
         INSERT INTO app.t SELECT n, n, 'b' || n, 'c' FROM generate_series(1, 50) n";
     for version in [Version::V15, Version::V18] {
         let Some(fixture) = Fixture::new(version, "ddl", sql).await else { return };
-        let mut log = Log::default();
-        let mut source = fixture.source();
-        open(&mut source, &mut log).await;
-        ingest_all(&fixture, &mut source, &mut log).await;
+        let (mut source, mut log) = fixture.copied().await;
         for ddl in [
             "ALTER TABLE app.t ADD d text DEFAULT 'it''s', ADD e timestamptz DEFAULT now(), ADD f int",
             "ALTER TABLE app.t RENAME a TO renamed",
@@ -171,10 +159,7 @@ async fn added_renamed_and_dropped_columns_are_followed() {
 async fn ddl_inside_a_large_transaction_is_followed() {
     let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, a int)";
     let Some(fixture) = Fixture::new(Version::V15, "ddl_large", sql).await else { return };
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (mut source, mut log) = fixture.copied().await;
     fixture
         .database
         .execute(
@@ -191,10 +176,7 @@ async fn a_retyped_table_is_copied_again_within_the_stream_or_stops_it() {
     let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, a int); CREATE TABLE app.other (id int PRIMARY KEY);
         INSERT INTO app.t SELECT n, n FROM generate_series(1, 2000) n";
     let Some(fixture) = Fixture::new(Version::V15, "retyped", sql).await else { return };
-    let mut log = Log::default();
-    let mut source = fixture.source();
-    open(&mut source, &mut log).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
+    let (mut source, mut log) = fixture.copied().await;
     fixture
         .database
         .execute("ALTER TABLE app.t ALTER a TYPE text USING 'was ' || a; INSERT INTO app.t VALUES (9999, 'new'); INSERT INTO app.other VALUES (1)")
@@ -300,10 +282,7 @@ async fn a_table_that_is_changed_and_then_left_alone_is_followed_all_the_same() 
         INSERT INTO app.t SELECT n, n FROM generate_series(1, 200) n; INSERT INTO app.u SELECT * FROM app.t";
     for version in [Version::V15, Version::V18] {
         let Some(fixture) = Fixture::new(version, "left_alone", sql).await else { return };
-        let mut log = Log::default();
-        let mut source = fixture.source();
-        open(&mut source, &mut log).await;
-        ingest_all(&fixture, &mut source, &mut log).await;
+        let (mut source, mut log) = fixture.copied().await;
         fixture
             .database
             .execute("ALTER TABLE app.t ALTER a TYPE text USING 'was ' || a; ALTER TABLE app.u ADD b text DEFAULT 'x'")
@@ -348,10 +327,7 @@ async fn changes_from_before_a_column_was_replaced_do_not_reach_the_one_that_rep
         INSERT INTO app.t SELECT n, n, 'old' FROM generate_series(1, 20) n";
     for version in [Version::V15, Version::V18] {
         let Some(fixture) = Fixture::new(version, "replaced", sql).await else { return };
-        let mut log = Log::default();
-        let mut source = fixture.source();
-        open(&mut source, &mut log).await;
-        ingest_all(&fixture, &mut source, &mut log).await;
+        let (source, mut log) = fixture.copied().await;
         drop(source);
         // Nobody reads: when the stream comes to the first of these the catalog has the second column already.
         for sql in [
@@ -373,4 +349,66 @@ async fn changes_from_before_a_column_was_replaced_do_not_reach_the_one_that_rep
         fixture.database.execute("UPDATE app.t SET a = 'later' WHERE id = 5").await;
         ingest_all(&fixture, &mut source, &mut log).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_were_computed_anew_are_copied_again_whatever_became_of_the_type() {
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, a int, v varchar(9), x text, k int NOT NULL);
+        INSERT INTO app.t SELECT n, n, 'v', 'x', n FROM generate_series(1, 200) n; CREATE TABLE app.u (LIKE app.t INCLUDING ALL);
+        INSERT INTO app.u SELECT * FROM app.t";
+    // What computes values anew, and what was done to another table without changing a value.
+    let steps = [
+        ("ALTER TABLE app.t ALTER a TYPE int USING a * 2", "VACUUM FULL app.u"),
+        ("ALTER TABLE app.t ALTER v TYPE varchar(20) USING upper(v)", "ALTER TABLE app.u ALTER v TYPE varchar(30)"),
+        ("ALTER TABLE app.t ALTER x TYPE varchar USING x || '!'", "CLUSTER app.u USING u_pkey"),
+        (
+            "ALTER TABLE app.t ALTER a TYPE int USING -a; UPDATE app.t SET k = 7 WHERE id = 3",
+            "ALTER TABLE app.u ALTER k DROP NOT NULL",
+        ),
+    ];
+    for version in Version::ALL {
+        let Some(fixture) = Fixture::new(version, "computed_anew", sql).await else { return };
+        let (mut source, mut log) = fixture.copied().await;
+        for (number, (anew, harmless)) in steps.into_iter().enumerate() {
+            // Every other time nobody runs meanwhile.
+            if number % 2 == 1 {
+                drop(std::mem::replace(&mut source, fixture.source()));
+            }
+            fixture.database.execute(harmless).await;
+            fixture.database.execute(anew).await;
+            if number % 2 == 1 {
+                open(&mut source, &mut log).await;
+            }
+            let ended = |event: &Event| matches!(event, Event::BackfillEnded { .. });
+            take_until(&mut source, &mut log, anew, async |log: &Log| log.count(ended) == number + 2).await;
+            ingest_all(&fixture, &mut source, &mut log).await;
+        }
+        let other = log.schema("app.u").id;
+        let copied =
+            |event: &Event| matches!(event, Event::BackfillBegan(backfill) if backfill.tables.contains(&other));
+        assert_eq!(log.count(copied), 1, "{version}: the other table's values are what they were");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_are_computed_anew_where_the_spec_says_so_stop_the_source() {
+    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, a int); INSERT INTO app.t VALUES (1, 1)";
+    let Some(fixture) = Fixture::new(Version::V15, "computed_stop", sql).await else { return };
+    let mut config = fixture.config(&["app.*"]);
+    config.on_rewrite = OnRewrite::Stop;
+    let mut source = PostgresSource::new(config).unwrap();
+    let mut log = Log::default();
+    open(&mut source, &mut log).await;
+    ingest_all(&fixture, &mut source, &mut log).await;
+    fixture.database.execute("ALTER TABLE app.t ALTER a TYPE int USING a * 2").await;
+    let failure = loop {
+        match source.next().await {
+            Ok(batch) => batch.into_iter().for_each(|batch| log.append(batch)),
+            Err(failure) => break failure,
+        }
+    };
+    assert!(
+        matches!(failure.verdict, Verdict::Halt { .. }) && failure.to_string().contains("computed anew"),
+        "{failure}"
+    );
 }

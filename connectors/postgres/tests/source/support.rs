@@ -45,6 +45,14 @@ impl Fixture {
         PostgresSource::new(self.config(&["app.*"])).unwrap()
     }
 
+    /// A source that has copied everything, and what it gave.
+    pub(crate) async fn copied(&self) -> (PostgresSource, Log) {
+        let (mut source, mut log) = (self.source(), Log::default());
+        open(&mut source, &mut log).await;
+        ingest_all(self, &mut source, &mut log).await;
+        (source, log)
+    }
+
     pub(crate) async fn here(&self) -> u64 {
         let text = self.database.value("SELECT pg_current_wal_lsn() - '0/0'").await.unwrap();
         text.parse().unwrap()
@@ -485,6 +493,9 @@ pub(crate) async fn ingest_all(fixture: &Fixture, source: &mut PostgresSource, l
     replica
 }
 
-pub(crate) fn is_empty(folder: &Path) -> bool {
-    std::fs::read_dir(folder).unwrap().all(|entry| entry.unwrap().file_name() == "making-slot")
+/// Whether no transaction is kept in a spool folder, only notes.
+pub(crate) fn keeps_no_transaction(folder: &Path) -> bool {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .all(|entry| ["making-slot", "heaps"].map(Into::into).contains(&entry.unwrap().file_name()))
 }

@@ -117,7 +117,7 @@ fn table(connection: &Connection, name: &str, sequences: &mut Vec<SequenceDef>) 
                 column: carried.cloned().unwrap_or_else(|| crossfade_event::Column {
                     name: column.name.as_str().into(),
                     type_: crossfade_event::ColumnType {
-                        name: column.declared.as_str().into(),
+                        name: column.travels_as().into(),
                         native_id: 0,
                         logical: crossfade_event::Logical::Dynamic,
                         format: crossfade_event::Format::Tagged,

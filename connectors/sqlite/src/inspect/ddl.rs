@@ -1,6 +1,8 @@
 //! Reads what SQLite keeps only as SQL text: the elements and the predicate of an index, the checks and the
 //! generated columns of a table. A tokenizer and no more: expressions are carried as they are written.
 
+use crate::client::quoted;
+
 /// A piece of SQL: where it stands in the text, and what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Token<'a> {
@@ -132,6 +134,57 @@ pub(crate) fn index(sql: &str) -> IndexText {
     IndexText { elements, predicate, tail }
 }
 
+/// The places of the words behind the first parenthesis that may be columns: neither calls nor strings.
+fn column_words<'a>(sql: &'a str) -> impl Iterator<Item = Token<'a>> {
+    let tokens = tokens(sql);
+    let open = tokens.iter().position(|token| token.text == "(").unwrap_or(tokens.len());
+    let is_call = |at: usize| tokens.get(at + 1).is_some_and(|next| next.text == "(");
+    let words: Vec<Token<'a>> = (open..tokens.len())
+        .filter(|at| !is_call(*at))
+        .filter_map(|at| tokens.get(at).copied())
+        .filter(|token| !token.text.starts_with('\''))
+        .collect();
+    words.into_iter()
+}
+
+/// Whether a `CREATE INDEX` speaks of a column.
+pub(crate) fn names_column(sql: &str, column: &str) -> bool {
+    column_words(sql).any(|token| unquoted(token.text).eq_ignore_ascii_case(column))
+}
+
+/// A `CREATE INDEX` over columns that have other names now: pairs of the old one and the new one.
+pub(crate) fn with_columns_renamed(sql: &str, renamed: &[(&str, &str)]) -> String {
+    let mut out = String::with_capacity(sql.len());
+    let mut end = 0;
+    for token in column_words(sql) {
+        let word = unquoted(token.text);
+        let Some((_, new)) = renamed.iter().find(|(old, _)| old.eq_ignore_ascii_case(&word)) else { continue };
+        out.push_str(sql.get(end..token.start).unwrap_or_default());
+        out.push_str(&quoted(new));
+        end = token.end();
+    }
+    out.push_str(sql.get(end..).unwrap_or_default());
+    out
+}
+
+/// The columns that the last INSERT of a trigger takes from a row, by their names; the constants before them are left
+/// out. `None` where it is no such statement.
+pub(crate) fn recorded_columns(trigger: &str) -> Option<Vec<String>> {
+    let tokens = tokens(trigger);
+    let insert = tokens.iter().rposition(|token| token.is("INSERT"))?;
+    let open = insert + tokens.get(insert..)?.iter().position(|token| token.text == "(")?;
+    let values = closing(&tokens, open)? + 1;
+    let list = if tokens.get(values)?.is("SELECT") {
+        let from = tokens.get(values..)?.iter().position(|token| token.is("FROM"))?;
+        tokens.get(values + 1..values + from)?
+    } else {
+        tokens.get(values + 2..closing(&tokens, values + 1)?)?
+    };
+    let is_column = |piece: &&[Token<'_>]| piece.len() > 1;
+    let names = split(list).into_iter().filter(is_column).filter_map(<[Token<'_>]>::last);
+    Some(names.map(|token| unquoted(token.text)).collect())
+}
+
 /// An element without the ASC or DESC at its end.
 pub(crate) fn without_order(element: &str) -> &str {
     match tokens(element).last() {
@@ -244,6 +297,26 @@ mod tests {
         assert_eq!(read.elements, ["lower(\"e,mail\") COLLATE NOCASE DESC", "b"]);
         assert_eq!(without_order(&read.elements[0]), "lower(\"e,mail\") COLLATE NOCASE");
         assert_eq!(read.predicate.as_deref(), Some("c <> 'x)'"));
+    }
+
+    #[test]
+    fn an_index_follows_the_names_of_its_columns() {
+        let sql = "CREATE INDEX \"a\" ON \"b\" (a DESC, lower(\"B\"), c COLLATE NOCASE) WHERE a <> 'a' AND a(c) > 0";
+        assert_eq!(
+            with_columns_renamed(sql, &[("a", "b"), ("b", "a")]),
+            "CREATE INDEX \"a\" ON \"b\" (\"b\" DESC, lower(\"a\"), c COLLATE NOCASE) WHERE \"b\" <> 'a' AND a(c) > 0"
+        );
+        assert!(names_column(sql, "C") && !names_column(sql, "lower"));
+    }
+
+    #[test]
+    fn a_trigger_tells_what_it_records() {
+        let select = "CREATE TRIGGER t AFTER INSERT ON \"x\" BEGIN INSERT INTO \"ch\"(tbl, op, c0) SELECT DISTINCT 1, 3, c0 FROM r; \
+                      INSERT INTO \"ch\"(tbl, op, c0, c1) SELECT 1, CASE WHEN 1 THEN 5 ELSE 2 END, \"x\".\"a,\"\"(\", \"x\".\"from\" FROM \"x\"; END";
+        let values = "CREATE TRIGGER t AFTER INSERT ON x BEGIN INSERT INTO ch(tbl, op, c0, c1) VALUES (1, 1, NEW.\"b\", NEW.\"a\"); END";
+        assert_eq!(recorded_columns(values), Some(vec!["b".to_owned(), "a".to_owned()]));
+        let columns = recorded_columns(select).unwrap();
+        assert_eq!(columns.get(columns.len() - 2..).unwrap(), ["a,\"(", "from"]);
     }
 
     #[test]

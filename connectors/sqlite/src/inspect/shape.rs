@@ -35,6 +35,14 @@ impl Affinity {
     }
 }
 
+impl Affinity {
+    /// Whether a column that converts like this leaves alone what was converted like `other`.
+    pub(crate) fn keeps(self, other: Self) -> bool {
+        let whole = |affinity| matches!(affinity, Self::Integer | Self::Numeric);
+        self == Self::Blob || self == other || (whole(self) && whole(other))
+    }
+}
+
 /// A column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ColumnShape {
@@ -46,6 +54,14 @@ pub(crate) struct ColumnShape {
     pub(crate) primary: u16,
     pub(crate) generated: bool,
     pub(crate) affinity: Affinity,
+}
+
+impl ColumnShape {
+    /// The declared type for a column of a plain table that converts nothing else: `ANY` means another thing there.
+    pub(crate) fn travels_as(&self) -> &str {
+        let any_of_strict = self.affinity == Affinity::Blob && self.declared.eq_ignore_ascii_case("ANY");
+        if any_of_strict { "BLOB" } else { &self.declared }
+    }
 }
 
 /// One element of an index.
@@ -181,6 +197,17 @@ impl TableShape {
             .unwrap_or_default()
     }
 
+    /// Whether no two rows share these columns.
+    pub(crate) fn is_unique(&self, columns: &[&str]) -> bool {
+        let mut rowid = self.rowid_column().map(|column| vec![column.name.as_str()]).into_iter();
+        let plain = self.indexes.iter().filter(|index| index.unique && !index.partial && index.is_plain());
+        let mut of_indexes = plain.map(|index| index.parts.iter().filter_map(|part| part.column.as_deref()).collect());
+        let is_it = |parts: Vec<&str>| {
+            parts.len() == columns.len() && columns.iter().all(|one| parts.iter().any(|p| p.eq_ignore_ascii_case(one)))
+        };
+        rowid.any(is_it) || of_indexes.any(is_it)
+    }
+
     /// The collation by which the key's index compares a key column.
     pub(crate) fn key_collation(&self, name: &str) -> String {
         self.indexes
@@ -195,9 +222,14 @@ impl TableShape {
             .map_or_else(|| "BINARY".to_owned(), |part| part.collation.clone())
     }
 
-    /// The shape as it travels with rows. Column numbers are kept from `before` where a column is the same one:
-    /// found by its name, or at its old place under a new name.
-    pub(crate) fn schema(&self, id: TableId, version: SchemaVersion, before: Option<&TableSchema>) -> TableSchema {
+    /// The shape as it travels with rows. Column numbers are kept from a shape before, with the names that its columns
+    /// have now.
+    pub(crate) fn schema(
+        &self,
+        id: TableId,
+        version: SchemaVersion,
+        before: Option<(&TableSchema, &[String])>,
+    ) -> TableSchema {
         let key = self.key();
         let numbers = self.numbers(before);
         let columns: Vec<Column> = self
@@ -208,7 +240,7 @@ impl TableShape {
                 Column {
                     name: column.name.as_str().into(),
                     type_: ColumnType {
-                        name: column.declared.as_str().into(),
+                        name: column.travels_as().into(),
                         native_id: 0,
                         logical: Logical::Dynamic,
                         format: Format::Tagged,
@@ -224,22 +256,13 @@ impl TableShape {
         TableSchema { id, version, name: TableName::new("main", self.name.as_str()), columns, identity, native_id: 0 }
     }
 
-    fn numbers(&self, before: Option<&TableSchema>) -> Vec<u32> {
-        let Some(before) = before else { return (1..=self.carried().count() as u32).collect() };
+    fn numbers(&self, before: Option<(&TableSchema, &[String])>) -> Vec<u32> {
+        let Some((before, names_now)) = before else { return (1..=self.carried().count() as u32).collect() };
         let mut next = before.columns.iter().map(|column| column.native_id).max().unwrap_or(0);
-        let has = |name: &str| self.carried().any(|column| column.name == name);
-        let same_count = self.carried().count() >= before.columns.len();
         self.carried()
-            .enumerate()
-            .map(|(place, column)| {
-                let by_name = before.columns.iter().find(|old| *old.name == column.name);
-                let by_place = || {
-                    before
-                        .columns
-                        .get(place)
-                        .filter(|old| same_count && !has(&old.name) && *old.type_.name == column.declared)
-                };
-                by_name.or_else(by_place).map_or_else(
+            .map(|column| {
+                let place = names_now.iter().position(|name| name.eq_ignore_ascii_case(&column.name));
+                place.and_then(|place| before.columns.get(place)).map_or_else(
                     || {
                         next += 1;
                         next
@@ -381,9 +404,28 @@ mod tests {
         let after = shape("CREATE TABLE t (id INTEGER PRIMARY KEY, b TEXT, c)").schema(
             TableId(1),
             SchemaVersion(2),
-            Some(&before),
+            Some((&before, &["id".to_owned(), "b".to_owned()])),
         );
         assert_eq!(after.columns.iter().map(|column| column.native_id).collect::<Vec<_>>(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn columns_that_exchange_their_names_keep_their_numbers() {
+        let before = shape("CREATE TABLE t (id INTEGER PRIMARY KEY, a TEXT, b TEXT)");
+        let before = before.schema(TableId(1), SchemaVersion(1), None);
+        let after = shape("CREATE TABLE t (id INTEGER PRIMARY KEY, b TEXT, A TEXT)");
+        let names_now = ["id", "b", "A"].map(str::to_owned);
+        let after = after.schema(TableId(1), SchemaVersion(2), Some((&before, &names_now)));
+        assert_eq!(after.columns.iter().map(|column| column.native_id).collect::<Vec<_>>(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn any_of_a_strict_table_converts_nothing_in_a_plain_one() {
+        let strict = shape("CREATE TABLE t (id INTEGER PRIMARY KEY, x ANY) STRICT");
+        let schema = strict.schema(TableId(1), SchemaVersion(1), None);
+        assert_eq!(Affinity::of(&schema.columns[1].type_.name, false), Affinity::Blob);
+        let plain = shape("CREATE TABLE t (id INTEGER PRIMARY KEY, x ANY)").schema(TableId(1), SchemaVersion(1), None);
+        assert_eq!(Affinity::of(&plain.columns[1].type_.name, false), Affinity::Numeric);
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! What comes after a load (indexes, references, counters), and what follows a change of the source's schema.
+//! What comes after a load: indexes, references, counters.
 
 use super::{own, table, table::Table, writer::Writer};
 use crate::{
-    client::{exists, failure, is_rejection, literal, quoted},
+    client::{exists, failure, is_rejection, literal},
     codec::{bound_key, push_read},
-    inspect::shape::TableShape,
+    inspect::ddl,
 };
-use crossfade_connector::{Failure, Progress, Stage, TargetTable, WriteMode};
-use crossfade_event::{Cut, Key, Row, RowBuilder, TableId, catalog::Dialect};
+use crossfade_connector::{Failure, Progress, Stage};
+use crossfade_event::{Cut, Key, Row, RowBuilder, TableId};
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -100,6 +100,30 @@ impl Writer {
         Ok(())
     }
 
+    /// What waits for a table's columns follows them: under their new names, and no more where one of them is gone.
+    pub(super) fn pending_follows(
+        &mut self,
+        table: &str,
+        dropped: &[&str],
+        renamed: &[(&str, &str)],
+    ) -> Result<(), Failure> {
+        let doing = |error| failure("following a change of the schema", error);
+        let connection = self.connection()?;
+        for (name, detail) in own::noted(connection, &self.migration, PENDING).map_err(doing)? {
+            let Ok(mut waits) = serde_json::from_str::<Waits>(&detail) else { continue };
+            if waits.table != table || waits.sql.is_empty() {
+                continue;
+            }
+            if dropped.iter().any(|column| ddl::names_column(&waits.sql, column)) {
+                own::forget(connection, &self.migration, PENDING, &name).map_err(doing)?;
+            } else {
+                waits.sql = ddl::with_columns_renamed(&waits.sql, renamed);
+                note_pending(connection, &self.migration, &name, &waits).map_err(doing)?;
+            }
+        }
+        self.load_pending()
+    }
+
     /// Makes what waited, as far as the stream has come (`None`: all of it). What cannot be made yet, for values are
     /// still doubled, is tried again later and seldom: it costs a pass over the table.
     pub(super) fn make_pending(&mut self, progress: Option<&Progress>) -> Result<(), Failure> {
@@ -150,12 +174,7 @@ impl Writer {
                 Err(error) => return Err(doing(error)),
             }
         }
-        connection
-            .execute(
-                "DELETE FROM _crossfade_objects WHERE migration = ?1 AND kind = ?2 AND name = ?3",
-                (&self.migration, PENDING, name),
-            )
-            .map_err(doing)?;
+        own::forget(connection, &self.migration, PENDING, name).map_err(doing)?;
         Ok(true)
     }
 
@@ -169,96 +188,6 @@ impl Writer {
             for statement in table::counters(&table.target, &self.support) {
                 connection.execute_batch(&statement).map_err(doing)?;
             }
-        }
-        Ok(())
-    }
-
-    /// Follows a change of a table's shape, as a part of the open transaction.
-    pub(super) fn alter(&mut self, before: &TargetTable, after: &TargetTable) -> Result<(), Failure> {
-        let doing = || format!("following the change of {}", before.schema.name);
-        let ours = self.tables.get(&before.schema.id).is_none_or(|table| table.ours);
-        if before.schema.name != after.schema.name {
-            return Err(Failure::halt(
-                doing(),
-                "the table has another name now",
-                "rename it back, or begin a new migration",
-            ));
-        }
-        if ours && after.mode == WriteMode::Table {
-            let outside = !self.open;
-            if outside {
-                self.connection()?.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(doing(), error))?;
-                self.open = true;
-            }
-            let altered = self.alter_in(before, after);
-            if altered.is_err() {
-                self.abandon();
-            }
-            altered?;
-            if outside {
-                self.connection()?.execute_batch("COMMIT").map_err(|error| failure(doing(), error))?;
-                self.open = false;
-            }
-        }
-        if !ours {
-            self.check_columns(after)?;
-        }
-        let table = Table::new(after.clone(), ours);
-        self.tables.remove(&before.schema.id);
-        self.tables.insert(table.id(), table);
-        Ok(())
-    }
-
-    /// A table that somebody else made is theirs to change.
-    fn check_columns(&self, after: &TargetTable) -> Result<(), Failure> {
-        let name = &*after.schema.name.name;
-        let doing = format!("following the change of {name}");
-        let shape = TableShape::read(self.connection()?, name).map_err(|error| failure(&doing, error))?;
-        let has = |column: &str| {
-            shape.iter().flat_map(|shape| &shape.columns).any(|have| have.name.eq_ignore_ascii_case(column))
-        };
-        match after.schema.columns.iter().find(|column| !has(&column.name)) {
-            None => Ok(()),
-            Some(column) => Err(Failure::halt(
-                doing,
-                format!("the table in the target, which somebody else made, has no column {}", column.name),
-                format!("ALTER TABLE {} ADD COLUMN {} {}", quoted(name), quoted(&column.name), column.type_.name),
-            )),
-        }
-    }
-
-    fn alter_in(&self, before: &TargetTable, after: &TargetTable) -> Result<(), Failure> {
-        let connection = self.connection()?;
-        let name = &*before.schema.name.name;
-        let table = quoted(name);
-        let doing = || format!("following the change of {name}");
-        let shape = TableShape::read(connection, name).map_err(|error| failure(doing(), error))?;
-        let has = |column: &str| shape.iter().flat_map(|shape| &shape.columns).any(|have| have.name == column);
-        let run = |sql: String| connection.execute_batch(&sql).map_err(|error| failure(doing(), error));
-        for old in &before.schema.columns {
-            let new = after.schema.columns.iter().find(|new| new.native_id == old.native_id);
-            match new {
-                None if has(&old.name) => run(format!("ALTER TABLE {table} DROP COLUMN {}", quoted(&old.name)))?,
-                Some(new) if new.name != old.name && has(&old.name) && !has(&new.name) => {
-                    run(format!("ALTER TABLE {table} RENAME COLUMN {} TO {}", quoted(&old.name), quoted(&new.name)))?;
-                }
-                _ => {}
-            }
-        }
-        for new in &after.schema.columns {
-            let known = before.schema.columns.iter().any(|old| old.native_id == new.native_id);
-            if known || has(&new.name) {
-                continue;
-            }
-            let own_words = self.support.dialect == Dialect::Sqlite;
-            let default = new.default.as_deref().and_then(|default| table::default_words(default, own_words));
-            let default_sql = default.as_ref().map(|default| format!(" DEFAULT {default}")).unwrap_or_default();
-            let not_null = if !new.nullable && default.is_some() { " NOT NULL" } else { "" };
-            run(format!(
-                "ALTER TABLE {table} ADD COLUMN {} {}{not_null}{default_sql}",
-                quoted(&new.name),
-                new.type_.name
-            ))?;
         }
         Ok(())
     }

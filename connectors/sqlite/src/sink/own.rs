@@ -15,9 +15,9 @@ pub(super) const MAKE: [&str; 4] = [
      id INTEGER PRIMARY KEY AUTOINCREMENT, migration TEXT NOT NULL, log_offset INTEGER NOT NULL, \
      ordinal INTEGER NOT NULL, tbl INTEGER NOT NULL, table_name TEXT NOT NULL, key BLOB, key_hash TEXT NOT NULL, \
      kind TEXT NOT NULL, refused INTEGER NOT NULL, reason TEXT NOT NULL, op TEXT NOT NULL, source_tbl INTEGER NOT NULL, \
-     schema_version INTEGER NOT NULL, old BLOB, new BLOB, at TEXT NOT NULL)",
+     schema_version INTEGER NOT NULL, old BLOB, new BLOB, at TEXT NOT NULL, layout TEXT)",
     "CREATE TABLE IF NOT EXISTS _crossfade_undo ( \
-     migration TEXT NOT NULL, table_name TEXT NOT NULL, key BLOB NOT NULL, before BLOB, wrote BLOB, \
+     migration TEXT NOT NULL, table_name TEXT NOT NULL, key BLOB NOT NULL, before BLOB, wrote BLOB, columns TEXT, \
      PRIMARY KEY (migration, table_name, key)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS _crossfade_objects ( \
      migration TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, detail TEXT NOT NULL, \
@@ -26,7 +26,17 @@ pub(super) const MAKE: [&str; 4] = [
 
 /// Makes them.
 pub(super) fn make(connection: &Connection) -> rusqlite::Result<()> {
-    MAKE.iter().try_for_each(|statement| connection.execute_batch(statement))
+    MAKE.iter().try_for_each(|statement| connection.execute_batch(statement))?;
+    // A file of an earlier release.
+    for (table, column) in [("_crossfade_quarantine", "layout"), ("_crossfade_undo", "columns")] {
+        let known = connection
+            .prepare_cached("SELECT 1 FROM pragma_table_info(?1) WHERE name = ?2")?
+            .exists([table, column])?;
+        if !known {
+            connection.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} TEXT"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether they are there.
@@ -97,6 +107,37 @@ pub(super) fn note(
     connection
         .prepare_cached("INSERT OR REPLACE INTO _crossfade_objects VALUES (?1, ?2, ?3, ?4)")?
         .execute((migration, kind, name, detail))
+        .map(|_| ())
+}
+
+/// The name of the note of a kind that says this; it is made where there is none.
+pub(super) fn note_once(
+    connection: &Connection,
+    migration: &str,
+    kind: &str,
+    of: &str,
+    detail: &str,
+) -> rusqlite::Result<String> {
+    let known = connection
+        .prepare_cached("SELECT name FROM _crossfade_objects WHERE migration = ?1 AND kind = ?2 AND detail = ?3")?
+        .query_row((migration, kind, detail), |row| row.get(0))
+        .optional()?;
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let count: i64 = connection
+        .prepare_cached("SELECT count(*) FROM _crossfade_objects WHERE migration = ?1 AND kind = ?2")?
+        .query_row((migration, kind), |row| row.get(0))?;
+    let name = format!("{of} {}", count + 1);
+    note(connection, migration, kind, &name, detail)?;
+    Ok(name)
+}
+
+/// Takes such a note away.
+pub(super) fn forget(connection: &Connection, migration: &str, kind: &str, name: &str) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("DELETE FROM _crossfade_objects WHERE migration = ?1 AND kind = ?2 AND name = ?3")?
+        .execute((migration, kind, name))
         .map(|_| ())
 }
 

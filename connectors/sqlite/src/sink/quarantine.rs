@@ -1,16 +1,24 @@
 //! The quarantine: changes that could not be applied, and those that wait behind them.
 
 use super::{
+    OnError,
     apply::{Fault, keys_of},
+    layout,
     table::Table,
     writer::Writer,
 };
 use crate::client::failure;
 use bytes::Bytes;
 use crossfade_connector::{Applied, Failure, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Rejection};
-use crossfade_event::{Cell, Change, Identity, Key, Op, Row, RowBuilder, SchemaVersion, TableId, TableName, Version};
+use crossfade_event::{
+    Cell, Change, Identity, Key, Op, Row, RowBuilder, SchemaVersion, TableId, TableName, TableSchema, Version,
+    catalog::Dialect,
+};
 use rusqlite::Connection;
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 /// All keys of which a change is in quarantine.
 pub(super) fn held_keys(connection: &Connection, migration: &str) -> rusqlite::Result<HashMap<TableId, HashSet<Key>>> {
@@ -35,6 +43,9 @@ impl Writer {
         by_transform: bool,
         applied: &mut Applied,
     ) -> Result<(), Failure> {
+        if self.on_error == OnError::Stop {
+            return Err(self.stopped(rejection, by_transform));
+        }
         if self.healing {
             applied.rejected.push(rejection);
             return Ok(());
@@ -51,6 +62,17 @@ impl Writer {
         }
         applied.rejected.push(rejection);
         Ok(())
+    }
+
+    /// The failure that a refused change is where the migration is to stop.
+    fn stopped(&self, rejection: Rejection, by_transform: bool) -> Failure {
+        let name = self.table(rejection.table).map_or_else(|_| String::new(), |table| table.schema.name.to_string());
+        let doing = if by_transform { "transforming a change of" } else { "writing" };
+        Failure::halt(
+            format!("{doing} {name} (log offset {})", rejection.at.offset),
+            rejection.reason,
+            "Change the spec or what the target demands of the row, or set on_error = \"quarantine\"",
+        )
     }
 
     /// Puts a change on record behind another one.
@@ -102,7 +124,9 @@ impl Writer {
         Ok(None)
     }
 
-    fn record(&self, rejection: &Rejection, kind: &str, by_transform: bool) -> Result<i64, Failure> {
+    fn record(&mut self, rejection: &Rejection, kind: &str, by_transform: bool) -> Result<i64, Failure> {
+        // What the transforms refused is in the source's layout, and is never written from here.
+        let layout = if by_transform { None } else { Some(self.note_layout(rejection.table)?) };
         let table = self.table(rejection.table)?;
         let connection = self.connection()?;
         let change = &rejection.change;
@@ -117,8 +141,8 @@ impl Writer {
             connection
                 .prepare_cached(
                     "INSERT INTO _crossfade_quarantine (migration, log_offset, ordinal, tbl, table_name, key, key_hash, kind,
-                       refused, reason, op, source_tbl, schema_version, old, new, at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, strftime('%Y-%m-%dT%H:%M:%fZ'))",
+                       refused, reason, op, source_tbl, schema_version, old, new, layout, at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, strftime('%Y-%m-%dT%H:%M:%fZ'))",
                 )?
                 .insert(rusqlite::params![
                     self.migration,
@@ -136,13 +160,14 @@ impl Writer {
                     change.schema.0,
                     bytes(&change.old),
                     bytes(&change.new),
+                    layout,
                 ])
         };
         insert().map_err(|error| failure("recording a change in quarantine", error))
     }
 
     /// Holds another key of the same change across restarts.
-    fn record_place(&self, rejection: &Rejection, key: &Key) -> Result<(), Failure> {
+    fn record_place(&mut self, rejection: &Rejection, key: &Key) -> Result<(), Failure> {
         let place = Rejection {
             key: Some(key.clone()),
             reason: "its row was to take another key".to_owned(),
@@ -179,6 +204,8 @@ struct Record {
     refused: bool,
     at: Version,
     change: Change,
+    /// The columns that its images have; `None` for the table's own, in records of an earlier release.
+    layout: Option<Arc<TableSchema>>,
 }
 
 impl Writer {
@@ -222,9 +249,10 @@ impl Writer {
     fn records(&self) -> Result<Vec<Record>, Failure> {
         let doing = "reading the quarantine";
         let connection = self.connection()?;
+        let layouts = layout::noted(connection, &self.migration).map_err(|error| failure(doing, error))?;
         let mut statement = connection
             .prepare_cached(
-                "SELECT id, tbl, key, kind, refused, log_offset, ordinal, op, source_tbl, schema_version, old, new
+                "SELECT id, tbl, key, kind, refused, log_offset, ordinal, op, source_tbl, schema_version, old, new, layout
                  FROM _crossfade_quarantine WHERE migration = ?1 ORDER BY id",
             )
             .map_err(|error| failure(doing, error))?;
@@ -253,6 +281,13 @@ impl Writer {
                         },
                         old: image(10)?,
                         new: image(11)?,
+                    },
+                    layout: match row.get::<_, Option<String>>(12)? {
+                        Some(name) => {
+                            let missing = || rusqlite::Error::InvalidColumnName(format!("the layout {name}"));
+                            Some(layouts.get(&name).cloned().ok_or_else(missing)?)
+                        }
+                        None => None,
                     },
                 })
             })
@@ -308,9 +343,10 @@ impl Writer {
                     .collect();
                 let waits =
                     !meant.contains(&record.id) || record.refused || places.iter().any(|place| blocked.contains(place));
-                let waits = waits || writer.waits_for_parent(&record.change, &blocked)?;
+                let change = writer.laid_out(record)?;
+                let waits = waits || writer.waits_for_parent(&change, &blocked)?;
                 if !waits {
-                    match writer.write_change(&record.change) {
+                    match writer.write_change(&change) {
                         Ok(()) => {
                             writer.forget(record)?;
                             outcome.applied += 1;
@@ -325,6 +361,17 @@ impl Writer {
             }
             Ok(outcome)
         })
+    }
+
+    /// A change in the layout that its table has now.
+    fn laid_out(&self, record: &Record) -> Result<Change, Failure> {
+        match (&record.layout, self.tables.get(&record.table)) {
+            (Some(layout), Some(table)) if layout.columns != table.schema.columns => {
+                let own_words = self.support.dialect == Dialect::Sqlite;
+                layout::changed(self.connection()?, &record.change, layout, &table.schema, own_words)
+            }
+            _ => Ok(record.change.clone()),
+        }
     }
 
     fn waits_for_parent(&self, change: &Change, blocked: &HashSet<(TableId, Vec<u8>)>) -> Result<bool, Failure> {

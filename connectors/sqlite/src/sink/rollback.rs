@@ -8,7 +8,7 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    client::{failure, is_rejection, list, quoted},
+    client::{failure, is_rejection, list, of_table, quoted},
     codec::{Bound, bound_key, tagged},
 };
 use bytes::Bytes;
@@ -96,7 +96,7 @@ impl Writer {
                 let connection = writer.connection()?;
                 connection
                     .execute_batch(&format!("DROP TABLE IF EXISTS {}", quoted(&name)))
-                    .and_then(|()| forget_object(connection, &writer.migration, "table", &name))
+                    .and_then(|()| own::forget(connection, &writer.migration, "table", &name))
                     .map_err(|error| failure(format!("dropping {name}"), error))
             })?;
             report.dropped.push(name);
@@ -116,15 +116,6 @@ impl Writer {
 
 fn own_is_gone(connection: Option<&Connection>) -> bool {
     connection.is_some_and(|connection| own::are_there(connection).is_ok_and(|there| !there))
-}
-
-fn forget_object(connection: &Connection, migration: &str, kind: &str, name: &str) -> rusqlite::Result<()> {
-    connection
-        .execute(
-            "DELETE FROM _crossfade_objects WHERE migration = ?1 AND kind = ?2 AND name = ?3",
-            (migration, kind, name),
-        )
-        .map(|_| ())
 }
 
 /// Removes this migration's rows from our tables, and the tables once no migration has any.
@@ -176,16 +167,24 @@ fn restore(
         let untouched = now.is_none() && record.before.is_none();
         return Ok(if untouched { Restored::Same } else { Restored::LeftAlone(format!("{:016x}", key.hash64())) });
     }
-    let outcome = match (&record.before, &now) {
+    let before = match &record.before {
+        Some(before) => Some(
+            Row::parse(Bytes::copy_from_slice(before))
+                .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?,
+        ),
+        None => None,
+    };
+    let saved = before.as_ref().map(|before| saved(columns, record, before));
+    let outcome = match (saved, &now) {
         (None, None) => return Ok(Restored::Same),
         (None, Some(_)) => {
             let sql = format!("DELETE FROM {} WHERE {}", quoted(table.name()), undo::key_condition(table));
             super::apply::run(connection, &sql, key_values()?).map(|_| Restored::Removed)
         }
-        (Some(before), Some(_)) => {
-            update_back(connection, table, columns, before, key_values()?).map(|()| Restored::Back)
-        }
-        (Some(before), None) => insert_back(connection, table, columns, before).map(|()| Restored::Back),
+        (Some((saved, _)), Some(_)) => update_back(connection, table, saved, key_values()?).map(|()| Restored::Back),
+        // Its owner has dropped a column since in which the row had something.
+        (Some((_, false)), None) => return Ok(Restored::LeftAlone(format!("{:016x}", key.hash64()))),
+        (Some((saved, true)), None) => insert_back(connection, table, saved).map(|()| Restored::Back),
     };
     match outcome {
         // A row that somebody else wrote since stands in its way.
@@ -194,41 +193,40 @@ fn restore(
     }
 }
 
-/// The columns of a saved row with their values, in the order of `SELECT *`; generated ones cannot be written.
-fn saved<'a>(columns: &'a [(String, bool)], before: &'a Row) -> Vec<(&'a str, Bound<'a>)> {
-    columns
-        .iter()
-        .zip(before.cells())
-        .filter(|((_, generated), _)| !generated)
-        .map(|((name, _), cell)| {
-            let value = match cell {
-                Cell::Bytes(bytes) => tagged(bytes).map_or(Bound::NULL, Bound::Ref),
-                _ => Bound::NULL,
-            };
-            (name.as_str(), value)
-        })
-        .collect()
+/// A saved row: the columns that can be written with their values, and whether all that had one are still there.
+fn saved<'a>(columns: &'a [(String, bool)], record: &'a Record, before: &'a Row) -> (Vec<(&'a str, Bound<'a>)>, bool) {
+    let present: Vec<&str> = columns.iter().map(|(name, _)| name.as_str()).collect();
+    let names = record.columns.as_ref().map_or(present, |names| names.iter().map(String::as_str).collect());
+    let mut found = Vec::with_capacity(names.len());
+    let mut whole = before.len() <= names.len();
+    for (name, cell) in names.iter().zip(before.cells()) {
+        let value = match cell {
+            Cell::Bytes(bytes) => tagged(bytes).map_or(Bound::NULL, Bound::Ref),
+            _ => Bound::NULL,
+        };
+        match columns.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)) {
+            Some((_, true)) => {}
+            Some((have, false)) => found.push((have.as_str(), value)),
+            None => whole &= value == Bound::NULL,
+        }
+    }
+    (found, whole)
 }
 
 fn update_back(
     connection: &Connection,
     table: &Table,
-    columns: &[(String, bool)],
-    before: &[u8],
+    saved: Vec<(&str, Bound<'_>)>,
     key: Vec<Bound<'_>>,
 ) -> rusqlite::Result<()> {
-    let row = Row::parse(Bytes::copy_from_slice(before))
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     let written: Vec<&str> = table
         .written()
         .into_iter()
         .filter_map(|index| table.schema.columns.get(index))
         .map(|column| &*column.name)
         .collect();
-    let values: Vec<(&str, Bound<'_>)> = saved(columns, &row)
-        .into_iter()
-        .filter(|(name, _)| written.iter().any(|w| w.eq_ignore_ascii_case(name)))
-        .collect();
+    let values: Vec<(&str, Bound<'_>)> =
+        saved.into_iter().filter(|(name, _)| written.iter().any(|w| w.eq_ignore_ascii_case(name))).collect();
     let count = values.len();
     let set: Vec<String> =
         values.iter().enumerate().map(|(n, (name, _))| format!("{} = ?{}", quoted(name), n + 1)).collect();
@@ -237,21 +235,13 @@ fn update_back(
         .iter()
         .filter_map(|index| table.schema.columns.get(*index))
         .enumerate()
-        .map(|(n, column)| format!("{} = ?{}", quoted(&column.name), count + n + 1))
+        .map(|(n, column)| format!("{} = ?{}", of_table(table.name(), &column.name), count + n + 1))
         .collect();
     let sql = format!("UPDATE {} SET {} WHERE {}", quoted(table.name()), set.join(", "), keys.join(" AND "));
     super::apply::run(connection, &sql, values.into_iter().map(|(_, value)| value).chain(key)).map(|_| ())
 }
 
-fn insert_back(
-    connection: &Connection,
-    table: &Table,
-    columns: &[(String, bool)],
-    before: &[u8],
-) -> rusqlite::Result<()> {
-    let row = Row::parse(Bytes::copy_from_slice(before))
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    let values = saved(columns, &row);
+fn insert_back(connection: &Connection, table: &Table, values: Vec<(&str, Bound<'_>)>) -> rusqlite::Result<()> {
     let marks: Vec<String> = (1..=values.len()).map(|n| format!("?{n}")).collect();
     let names = list(values.iter().map(|(name, _)| name));
     let sql = format!("INSERT INTO {} ({names}) VALUES ({})", quoted(table.name()), marks.join(", "));

@@ -1,8 +1,11 @@
 //! One table of the target: its statements, and how it is made.
 
 use crate::{
-    client::{list, literal, quoted},
-    inspect::{ddl, shape::Affinity},
+    client::{list, literal, of_table, quoted},
+    inspect::{
+        ddl,
+        shape::{Affinity, TableShape},
+    },
 };
 use crossfade_connector::{TargetTable, WriteMode};
 use crossfade_event::{
@@ -81,7 +84,7 @@ impl Table {
             .iter()
             .enumerate()
             .map(|(n, column)| {
-                let (name, mark) = (quoted(&column.name), n + 1);
+                let (name, mark) = (of_table(self.name(), &column.name), n + 1);
                 match Affinity::of(&column.type_.name, false) {
                     Affinity::Blob => {
                         format!("({name} IS ?{mark} COLLATE BINARY AND typeof({name}) = typeof(?{mark}))")
@@ -109,9 +112,14 @@ fn by_key(schema: &TableSchema, key: &[usize], offset: usize) -> String {
     key.iter()
         .enumerate()
         .filter_map(|(n, index)| Some((n, schema.columns.get(*index)?)))
-        .map(|(n, column)| format!("{} = ?{}", quoted(&column.name), offset + n + 1))
+        .map(|(n, column)| format!("{} = ?{}", of_table(&schema.name.name, &column.name), offset + n + 1))
         .collect::<Vec<_>>()
         .join(" AND ")
+}
+
+fn read(schema: &TableSchema) -> String {
+    let columns = schema.columns.iter().map(|column| of_table(&schema.name.name, &column.name));
+    columns.collect::<Vec<_>>().join(", ")
 }
 
 fn statements(target: &TargetTable, key: &[usize]) -> Sql {
@@ -150,10 +158,49 @@ fn statements(target: &TargetTable, key: &[usize]) -> Sql {
         insert_new: plain,
         upsert,
         delete: format!("DELETE FROM {table} WHERE {}", by_key(schema, key, 0)),
-        select: format!("SELECT {names} FROM {table} WHERE {}", by_key(schema, key, 0)),
+        select: format!("SELECT {} FROM {table} WHERE {}", read(schema), by_key(schema, key, 0)),
         shadow,
         truncate: format!("DELETE FROM {table}"),
     }
+}
+
+/// What keeps a table that somebody else made from holding our rows as they are, and the remedy.
+pub(super) fn misfit(target: &TargetTable, shape: &TableShape) -> Option<(String, String)> {
+    let (schema, table) = (&target.schema, quoted(&target.schema.name.name));
+    let is_written = |index: usize| match &target.mode {
+        WriteMode::Columns { columns } => columns.contains(&index),
+        _ => true,
+    };
+    for (index, column) in schema.columns.iter().enumerate() {
+        let Some(have) = shape.columns.iter().find(|have| have.name.eq_ignore_ascii_case(&column.name)) else {
+            let remedy = format!("ALTER TABLE {table} ADD COLUMN {} {}", quoted(&column.name), column.type_.name);
+            return Some((format!("it has no column {}", column.name), remedy));
+        };
+        let wanted = Affinity::of(&column.type_.name, false);
+        if is_written(index) && !have.affinity.keeps(wanted) {
+            return Some((
+                format!("its column {} is declared {}, and SQLite would convert values", column.name, have.declared),
+                format!(
+                    "declare {} as {}, or give the target another name",
+                    column.name,
+                    shown_type(&column.type_.name)
+                ),
+            ));
+        }
+    }
+    let key: Vec<&str> =
+        schema.key_columns().into_iter().filter_map(|at| schema.columns.get(at)).map(|column| &*column.name).collect();
+    let finds_rows = matches!(target.mode, WriteMode::Columns { .. }) || shape.is_unique(&key);
+    (!finds_rows).then(|| {
+        (
+            format!("nothing keeps ({}) unique, by which our rows are found", key.join(", ")),
+            format!("CREATE UNIQUE INDEX {} ON {table} ({})", quoted(&format!("{}_key", schema.name.name)), list(&key)),
+        )
+    })
+}
+
+fn shown_type(declared: &str) -> &str {
+    if declared.is_empty() { "BLOB" } else { declared }
 }
 
 /// Whether a column compares by another collation than byte by byte.

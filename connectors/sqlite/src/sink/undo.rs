@@ -4,14 +4,17 @@
 //! columns we write have been left as. So undo puts back exactly what we changed, and sees where somebody else has
 //! changed it since. Both are in the same transaction as the write itself.
 
-use super::{apply::Fault, table::Table};
+use super::{apply::Fault, own, table::Table};
 use crate::{
-    client::{failure, quoted},
+    client::{failure, of_table, quoted},
     codec::{Bound, bound_key, put_cell},
 };
 use crossfade_connector::Failure;
 use crossfade_event::Key;
 use rusqlite::Connection;
+
+/// The kind of the notes that say which columns a saved row has.
+const COLUMNS: &str = "columns";
 
 /// Saves what is about to be overwritten, where that is somebody else's.
 pub(super) struct Keep<'a> {
@@ -67,15 +70,29 @@ impl<'a> Keep<'a> {
             return Ok(());
         }
         let before = self.read("*", key)?;
+        let columns = match before {
+            Some(_) => Some(self.columns().map_err(stop)?),
+            None => None,
+        };
         self.connection
             .prepare_cached(
-                "INSERT INTO _crossfade_undo (migration, table_name, key, before, wrote) VALUES (?1, ?2, ?3, ?4, NULL)",
+                "INSERT INTO _crossfade_undo (migration, table_name, key, before, wrote, columns)
+                 VALUES (?1, ?2, ?3, ?4, NULL, ?5)",
             )
             .and_then(|mut statement| {
-                statement.execute((self.migration, self.table.name(), key.as_bytes().as_ref(), before))
+                statement.execute((self.migration, self.table.name(), key.as_bytes().as_ref(), before, columns))
             })
             .map(|_| ())
             .map_err(stop)
+    }
+
+    /// The note of the columns that the table has now: its owner may change them before the row is put back.
+    fn columns(&self) -> rusqlite::Result<String> {
+        let columns = all_columns(self.connection, self.table.name())?;
+        let names: Vec<&str> = columns.iter().map(|(name, _)| name.as_str()).collect();
+        let text =
+            serde_json::to_string(&names).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        own::note_once(self.connection, self.migration, COLUMNS, self.table.name(), &text)
     }
 
     fn note(&self, key: &Key, written: bool) -> Result<(), Fault> {
@@ -112,13 +129,16 @@ impl<'a> Keep<'a> {
 }
 
 pub(super) fn written_columns(table: &Table) -> String {
-    let columns = table.written();
-    crate::client::list(columns.iter().filter_map(|index| table.schema.columns.get(*index)).map(|column| &column.name))
+    let columns = table.written().into_iter().filter_map(|index| table.schema.columns.get(index));
+    columns.map(|column| of_table(table.name(), &column.name)).collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn key_condition(table: &Table) -> String {
     let columns = table.key.iter().filter_map(|index| table.schema.columns.get(*index)).enumerate();
-    columns.map(|(n, column)| format!("{} = ?{}", quoted(&column.name), n + 1)).collect::<Vec<_>>().join(" AND ")
+    columns
+        .map(|(n, column)| format!("{} = ?{}", of_table(table.name(), &column.name), n + 1))
+        .collect::<Vec<_>>()
+        .join(" AND ")
 }
 
 /// The one row that a statement finds, as bytes in the layout of [`crossfade_event::Row`].
@@ -146,8 +166,8 @@ pub(super) fn image<'a>(
 pub(super) fn truncate(connection: &Connection, migration: &str, table: &Table) -> Result<(), Failure> {
     let doing = format!("emptying {}", table.name());
     let keep = Keep::new(connection, migration, table);
-    let names =
-        crate::client::list(table.key.iter().filter_map(|index| table.schema.columns.get(*index)).map(|c| &c.name));
+    let key = table.key.iter().filter_map(|index| table.schema.columns.get(*index));
+    let names = key.map(|column| of_table(table.name(), &column.name)).collect::<Vec<_>>().join(", ");
     let sql = format!("SELECT {names} FROM {} LIMIT 1000", quoted(table.name()));
     loop {
         let keys = keys(connection, table, &sql).map_err(|error| failure(&doing, error))?;
@@ -187,6 +207,8 @@ pub(super) struct Record {
     pub(super) key: Vec<u8>,
     pub(super) before: Option<Vec<u8>>,
     pub(super) wrote: Option<Vec<u8>>,
+    /// The names of the columns in `before`; `None` in records of an earlier release, which has the present ones.
+    pub(super) columns: Option<Vec<String>>,
 }
 
 /// Some records of a table.
@@ -198,11 +220,18 @@ pub(super) fn records(
     after: &[u8],
 ) -> rusqlite::Result<Vec<Record>> {
     let mut statement = connection.prepare_cached(
-        "SELECT key, before, wrote FROM _crossfade_undo WHERE migration = ?1 AND table_name = ?2 AND key > ?3 ORDER BY key LIMIT ?4",
+        "SELECT u.key, u.before, u.wrote, o.detail FROM _crossfade_undo u
+         LEFT JOIN _crossfade_objects o ON o.migration = u.migration AND o.kind = ?5 AND o.name = u.columns
+         WHERE u.migration = ?1 AND u.table_name = ?2 AND u.key > ?3 ORDER BY u.key LIMIT ?4",
     )?;
+    let names = |text: String| {
+        serde_json::from_str(&text)
+            .map_err(|error| rusqlite::Error::FromSqlConversionFailure(3, rusqlite::types::Type::Text, error.into()))
+    };
     statement
-        .query_map((migration, table, after, limit), |row| {
-            Ok(Record { key: row.get(0)?, before: row.get(1)?, wrote: row.get(2)? })
+        .query_map((migration, table, after, limit, COLUMNS), |row| {
+            let columns = row.get::<_, Option<String>>(3)?.map(names).transpose()?;
+            Ok(Record { key: row.get(0)?, before: row.get(1)?, wrote: row.get(2)?, columns })
         })?
         .collect()
 }

@@ -1,6 +1,6 @@
 //! The writer: one connection on one thread, and the transaction that is open on it.
 
-use super::{finish::Waits, mapping::MAPPING, own, table, table::Table};
+use super::{OnError, alter::SHAPE, finish::Waits, mapping::MAPPING, own, table, table::Table};
 use crate::{
     Config,
     client::{Access, exists, failure, open, quoted, shown},
@@ -11,7 +11,7 @@ use crossfade_event::{
     Change, Identity, Key, TableId, Version,
     catalog::{Catalog, Dialect},
 };
-use rusqlite::Connection;
+use rusqlite::{Connection, config::DbConfig};
 use std::{
     collections::{HashMap, HashSet},
     time::{Duration, Instant},
@@ -36,6 +36,9 @@ pub(super) struct Writer {
     pub(super) held: HashMap<TableId, HashSet<Key>>,
     /// Changes of the open source transaction that wait for a unique value to become free.
     pub(super) deferred: Vec<(Version, Change)>,
+    /// The notes of the layouts in which changes go to quarantine.
+    pub(super) layouts: HashMap<TableId, String>,
+    pub(super) on_error: OnError,
     /// Indexes and checks that wait for the stream, when to try them next, and how long to pause after a failure.
     pub(super) pending: Vec<(String, Waits)>,
     pub(super) pending_at: Instant,
@@ -43,7 +46,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(config: Config, migration: String) -> Self {
+    pub(super) fn new(config: Config, migration: String, on_error: OnError) -> Self {
         let support = Catalog {
             dialect: Dialect::Sqlite,
             tables: Vec::new(),
@@ -63,6 +66,8 @@ impl Writer {
             healing: false,
             held: HashMap::new(),
             deferred: Vec::new(),
+            layouts: HashMap::new(),
+            on_error,
             pending: Vec::new(),
             pending_at: Instant::now(),
             pending_pause: Duration::ZERO,
@@ -88,6 +93,7 @@ impl Writer {
     /// Nothing of the open transaction stays.
     pub(super) fn abandon(&mut self) {
         self.deferred.clear();
+        self.layouts.clear();
         if !std::mem::take(&mut self.open) {
             return;
         }
@@ -114,7 +120,7 @@ impl Writer {
             if !self.config.path.is_file() {
                 return Ok(None);
             }
-            self.connection = Some(open(&self.config, Access::Existing)?);
+            self.connection = Some(open_target(&self.config, Access::Existing)?);
         }
         Ok(self.connection.as_ref())
     }
@@ -143,7 +149,7 @@ impl Writer {
         let doing = format!("preparing {}", shown(&self.config.path));
         let fresh = !self.config.path.is_file();
         if self.connection.is_none() {
-            self.connection = Some(open(&self.config, Access::Create)?);
+            self.connection = Some(open_target(&self.config, Access::Create)?);
         }
         let connection = self.connection()?;
         settle(connection, fresh).map_err(|error| failure(&doing, error))?;
@@ -216,7 +222,7 @@ impl Writer {
         Ok(applied)
     }
 
-    fn check_fence(&self) -> Result<(), Failure> {
+    pub(super) fn check_fence(&self) -> Result<(), Failure> {
         let epoch =
             own::epoch(self.connection()?, &self.migration).map_err(|error| failure("reading the epoch", error))?;
         if epoch == Some(self.epoch) { Ok(()) } else { Err(fenced(&self.migration)) }
@@ -230,6 +236,15 @@ fn fenced(migration: &str) -> Failure {
         "a later run has taken the target over (its epoch is higher than ours, or its record is gone)",
         "Let the later run do the work; this one must not write any more",
     )
+}
+
+/// Triggers of others may run on this connection, and may hold texts in double quotes. What we read ourselves is named
+/// with its table.
+fn open_target(config: &Config, access: Access) -> Result<Connection, Failure> {
+    let connection = open(config, access)?;
+    let set = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, true);
+    set.map_err(|error| failure(format!("opening {}", shown(&config.path)), error))?;
+    Ok(connection)
 }
 
 fn settle(connection: &Connection, fresh: bool) -> rusqlite::Result<()> {
@@ -284,7 +299,9 @@ fn make(connection: &Connection, migration: &str, wanted: &TargetTable, support:
     }
     let doing = || format!("making the table {name}");
     connection.execute_batch(&table::create(wanted, support)).map_err(|error| failure(doing(), error))?;
-    own::note(connection, migration, "table", name, "").map_err(|error| failure(doing(), error))?;
+    own::note(connection, migration, "table", name, "")
+        .and_then(|()| own::forget(connection, migration, SHAPE, name))
+        .map_err(|error| failure(doing(), error))?;
     if wanted.mode == WriteMode::InsertOnce {
         own::note(connection, migration, MAPPING, name, "").map_err(|error| failure(doing(), error))?;
     }
@@ -330,17 +347,8 @@ fn adopt(
             format!("rename {name}, so that it is made anew"),
         ));
     }
-    if let Some(column) = wanted
-        .schema
-        .columns
-        .iter()
-        .find(|column| !shape.columns.iter().any(|have| have.name.eq_ignore_ascii_case(&column.name)))
-    {
-        return Err(Failure::refused(
-            doing(),
-            format!("the table exists, but has no column {}", column.name),
-            format!("ALTER TABLE {} ADD COLUMN {} {}", quoted(name), quoted(&column.name), column.type_.name),
-        ));
+    if let Some((problem, remedy)) = table::misfit(wanted, &shape) {
+        return Err(Failure::refused(doing(), format!("the table exists, but {problem}"), remedy));
     }
     own::note(connection, migration, "existing", name, "").map_err(read)?;
     Ok(Table::new(wanted.clone(), false))

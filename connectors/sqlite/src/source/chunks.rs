@@ -9,40 +9,47 @@ use crate::{
     codec::{Bound, put_cell, tagged},
     inspect::shape::TableShape,
 };
-use crossfade_event::Identity;
+use crossfade_event::{Identity, TableSchema};
 use rusqlite::{Connection, params_from_iter, types::ValueRef};
 use std::fmt::Write;
 
 /// A table is never cut into more chunks than this.
 const CHUNKS_MAX: u64 = 1000;
 
-/// How the rows of a table are walked.
+/// How the rows of a table are walked. The columns are named by whoever walks, for they may be renamed on the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Walk {
-    /// By the rowid, under this name.
-    Rowid(String),
+    /// By the rowid, which is the key.
+    Rowid,
     /// By the key's columns, each with its collation.
-    Key(Vec<(String, String)>),
+    Key(Vec<String>),
     /// All at once.
     Whole,
 }
 
 impl Walk {
-    pub(super) fn of(shape: &TableShape, identity: Identity) -> Self {
-        let key = shape.key();
-        match (shape.rowid_column(), identity) {
-            (_, Identity::FullRow | Identity::InsertOnly) => Self::Whole,
-            (Some(column), _) if key == [column.name.as_str()] => Self::Rowid(column.name.clone()),
-            _ => Self::Key(key.iter().map(|name| ((*name).to_owned(), shape.key_collation(name))).collect()),
+    /// `None` where the table's key is not the schema's.
+    pub(super) fn of(shape: &TableShape, schema: &TableSchema) -> Option<Self> {
+        if schema.identity != Identity::Key {
+            return Some(Self::Whole);
         }
+        let key = shape.key();
+        if key.len() != schema.key_columns().len() {
+            return None;
+        }
+        Some(match shape.rowid_column() {
+            Some(column) if key == [column.name.as_str()] => Self::Rowid,
+            _ => Self::Key(key.iter().map(|name| shape.key_collation(name)).collect()),
+        })
     }
 
-    /// The columns that order the rows, as SQL.
-    pub(super) fn order(&self) -> Vec<String> {
+    /// What orders the rows, as SQL: the key's columns by their names.
+    pub(super) fn order(&self, names: &[String]) -> Vec<String> {
         match self {
-            Self::Rowid(name) => vec![quoted(name)],
-            Self::Key(columns) => columns
+            Self::Rowid => names.iter().map(|name| quoted(name)).collect(),
+            Self::Key(collations) => names
                 .iter()
+                .zip(collations)
                 .map(|(name, collation)| format!("{} COLLATE {}", quoted(name), quoted(collation)))
                 .collect(),
             Self::Whole => Vec::new(),
@@ -85,19 +92,17 @@ pub(super) fn key_ends(
     connection: &Connection,
     table: &str,
     walk: &Walk,
+    names: &[String],
     chunk_rows: u64,
 ) -> rusqlite::Result<Vec<String>> {
-    let order = walk.order().join(", ");
+    let order = walk.order(names).join(", ");
     let mut ends: Vec<String> = Vec::new();
     let mut after: Option<Edge> = None;
-    let names = match walk {
-        Walk::Key(columns) => list(columns.iter().map(|(name, _)| name)),
-        _ => return Ok(ends),
-    };
+    let columns = list(names);
     while (ends.len() as u64) < CHUNKS_MAX - 1 {
-        let (condition, values) = range(walk, after.as_ref(), None);
+        let (condition, values) = range(walk, names, after.as_ref(), None);
         let sql = format!(
-            "SELECT {names} FROM {}{condition} ORDER BY {order} LIMIT 1 OFFSET {}",
+            "SELECT {columns} FROM {}{condition} ORDER BY {order} LIMIT 1 OFFSET {}",
             quoted(table),
             chunk_rows.max(1) - 1
         );
@@ -113,8 +118,13 @@ pub(super) fn key_ends(
 }
 
 /// The condition for rows after one key and up to another, with its values.
-pub(super) fn range<'a>(walk: &Walk, after: Option<&'a Edge>, upto: Option<&'a Edge>) -> (String, Vec<Bound<'a>>) {
-    let order = walk.order();
+pub(super) fn range<'a>(
+    walk: &Walk,
+    names: &[String],
+    after: Option<&'a Edge>,
+    upto: Option<&'a Edge>,
+) -> (String, Vec<Bound<'a>>) {
+    let order = walk.order(names);
     let tuple = |parts: Vec<String>| if parts.len() == 1 { parts.join("") } else { format!("({})", parts.join(", ")) };
     let mut values = Vec::new();
     let mut terms = Vec::new();

@@ -2,11 +2,12 @@
 //!
 //! A table with a key is read in the key's order, page by page, each page in a short read of its own: what changes
 //! meanwhile is in the stream, for the triggers were there before the first page. A table without a key must be seen
-//! at one moment, so it is one chunk and one long read.
+//! at one moment, so it is one chunk and one long read. Columns may get other names between two pages: they are asked
+//! for whenever the schema has changed.
 
 use super::{
     chunks::{Edge, Walk, decode, edge, key_ends, range, rowid_ends},
-    install::{Captured, Install},
+    install::{Captured, Install, other_key, unrecorded},
     stream::{Bounds, Sender, position},
 };
 use crate::{
@@ -36,7 +37,7 @@ const PAGE_BYTES_ROLLBACK: usize = 1 << 20;
 struct Table {
     schema: Arc<TableSchema>,
     walk: Walk,
-    /// Places of the walk's columns among the cells.
+    /// Places of the key's columns among the cells.
     places: Vec<usize>,
     left: AtomicUsize,
 }
@@ -71,6 +72,13 @@ struct Work {
 /// Nobody listens any more.
 struct Gone;
 
+/// Why a table is read no further.
+enum Ended {
+    Gone,
+    /// The triggers are missing.
+    Unrecorded,
+}
+
 impl Copy {
     /// Plans what has no plan, and copies what is missing on so many threads. Blocks until all is handed over.
     pub(super) fn run(self, tables: Vec<(Captured, TableSnapshot)>, workers: usize) {
@@ -101,8 +109,8 @@ impl Copy {
         let tables_left = AtomicUsize::new(left.len());
         for (captured, state) in left {
             let schema = captured.schema.clone();
-            let walk = Walk::of(&captured.shape, schema.identity);
-            let places = places(&schema, &walk);
+            let walk = Walk::of(&captured.shape, &schema).ok_or_else(|| other_key(&schema))?;
+            let places = if walk == Walk::Whole { Vec::new() } else { schema.key_columns() };
             // A copy that must be one read is begun again as a whole, and says so.
             let begins = state.chunks.is_empty() || walk == Walk::Whole;
             let chunks = if begins { self.cut(&connection, &schema, &walk)? } else { state.chunks };
@@ -144,14 +152,24 @@ impl Copy {
         self.sender.blocking_send(Ok(Batch { events, upto: None, whole: true })).map_err(|_| Gone)
     }
 
+    fn unrecorded(&self, schema: &TableSchema) -> Failure {
+        unrecorded(schema, &self.install.names.trigger(schema.id.0, "ai"))
+    }
+
     fn cut(&self, connection: &Connection, schema: &TableSchema, walk: &Walk) -> Result<Vec<ChunkPlan>, Failure> {
         let doing = || format!("cutting {} into chunks", schema.name);
-        let ends = match walk {
-            Walk::Whole => Ok(Vec::new()),
-            Walk::Rowid(name) => rowid_ends(connection, &schema.name.name, name, self.chunk_rows),
-            Walk::Key(_) => key_ends(connection, &schema.name.name, walk, self.chunk_rows),
-        }
-        .map_err(|error| failure(doing(), error))?;
+        let cut = || -> rusqlite::Result<Option<Vec<String>>> {
+            let snapshot = connection.unchecked_transaction()?;
+            let Some(names) = self.install.names_now(&snapshot, schema)? else { return Ok(None) };
+            let key = named(&names, &schema.key_columns());
+            match (walk, key.as_slice()) {
+                (Walk::Whole, _) => Ok(Vec::new()),
+                (Walk::Rowid, [name]) => rowid_ends(&snapshot, &schema.name.name, name, self.chunk_rows),
+                _ => key_ends(&snapshot, &schema.name.name, walk, &key, self.chunk_rows),
+            }
+            .map(Some)
+        };
+        let ends = cut().map_err(|error| failure(doing(), error))?.ok_or_else(|| self.unrecorded(schema))?;
         let mut from = String::new();
         let mut chunks = Vec::with_capacity(ends.len() + 1);
         for end in ends.into_iter().chain([String::new()]) {
@@ -162,13 +180,8 @@ impl Copy {
     }
 }
 
-fn places(schema: &TableSchema, walk: &Walk) -> Vec<usize> {
-    let names: Vec<&str> = match walk {
-        Walk::Rowid(name) => vec![name],
-        Walk::Key(columns) => columns.iter().map(|(name, _)| &**name).collect(),
-        Walk::Whole => Vec::new(),
-    };
-    names.into_iter().filter_map(|name| schema.column_index(name)).collect()
+fn named(names: &[String], places: &[usize]) -> Vec<String> {
+    places.iter().filter_map(|place| names.get(*place)).cloned().collect()
 }
 
 impl Work {
@@ -196,12 +209,14 @@ impl Work {
         if job.table.walk == Walk::Whole {
             match reader.whole().map_err(|error| failure(doing(), error))? {
                 Ok(seen) => visible = Some(seen),
-                Err(gone) => return Ok(Err(gone)),
+                Err(Ended::Gone) => return Ok(Err(Gone)),
+                Err(Ended::Unrecorded) => return Err(self.copy.unrecorded(&job.table.schema)),
             }
         } else {
             loop {
                 match reader.page(after.as_ref(), to.as_ref()).map_err(|error| failure(doing(), error))? {
-                    Err(gone) => return Ok(Err(gone)),
+                    Err(Ended::Gone) => return Ok(Err(Gone)),
+                    Err(Ended::Unrecorded) => return Err(self.copy.unrecorded(&job.table.schema)),
                     Ok(None) => break,
                     Ok(last) => after = last,
                 }
@@ -237,7 +252,9 @@ struct Reader<'a> {
     copy: &'a Copy,
     job: &'a Job,
     page_bytes: usize,
-    columns: String,
+    /// The file's schema under which the columns have these names.
+    schema: Option<i64>,
+    names: Vec<String>,
     block: Vec<u8>,
     block_rows: u32,
     events: Vec<Event>,
@@ -247,13 +264,13 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(connection: &'a Connection, copy: &'a Copy, job: &'a Job, page_bytes: usize) -> Self {
-        let columns = list(job.table.schema.columns.iter().map(|column| &column.name));
         Self {
             connection,
             copy,
             job,
             page_bytes,
-            columns,
+            schema: None,
+            names: Vec::new(),
             block: Vec::with_capacity(BLOCK_BYTES + 4096),
             block_rows: 0,
             events: Vec::new(),
@@ -262,14 +279,37 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Learns the names of the columns, where the open snapshot has another schema than the one before. False where
+    /// nothing records the table any more.
+    fn learn_names(&mut self) -> rusqlite::Result<bool> {
+        let schema = self
+            .connection
+            .prepare_cached("SELECT schema_version FROM pragma_schema_version")?
+            .query_row([], |row| row.get(0))?;
+        if self.schema == Some(schema) {
+            return Ok(true);
+        }
+        let Some(names) = self.copy.install.names_now(self.connection, &self.job.table.schema)? else {
+            return Ok(false);
+        };
+        (self.schema, self.names) = (Some(schema), names);
+        Ok(true)
+    }
+
     /// Reads a page; returns the key of its last row, or `None` at the end of the chunk.
-    fn page(&mut self, after: Option<&Edge>, upto: Option<&Edge>) -> rusqlite::Result<Result<Option<Edge>, Gone>> {
-        let (condition, values) = range(&self.job.table.walk, after, upto);
+    fn page(&mut self, after: Option<&Edge>, upto: Option<&Edge>) -> rusqlite::Result<Result<Option<Edge>, Ended>> {
+        let table = self.job.table.clone();
+        let snapshot = self.connection.unchecked_transaction()?;
+        if !self.learn_names()? {
+            return Ok(Err(Ended::Unrecorded));
+        }
+        let key = named(&self.names, &table.places);
+        let (condition, values) = range(&table.walk, &key, after, upto);
         let sql = format!(
             "SELECT {} FROM {}{condition} ORDER BY {}",
-            self.columns,
-            quoted(&self.job.table.schema.name.name),
-            self.job.table.walk.order().join(", ")
+            list(&self.names),
+            quoted(&table.schema.name.name),
+            table.walk.order(&key).join(", ")
         );
         let mut statement = self.connection.prepare_cached(&sql)?;
         let count = statement.column_count();
@@ -283,30 +323,36 @@ impl<'a> Reader<'a> {
                 full.push(self.batch());
             }
             if bytes >= self.page_bytes {
-                last = Some(edge(row, self.job.table.places.iter().copied())?);
+                last = Some(edge(row, table.places.iter().copied())?);
                 break;
             }
         }
         // The lock goes before anything is handed over: the log may be slow.
         drop(rows);
-        Ok(full.into_iter().try_for_each(|events| self.copy.send(events)).map(|()| last))
+        drop(statement);
+        snapshot.commit()?;
+        let sent = full.into_iter().try_for_each(|events| self.copy.send(events));
+        Ok(sent.map(|()| last).map_err(|Gone| Ended::Gone))
     }
 
     /// Reads the whole table at one moment, and says which moment.
-    fn whole(&mut self) -> rusqlite::Result<Result<Visibility, Gone>> {
+    fn whole(&mut self) -> rusqlite::Result<Result<Visibility, Ended>> {
         let install = &self.copy.install;
-        let seen = {
+        let (snapshot, seen) = {
             let mut bounds = self.copy.bounds.lock();
-            self.connection.execute_batch("BEGIN")?;
+            let snapshot = self.connection.unchecked_transaction()?;
             let sql = format!("SELECT max(seq) FROM {}", quoted(&install.names.changes()));
-            let seen: i64 = self.connection.query_row(&sql, [], |row| row.get(0))?;
+            let seen: i64 = snapshot.query_row(&sql, [], |row| row.get(0))?;
             bounds.insert(seen);
-            seen
+            (snapshot, seen)
         };
-        let read = self.read_all();
-        self.connection.execute_batch("COMMIT")?;
-        if read?.is_err() {
-            return Ok(Err(Gone));
+        if !self.learn_names()? {
+            return Ok(Err(Ended::Unrecorded));
+        }
+        let read = self.read_all()?;
+        snapshot.commit()?;
+        if read.is_err() {
+            return Ok(Err(Ended::Gone));
         }
         // On record before the log can say that the copy ended: after a restart the stream must stop there too.
         install.record_bound(self.connection, seen)?;
@@ -315,7 +361,7 @@ impl<'a> Reader<'a> {
     }
 
     fn read_all(&mut self) -> rusqlite::Result<Result<(), Gone>> {
-        let sql = format!("SELECT {} FROM {}", self.columns, quoted(&self.job.table.schema.name.name));
+        let sql = format!("SELECT {} FROM {}", list(&self.names), quoted(&self.job.table.schema.name.name));
         let mut statement = self.connection.prepare(&sql)?;
         let count = statement.column_count();
         let mut rows = statement.query([])?;

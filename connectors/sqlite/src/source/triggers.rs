@@ -11,8 +11,9 @@
 //!   (Without a key `NEW` and `OLD` are recorded, and ours are kept the newest, for SQLite runs the newest first.)
 //! * `REPLACE` removes rows that stand in the way of a unique index, without firing delete triggers (unless the
 //!   writer has set `recursive_triggers`). A `BEFORE` trigger notes the rows in the way in `_crossfade_removed_…`, and
-//!   the `AFTER` trigger records those that are indeed gone. Statements that only ignore or update leave notes that
-//!   the next change of the table throws away.
+//!   the `AFTER` trigger records those that are indeed gone. The others stay noted for a while: the trigger may stand
+//!   between (what `REPLACE` removes first may set off a cascade that changes other rows, before it removes the next).
+//!   Statements that only ignore or update leave notes that later changes of the table throw away.
 //! * Keys are compared byte by byte: `a` and `A` are two keys for us, even where a collation says they are one.
 
 use crate::{
@@ -38,6 +39,9 @@ pub(super) mod op {
     /// Nothing happened; counts from here.
     pub(crate) const ANCHOR: i64 = 8;
 }
+
+/// How many notes outlive a change of their table: more than one row can have rows in its way, and cascades can nest.
+const NOTES_KEPT: usize = 16;
 
 /// The names of what a migration makes in the source.
 #[derive(Debug, Clone)]
@@ -105,6 +109,10 @@ struct Recorder<'a> {
     names: &'a Names,
     number: u32,
     shape: &'a TableShape,
+    /// The table's rows, as they are named in a query over it.
+    here: String,
+    /// The table, as it stands behind FROM.
+    from: String,
     columns: Vec<&'a ColumnShape>,
     /// Places of the key's columns among the carried ones; empty without a key.
     key: Vec<usize>,
@@ -118,15 +126,20 @@ impl<'a> Recorder<'a> {
         let key: Vec<usize> =
             shape.key().iter().filter_map(|name| columns.iter().position(|column| column.name == *name)).collect();
         let whole_old = key.is_empty() || old_rows == OldRows::Full;
-        Self { names, number, shape, columns, key, rowid: shape.rowid_name(), whole_old }
+        let table = quoted(&shape.name);
+        // A table that is called as SQL calls the row that a trigger is about would hide it.
+        let hides = ["new", "old"].iter().any(|name| shape.name.eq_ignore_ascii_case(name));
+        let here = if hides { "_crossfade_row".to_owned() } else { table.clone() };
+        let from = if hides { format!("{table} AS {here}") } else { table };
+        Self { names, number, shape, here, from, columns, key, rowid: shape.rowid_name(), whole_old }
     }
 
     fn recording(&self) -> Recording {
         let obstructed = self.obstructions();
         let removed = (!obstructed.is_empty()).then(|| self.removed_table());
         let mut triggers = vec![
-            self.trigger("ai", "AFTER INSERT", None, &[self.confirm(&obstructed), self.insert()].concat()),
-            self.trigger("au", "AFTER UPDATE", None, &[self.confirm(&obstructed), self.update()].concat()),
+            self.trigger("ai", "AFTER INSERT", None, &[self.confirm(&obstructed, false), self.insert()].concat()),
+            self.trigger("au", "AFTER UPDATE", None, &[self.confirm(&obstructed, true), self.update()].concat()),
             self.trigger("ad", "AFTER DELETE", None, &self.delete(&obstructed)),
         ];
         if !obstructed.is_empty() {
@@ -178,12 +191,12 @@ impl<'a> Recorder<'a> {
         if self.key.is_empty() {
             return format!("{} VALUES ({}, {op}{}); ", self.into(&all), self.number, self.values("NEW", &all));
         }
-        let table = quoted(&self.shape.name);
         format!(
-            "{} SELECT {}, {op}{} FROM {table} WHERE {}; ",
+            "{} SELECT {}, {op}{} FROM {} WHERE {}; ",
             self.into(&all),
             self.number,
-            self.values(&table, &all),
+            self.values(&self.here, &all),
+            self.from,
             self.itself("NEW")
         )
     }
@@ -221,10 +234,9 @@ impl<'a> Recorder<'a> {
 
     /// The row of the table that `image` (`NEW` or `OLD`) is.
     fn itself(&self, image: &str) -> String {
-        let table = quoted(&self.shape.name);
         match &self.rowid {
-            Some(rowid) => format!("{table}.{0} = {image}.{0}", quoted(rowid)),
-            None => self.key_same(&table, image),
+            Some(rowid) => format!("{}.{1} = {image}.{1}", self.here, quoted(rowid)),
+            None => self.key_same(&self.here, image),
         }
     }
 
@@ -270,13 +282,13 @@ impl<'a> Recorder<'a> {
             .collect();
         let rowid_is_key = self.shape.rowid_column().is_some_and(|column| self.shape.key() == [column.name.as_str()]);
         if let Some(rowid) = self.rowid.as_ref().filter(|_| !rowid_is_key) {
-            found.push(format!("{}.{1} = NEW.{1}", quoted(&self.shape.name), quoted(rowid)));
+            found.push(format!("{}.{1} = NEW.{1}", self.here, quoted(rowid)));
         }
         if self.shape.without_rowid
             && !self.key_is_bytes()
             && !self.shape.indexes.iter().any(|index| self.is_key(index))
         {
-            found.push(self.key_same(&quoted(&self.shape.name), "NEW"));
+            found.push(self.key_same(&self.here, "NEW"));
         }
         found
     }
@@ -294,7 +306,7 @@ impl<'a> Recorder<'a> {
     }
 
     fn obstruction(&self, index: &IndexShape) -> String {
-        let table = quoted(&self.shape.name);
+        let table = &self.here;
         if index.is_plain() && !index.partial {
             return index
                 .parts
@@ -343,10 +355,10 @@ impl<'a> Recorder<'a> {
 
     /// Notes the rows that stand in the way of `NEW`, but for the row itself.
     fn note(&self, obstructed: &[String], own: Option<&str>) -> String {
-        let table = quoted(&self.shape.name);
+        let table = &self.here;
         let places = self.places(self.whole_old);
         let rowid = self.rowid.as_ref().map_or_else(|| "0".to_owned(), |rowid| format!("{table}.{}", quoted(rowid)));
-        let same_key = (!self.key.is_empty()).then(|| format!("({})", self.key_differs(&table, "NEW")));
+        let same_key = (!self.key.is_empty()).then(|| format!("({})", self.key_differs(table, "NEW")));
         let others: String = own
             .map(|own| format!(" AND NOT ({own})"))
             .into_iter()
@@ -355,44 +367,85 @@ impl<'a> Recorder<'a> {
         obstructed.iter().fold(String::new(), |mut out, condition| {
             let _ = write!(
                 out,
-                "INSERT INTO {}(r{}) SELECT {rowid}{} FROM {table} WHERE {condition}{others}; ",
+                "INSERT INTO {}(r{}) SELECT {rowid}{} FROM {} WHERE {condition}{others}; ",
                 quoted(&self.names.removed(self.number)),
                 self.cells(&places),
-                self.values(&table, &places)
+                self.values(table, &places),
+                self.from
             );
             out
         })
     }
 
-    /// Records those of the noted rows that are gone, and forgets all notes.
-    fn confirm(&self, obstructed: &[String]) -> String {
+    /// Records those of the noted rows that are gone, and forgets them and what was noted long ago.
+    fn confirm(&self, obstructed: &[String], update: bool) -> String {
         if obstructed.is_empty() {
             return String::new();
         }
-        let (table, removed) = (quoted(&self.shape.name), quoted(&self.names.removed(self.number)));
+        let removed = quoted(&self.names.removed(self.number));
         let places = self.places(self.whole_old);
-        let cells = self.cells(&places);
-        let there = match (&self.rowid, self.key.is_empty()) {
-            (Some(rowid), true) => format!("{table}.{} = {removed}.r", quoted(rowid)),
-            _ => self
-                .key
-                .iter()
-                .filter_map(|place| Some((place, self.columns.get(*place)?)))
-                .map(|(place, column)| {
-                    let (here, noted) = (format!("{table}.{}", quoted(&column.name)), format!("{removed}.c{place}"));
-                    format!("{here} = {noted} AND NOT ({})", differs(&here, &noted, column.affinity))
-                })
-                .collect::<Vec<_>>()
-                .join(" AND "),
+        let gone = self.gone(&removed, update);
+        // Rows without a key are noted by their rowid, which VACUUM gives to others.
+        let old = if self.key.is_empty() && !update {
+            "> 0".to_owned()
+        } else {
+            format!("<= (SELECT max(rowid) FROM {removed}) - {}", NOTES_KEPT.max(4 * obstructed.len()))
         };
-        // The last condition keeps SQLite from clearing the table wholesale, which would write its page every time.
         format!(
-            "{} SELECT DISTINCT {}, {}{cells} FROM {removed} WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {there}); \
-             DELETE FROM {removed} WHERE rowid > 0; ",
+            "{} SELECT DISTINCT {}, {}{} FROM {removed} WHERE {gone}; \
+             DELETE FROM {removed} WHERE rowid {old} OR {gone}; {}",
             self.into(&places),
             self.number,
-            op::DELETE
+            op::DELETE,
+            self.cells(&places),
+            if update { self.refresh(&removed) } else { String::new() }
         )
+    }
+
+    /// True where a noted row is gone. By its rowid also where the row that is written has taken that.
+    fn gone(&self, removed: &str, update: bool) -> String {
+        let missing = |there: &str| format!("NOT EXISTS (SELECT 1 FROM {} WHERE {there})", self.from);
+        let (here, rowid) = (&self.here, self.rowid.as_deref().map(quoted));
+        match (rowid, self.key.is_empty()) {
+            (Some(rowid), true) => {
+                let missing = missing(&format!("{here}.{rowid} = {removed}.r"));
+                let gone = format!("({missing} OR {removed}.r = NEW.{rowid})");
+                if update { format!("{removed}.r <> OLD.{rowid} AND {gone}") } else { gone }
+            }
+            _ => {
+                let same = self.cell_columns(&self.key).map(|(place, column)| {
+                    let (now, noted) = (format!("{here}.{}", quoted(&column.name)), format!("{removed}.c{place}"));
+                    format!("{now} = {noted} AND NOT ({})", differs(&now, &noted, column.affinity))
+                });
+                missing(&same.collect::<Vec<_>>().join(" AND "))
+            }
+        }
+    }
+
+    /// A noted row that is changed before it goes is noted as it is then.
+    fn refresh(&self, removed: &str) -> String {
+        if !self.whole_old {
+            return String::new();
+        }
+        let all = self.places(true);
+        let mut set: Vec<String> =
+            self.cell_columns(&all).map(|(place, column)| format!("c{place} = NEW.{}", quoted(&column.name))).collect();
+        let is_old = match (self.rowid.as_deref().map(quoted), self.key.is_empty()) {
+            (Some(rowid), true) => {
+                set.push(format!("r = NEW.{rowid}"));
+                format!("r = OLD.{rowid}")
+            }
+            _ => {
+                let same = self.cell_columns(&self.key);
+                let same = same.map(|(place, column)| format!("c{place} IS OLD.{}", quoted(&column.name)));
+                same.collect::<Vec<_>>().join(" AND ")
+            }
+        };
+        format!("UPDATE {removed} SET {} WHERE {is_old}; ", set.join(", "))
+    }
+
+    fn cell_columns<'p>(&'p self, places: &'p [usize]) -> impl Iterator<Item = (usize, &'p ColumnShape)> {
+        places.iter().filter_map(|place| Some((*place, *self.columns.get(*place)?)))
     }
 }
 

@@ -49,7 +49,12 @@ impl SourceFile {
 
 /// All rows as text, sorted, as the vocabulary prints values.
 pub(crate) fn rows(connection: &Connection, table: &str) -> Vec<TextRow> {
-    let mut statement = connection.prepare(&format!("SELECT * FROM \"{table}\"")).unwrap();
+    asked(connection, &format!("SELECT * FROM \"{}\"", table.replace('"', "\"\"")))
+}
+
+/// The same of any query.
+pub(crate) fn asked(connection: &Connection, query: &str) -> Vec<TextRow> {
+    let mut statement = connection.prepare(query).unwrap();
     let count = statement.column_count();
     let mut rows = statement.query([]).unwrap();
     let mut found = Vec::new();

@@ -1,7 +1,11 @@
 //! The contracts, kept by SQLite: the suites of the testkit on files of their own.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod both;
 mod fixture;
+mod hostile;
+mod names;
+mod reshape;
 mod sink;
 mod source;
 mod stress;

@@ -14,9 +14,9 @@ use crossfade_sqlite::SqliteSink;
 use crossfade_testkit::{sink_suite::SinkFixture, source_suite::assert_same};
 use std::sync::Arc;
 
-const TABLE: TableId = TableId(1);
+pub(crate) const TABLE: TableId = TableId(1);
 
-fn column(id: u32, name: &str, type_: &str, logical: Logical, format: Format) -> Column {
+pub(crate) fn column(id: u32, name: &str, type_: &str, logical: Logical, format: Format) -> Column {
     Column {
         name: name.into(),
         type_: ColumnType { name: type_.into(), native_id: 0, logical, format },
@@ -27,7 +27,7 @@ fn column(id: u32, name: &str, type_: &str, logical: Logical, format: Format) ->
     }
 }
 
-fn table(version: u32, columns: Vec<Column>) -> TargetTable {
+pub(crate) fn table(version: u32, columns: Vec<Column>) -> TargetTable {
     let name = TableName::new("main", "t");
     let defs = columns
         .iter()
@@ -61,11 +61,11 @@ fn table(version: u32, columns: Vec<Column>) -> TargetTable {
     TargetTable { schema: Arc::new(schema), def, mode: WriteMode::Table }
 }
 
-fn dynamic(id: u32, name: &str, type_: &str) -> Column {
+pub(crate) fn dynamic(id: u32, name: &str, type_: &str) -> Column {
     column(id, name, type_, Logical::Dynamic, Format::Tagged)
 }
 
-fn row(table: &TargetTable, values: &[Option<Value>]) -> Row {
+pub(crate) fn row(table: &TargetTable, values: &[Option<Value>]) -> Row {
     let mut row = RowBuilder::with_capacity(values.len(), 64);
     for (value, column) in values.iter().zip(&table.schema.columns) {
         let mut bytes = bytes::BytesMut::new();
@@ -80,15 +80,15 @@ fn row(table: &TargetTable, values: &[Option<Value>]) -> Row {
     row.finish()
 }
 
-struct Bench {
-    file: SinkFile,
-    sink: SqliteSink,
-    target: Target,
-    offset: u64,
+pub(crate) struct Bench {
+    pub(crate) file: SinkFile,
+    pub(crate) sink: SqliteSink,
+    pub(crate) target: Target,
+    pub(crate) offset: u64,
 }
 
 impl Bench {
-    async fn new(table: TargetTable, dialect: Dialect) -> Self {
+    pub(crate) async fn new(table: TargetTable, dialect: Dialect) -> Self {
         let file = SinkFile::new();
         let support = crossfade_event::catalog::Catalog { dialect, ..file.support() };
         let target = Target { migration: "m".into(), epoch: 1, tables: vec![table], support, into_existing: false };
@@ -97,7 +97,7 @@ impl Bench {
         Self { file, sink, target, offset: 0 }
     }
 
-    async fn write(&mut self, stage: Stage, values: Vec<Vec<Option<Value>>>) -> Applied {
+    pub(crate) async fn write(&mut self, stage: Stage, values: Vec<Vec<Option<Value>>>) -> Applied {
         let mut writes = Vec::new();
         for values in values {
             self.offset += 1;
@@ -128,11 +128,11 @@ impl Bench {
     }
 }
 
-fn text(text: &str) -> Option<Value> {
+pub(crate) fn text(text: &str) -> Option<Value> {
     Some(Value::Text(text.into()))
 }
 
-fn int(value: i64) -> Option<Value> {
+pub(crate) fn int(value: i64) -> Option<Value> {
     Some(Value::Int(value))
 }
 

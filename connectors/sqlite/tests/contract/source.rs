@@ -7,23 +7,23 @@ use crossfade_sqlite::SqliteSource;
 use crossfade_testkit::source_suite::{Model, SourceFixture, assert_lost, assert_same};
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A file with a source that has copied it.
-struct Followed {
-    file: SourceFile,
-    source: SqliteSource,
-    model: Model,
+pub(crate) struct Followed {
+    pub(crate) file: SourceFile,
+    pub(crate) source: SqliteSource,
+    pub(crate) model: Model,
 }
 
 impl Followed {
-    async fn new(schema: &str, tables: &[&str]) -> Self {
+    pub(crate) async fn new(schema: &str, tables: &[&str]) -> Self {
         let file = SourceFile::new("wal");
         file.run(schema);
         Self::of(file, tables).await
     }
 
-    async fn of(file: SourceFile, tables: &[&str]) -> Self {
+    pub(crate) async fn of(file: SourceFile, tables: &[&str]) -> Self {
         let source = file.source(tables);
         let mut followed = Self { file, source, model: Model::default() };
         followed.source.open(followed.model.resume()).await.unwrap();
@@ -33,22 +33,27 @@ impl Followed {
         followed
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         let batch = tokio::time::timeout(PATIENCE, self.source.next()).await.expect("a batch in time");
         self.model.take(batch.unwrap().unwrap());
     }
 
-    /// Runs a change that surely comes last, and reads until it is there.
-    async fn settle(&mut self, table: &str) {
+    /// Reads until everything is there, and compares.
+    pub(crate) async fn settle(&mut self, table: &str) {
+        self.catch_up().await;
+        assert_same(table, &self.model.rows(table), &self.file.read(table));
+    }
+
+    /// Reads until everything is there that is on record now.
+    pub(crate) async fn catch_up(&mut self) {
         let end: i64 =
             self.file.writer.query_row("SELECT max(seq) FROM _crossfade_changes_test", [], |row| row.get(0)).unwrap();
         while self.model.position().unwrap().commit < end as u64 {
             self.next().await;
         }
-        assert_same(table, &self.model.rows(table), &self.file.read(table));
     }
 
-    async fn reopen(&mut self, tables: &[&str]) -> Result<(), crossfade_connector::Failure> {
+    pub(crate) async fn reopen(&mut self, tables: &[&str]) -> Result<(), crossfade_connector::Failure> {
         self.source = self.file.source(tables);
         self.model.crash();
         self.source.open(self.model.resume()).await
@@ -217,6 +222,10 @@ async fn what_cannot_be_followed_stops_with_advice() {
         ("DROP TABLE a", false),
         ("ALTER TABLE a RENAME TO b", false),
         ("DROP TRIGGER _crossfade_test_1_au; UPDATE a SET x = 'unseen'", true),
+        (
+            "ALTER TABLE a RENAME TO b; CREATE TABLE a (id INTEGER PRIMARY KEY, x TEXT); INSERT INTO a SELECT id, 'other' FROM b",
+            true,
+        ),
         ("DELETE FROM _crossfade_changes_test; INSERT INTO a VALUES (9, 'x')", true),
     ] {
         let mut it = Followed::new("CREATE TABLE a (id INTEGER PRIMARY KEY, x TEXT)", &["a"]).await;
@@ -341,4 +350,46 @@ async fn what_the_copy_of_a_table_without_a_key_saw_is_told_from_what_came_after
         it.next().await;
     }
     it.settle("heap").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_taking_in_was_cut_off_is_forgotten_and_taken_in_anew() {
+    let mut it = Followed::new("CREATE TABLE a (id INTEGER PRIMARY KEY, x TEXT)", &["*"]).await;
+    it.file.run("CREATE TABLE b (id INTEGER PRIMARY KEY, u TEXT UNIQUE); INSERT INTO b VALUES (1, 'one'), (2, 'two')");
+    let wanted = || vec![crossfade_event::TableName::new("main", "b")];
+    for cut_off in [true, false] {
+        let adder = it.source.adder();
+        let asked = tokio::spawn(async move { adder.add_tables(wanted()).await });
+        let again = loop {
+            match tokio::time::timeout(PATIENCE, it.source.next()).await.expect("an answer in time") {
+                Ok(batch) => it.model.take(batch.unwrap()),
+                Err(failure) => break failure,
+            }
+        };
+        assert!(again.is_transient(), "{again}");
+        it.source.open(it.model.resume()).await.unwrap();
+        if cut_off {
+            // The triggers are there, and the log has not heard of them.
+            asked.abort();
+            let ours = "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'b'";
+            let triggers = |it: &Followed| -> i64 { it.file.writer.query_row(ours, [], |row| row.get(0)).unwrap() };
+            assert!(triggers(&it) > 0);
+            it.file.run(
+                "INSERT INTO b VALUES (3, 'three'); INSERT INTO a VALUES (1, 'x'); REPLACE INTO b VALUES (4, 'two')",
+            );
+            it.reopen(&["*"]).await.unwrap();
+            assert_eq!(triggers(&it), 0);
+            it.settle("a").await;
+            it.file.run("INSERT INTO b VALUES (5, 'nobody looks'); INSERT INTO a VALUES (2, 'x')");
+            it.settle("a").await;
+        } else {
+            while !it.model.backfill_ended() || it.model.resume().snapshot.generation < 2 {
+                it.next().await;
+            }
+            assert_eq!(asked.await.unwrap().unwrap(), wanted());
+        }
+    }
+    it.file.run("UPDATE b SET u = 'five' WHERE id = 5; DELETE FROM b WHERE id = 1; INSERT INTO a VALUES (3, 'x')");
+    it.settle("b").await;
+    it.settle("a").await;
 }

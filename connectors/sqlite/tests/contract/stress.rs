@@ -13,9 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-const TABLES: [&str; 6] = ["plain", "keyed", "wide", "norow", "heap", "unique_only"];
+pub(crate) const TABLES: [&str; 6] = ["plain", "keyed", "wide", "norow", "heap", "unique_only"];
 
-const SCHEMA: &str = "
+pub(crate) const SCHEMA: &str = "
     CREATE TABLE plain (id INTEGER PRIMARY KEY, a, b TEXT);
     CREATE TABLE keyed (id TEXT PRIMARY KEY NOT NULL COLLATE NOCASE, u INTEGER UNIQUE, v);
     CREATE TABLE wide (x INTEGER NOT NULL, y TEXT NOT NULL, z REAL, u TEXT UNIQUE, PRIMARY KEY (y, x));
@@ -60,7 +60,7 @@ fn statement(rng: &mut StdRng) -> String {
     }
 }
 
-fn write(path: &std::path::Path, seed: u64, stop: &AtomicBool, rounds: usize) -> usize {
+pub(crate) fn write(path: &std::path::Path, seed: u64, stop: &AtomicBool, rounds: usize) -> usize {
     let connection = Connection::open(path).unwrap();
     connection.busy_timeout(Duration::from_secs(20)).unwrap();
     connection.execute_batch("PRAGMA synchronous = OFF").unwrap();
@@ -140,7 +140,7 @@ async fn follow(journal: &str, seed: u64, rounds: usize) {
     }
 }
 
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| rand::rng().random())
 }
 

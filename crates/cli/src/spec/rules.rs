@@ -5,7 +5,7 @@ use super::{
     error::SpecError,
     log::{KafkaLog, LogSpec, Mechanism},
     scalar::Secret,
-    sink::{Apply, OnError, SinkSpec, WriteTo},
+    sink::{Apply, SinkSpec, WriteTo},
     source::SourceSpec,
 };
 use crossfade_control::Gates;
@@ -221,9 +221,6 @@ fn check_sink(document: &Document<'_>, sink: &SinkSpec) -> Result<(), SpecError>
         }
         SinkSpec::Sqlite(sink) if sink.apply == Apply::Parallel => {
             refuse("apply", "a SQLite file has one writer; use apply = \"transactional\"")
-        }
-        SinkSpec::Sqlite(sink) if sink.on_error == OnError::Stop => {
-            refuse("on_error", "on_error = \"stop\" is not built yet for SQLite; use on_error = \"quarantine\"")
         }
         SinkSpec::Postgres(_) | SinkSpec::Sqlite(_) => Ok(()),
     }

@@ -127,7 +127,7 @@ impl Engine {
     }
 
     async fn publish(&self, only: Option<&[TableName]>) -> Result<Wished, Failure> {
-        let candidates = catalog::candidates(&self.session).await?;
+        let candidates = catalog::candidates(&self.session, &self.config.migration).await?;
         let wanted = catalog::wanted(&candidates, &self.patterns);
         let new: Vec<Candidate> = wanted
             .into_iter()
@@ -166,6 +166,7 @@ impl Engine {
             if table.is_root {
                 self.roots.insert(table.oid);
             }
+            self.passed_heaps.insert(table.oid, table.heap.clone());
             let schema = self.announce(schema);
             self.captured.insert(table.oid);
             self.assembler.tables.insert(table.oid, Captured { schema, rules });
@@ -215,6 +216,11 @@ impl Engine {
             .map_err(|error: std::num::ParseIntError| Failure::reconnect(doing, error))?;
         // Everything that has begun by now must be seen: the chunks wait for it.
         let visible = Visibility { xmin: next, xmax: next, in_progress: Vec::new() };
+        let passed = std::mem::take(&mut self.passed_heaps).into_iter();
+        let is_copied =
+            |oid: &u32| self.assembler.tables.get(oid).is_some_and(|known| tables.contains(&known.schema.id));
+        let heaps = passed.filter(|(oid, _)| is_copied(oid)).collect();
+        self.heaps.copied(heaps, self.generation + 1).await?;
         self.end_before_the_next(&tables);
         self.generation += 1;
         let generation = self.generation;
@@ -320,7 +326,7 @@ impl Engine {
 
     /// A relation that is not captured: a new leaf of a tree that is, or none of our business.
     pub(super) async fn unknown_relation(&mut self, relation: &Relation) -> Result<(), End> {
-        let candidates = catalog::candidates(&self.session).await?;
+        let candidates = catalog::candidates(&self.session, &self.config.migration).await?;
         let root = candidates.iter().find(|table| table.oid == relation.oid).and_then(|table| table.root.as_ref());
         if let Some(root) = root
             && self.leaf_is_named(relation, root).await?
@@ -361,7 +367,7 @@ impl Engine {
             self.look_at_roots().await?;
         }
         self.empty_leaves_that_left();
-        let candidates = catalog::candidates(&self.session).await?;
+        let candidates = catalog::candidates(&self.session, &self.config.migration).await?;
         let wanted = catalog::wanted(&candidates, &self.patterns);
         let captured = |oid: &u32| self.assembler.tables.contains_key(oid);
         let leaves: BTreeSet<u32> =

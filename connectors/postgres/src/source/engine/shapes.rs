@@ -4,7 +4,8 @@
 //! The stream says a table's shape before the first change under it, and not sooner. A table that was retyped and then
 //! left alone would keep its old values with us for ever; so the catalog is held against what we know, again and again.
 //! It is the catalog of now: what it says counts once the stream has passed the moment of the look, and only if nothing
-//! has happened to the table since.
+//! has happened to the table since. The same look finds values that were computed anew under the same shape
+//! ([`crate::source::heaps`]).
 
 use super::Engine;
 use crate::{
@@ -40,15 +41,21 @@ impl Engine {
         self.suspect(new).await
     }
 
-    /// Of these tables, those that the catalog has in another shape than the one that is known.
-    async fn changed_shapes(&self, oids: &[u32]) -> Result<Vec<LiveTable>, Failure> {
+    /// Of these tables, those that the catalog has in another shape than the one that is known, or whose values were
+    /// computed anew.
+    async fn changed_shapes(&mut self, oids: &[u32]) -> Result<Vec<LiveTable>, Failure> {
         let live = catalog::live_tables(&self.session, oids).await?;
         let types = catalog::column_types(&self.session, live.values()).await?;
+        let heaps = &self.heaps;
+        let harmless = live.values().filter(|table| !heaps.is_rewritten(table.oid, &table.heap));
+        let harmless: Vec<_> = harmless.map(|table| (table.oid, table.heap.clone())).collect();
+        self.heaps.seen(harmless).await?;
         let mut changed = Vec::new();
         for (oid, table) in live {
             let Some(captured) = self.assembler.tables.get(&oid) else { continue };
             let told = relations::compare(&captured.schema, &as_relation(&table), Some(&table), &types, self.text)?;
-            if !matches!(told, Followed::Same) {
+            let is_same = matches!(told, Followed::Same) && !self.heaps.is_rewritten(oid, &table.heap);
+            if !is_same {
                 changed.push(table);
             }
         }
@@ -76,7 +83,10 @@ impl Engine {
         let mut moved = Vec::new();
         for table in self.changed_shapes(&due).await? {
             match self.suspects.get(&table.oid) {
-                Some((then, _)) if *then == table => self.take_shape(table.oid).await?,
+                Some((then, _)) if *then == table => {
+                    self.take_shape(table.oid).await?;
+                    self.passed_heaps.insert(table.oid, table.heap);
+                }
                 _ => moved.push(table),
             }
         }
@@ -108,7 +118,14 @@ impl Engine {
         let (Some(table), Some(captured)) = (live.get(&oid), self.assembler.tables.get(&oid)) else { return Ok(()) };
         let old = captured.schema.clone();
         self.check_text(&old.name, &live, &types)?;
-        let next = match relations::compare(&old, &as_relation(table), Some(table), &types, self.text)? {
+        let is_rewritten = self.heaps.is_rewritten(oid, &table.heap);
+        let anew = || "its values were computed anew (ALTER TABLE … TYPE … USING)".to_owned();
+        let told = match relations::compare(&old, &as_relation(table), Some(table), &types, self.text)? {
+            Followed::Same if is_rewritten => Followed::Rewritten((*old).clone(), anew()),
+            Followed::Changed(next) if is_rewritten => Followed::Rewritten(next, anew()),
+            told => told,
+        };
+        let next = match told {
             Followed::Same => return Ok(()),
             Followed::Changed(next) => next,
             Followed::Rewritten(next, why) => {
@@ -126,9 +143,24 @@ impl Engine {
         // The server says the shape once more before it sends a change under a new one. Where the two look the same it
         // may have done so already.
         let rules = captured.rules.clone().filter(|_| relations::says(&as_relation(table), &old));
+        if next == *old {
+            return Ok(());
+        }
         let schema = self.announce(next);
         self.assembler.tables.insert(oid, Captured { schema, rules });
         Ok(())
+    }
+}
+
+impl Engine {
+    /// Where the transaction that the stream is in has itself computed a table's values anew, the copy that follows it has
+    /// them; otherwise it may have been another one, later than the stream is, and the next look will tell.
+    pub(super) fn note_own_rewrite(&mut self, table: Option<&LiveTable>) {
+        if let Some((table, xid)) = table.zip(self.assembler.xid())
+            && self.heaps.is_rewritten_by(table.oid, &table.heap, xid)
+        {
+            self.passed_heaps.insert(table.oid, table.heap.clone());
+        }
     }
 }
 
