@@ -7,6 +7,7 @@ mod bad_input;
 mod bench;
 mod beside;
 mod changes;
+mod defaults;
 mod demo;
 mod desk;
 #[cfg(feature = "kafka")]

@@ -6,13 +6,14 @@
 //! was followed; rows written under an older schema are laid out in the newer one before they are transformed.
 
 use crate::{PipelineError, views::Scratch};
+use bytes::Bytes;
 use crossfade_connector::{Target, TargetTable, WriteMode};
 use crossfade_event::{
-    Cell, Change, Identity, Op, Row, SchemaVersion, TableId, TableName, TableSchema,
+    Cell, Change, Column, Identity, Op, Row, SchemaVersion, TableId, TableName, TableSchema,
     catalog::{Catalog, ColumnDef, KeyDef, RelationKind, TableDef},
 };
 use crossfade_log::EventLog;
-use crossfade_transform::{Bound, Plan, PlanOptions, PlannedTable, Rules, Writing, plan};
+use crossfade_transform::{Bound, Plan, PlanOptions, PlannedTable, Rules, Writing, default_cell, plan};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -29,6 +30,18 @@ pub struct Routes {
     followed: BTreeMap<TableId, Arc<TableSchema>>,
     bound: HashMap<(TableId, SchemaVersion), Arc<Route>>,
     scratch: Scratch,
+    /// The columns that came with a constant, as they came: only the schema that adds a column says it.
+    added: HashMap<(TableId, ColumnKey), Column>,
+}
+
+/// A column of a source's table, whatever it is called: its number, or its name where the source has none.
+type ColumnKey = (u32, Arc<str>);
+
+fn column_key(column: &Column) -> ColumnKey {
+    match column.native_id {
+        0 => (0, column.name.clone()),
+        number => (number, Arc::from("")),
+    }
 }
 
 /// The way of one source table's rows under one schema.
@@ -36,7 +49,16 @@ pub struct Routes {
 pub(crate) struct Route {
     pub(crate) schema: Arc<TableSchema>,
     pub(crate) bound: Bound,
-    layout: Option<Vec<Option<usize>>>,
+    layout: Option<Vec<Place>>,
+}
+
+/// Where a cell of the newer layout comes from.
+#[derive(Debug)]
+enum Place {
+    /// The cell that stands there in the older one.
+    Cell(usize),
+    /// The column came later: rows from before read this constant in it, or NULL.
+    Later(Option<Bytes>),
 }
 
 impl Route {
@@ -48,14 +70,20 @@ impl Route {
     /// The change in the layout of the schema that the route is bound to.
     pub(crate) fn laid_out(&self, change: &Change) -> Option<Change> {
         let layout = self.layout.as_ref()?;
-        let missing = if change.op == Op::Insert { Cell::Null } else { Cell::Unchanged };
-        let arrange = |row: &Row, missing: Cell<'static>| -> Row {
+        let arrange = |row: &Row, later: Option<Cell<'static>>| -> Row {
             let cells: Vec<Cell<'_>> = row.cells().collect();
-            layout.iter().map(|from| from.and_then(|index| cells.get(index).copied()).unwrap_or(missing)).collect()
+            let cell = |place| match (place, later) {
+                (&Place::Cell(index), _) => cells.get(index).copied().unwrap_or(Cell::Absent),
+                (Place::Later(_), Some(cell)) => cell,
+                (Place::Later(constant), None) => constant.as_deref().map_or(Cell::Null, Cell::Bytes),
+            };
+            layout.iter().map(cell).collect()
         };
+        // An update leaves the column what it is; a row that comes reads in it what all rows from before read.
+        let later = (change.op != Op::Insert).then_some(Cell::Unchanged);
         Some(Change {
-            old: change.old.as_ref().map(|row| arrange(row, Cell::Absent)),
-            new: change.new.as_ref().map(|row| arrange(row, missing)),
+            old: change.old.as_ref().map(|row| arrange(row, Some(Cell::Absent))),
+            new: change.new.as_ref().map(|row| arrange(row, later)),
             schema: self.schema.version,
             ..*change
         })
@@ -95,6 +123,7 @@ impl Routes {
             followed: BTreeMap::new(),
             bound: HashMap::new(),
             scratch: Scratch::default(),
+            added: HashMap::new(),
         })
     }
 
@@ -147,9 +176,17 @@ impl Routes {
                     version.0, table.0
                 ))
             })?;
+            for earlier in (1..version.0).filter_map(|version| log.schema(*table, SchemaVersion(version))) {
+                self.note_added(&earlier);
+            }
             self.follow(&schema)?;
         }
         Ok(())
+    }
+
+    fn note_added(&mut self, schema: &TableSchema) {
+        let added = schema.columns.iter().filter(|column| column.default.is_some());
+        self.added.extend(added.map(|column| ((schema.id, column_key(column)), column.clone())));
     }
 
     /// True when rows of this schema need no change of the target.
@@ -162,6 +199,7 @@ impl Routes {
         if self.follows(schema) {
             return Ok(None);
         }
+        self.note_added(schema);
         let schema = &self.without_shadows(schema);
         let known = self.catalog.table(&schema.name).is_some()
             || self.catalog.tables.iter().any(|table| schema.native_id != 0 && table.native_id == schema.native_id);
@@ -174,6 +212,7 @@ impl Routes {
             return Ok(None);
         }
         let plan = Arc::new(plan(&catalog, &self.rules, &self.options)?);
+        check_added(&self.catalog, &catalog, &plan, schema)?;
         let target = target_of(&plan, &self.target.migration, self.target.epoch, self.target.into_existing);
         let before = std::mem::replace(&mut self.target, target.clone());
         self.plan = plan;
@@ -217,7 +256,10 @@ impl Routes {
             return Ok(route.clone());
         }
         let newest = self.followed.get(&schema.id).cloned().unwrap_or_else(|| schema.clone());
-        let layout = (newest.columns != schema.columns).then(|| layout(&schema.columns, &newest.columns));
+        let layout = match newest.columns == schema.columns {
+            true => None,
+            false => Some(self.layout(&schema.columns, &newest)?),
+        };
         let planned_name = self.planned_name(&newest);
         let as_planned = if planned_name == newest.name {
             newest.clone()
@@ -227,6 +269,24 @@ impl Routes {
         let route = Arc::new(Route { bound: self.plan.bind(&as_planned)?, schema: newest, layout });
         self.bound.insert(key, route.clone());
         Ok(route)
+    }
+
+    /// For each column of `to`, where it stands in `from`: by the source's own number, else by name.
+    fn layout(&self, from: &[Column], to: &TableSchema) -> Result<Vec<Place>, PipelineError> {
+        let place = |wanted: &Column| {
+            let key = column_key(wanted);
+            if let Some(at) = from.iter().position(|have| column_key(have) == key) {
+                return Ok(Place::Cell(at));
+            }
+            let Some(added) = self.added.get(&(to.id, key)) else { return Ok(Place::Later(None)) };
+            default_cell(self.catalog.dialect, added, &wanted.type_).map(Place::Later).ok_or_else(|| {
+                PipelineError::Refused(format!(
+                    "rows of {} from before its column \"{}\" cannot be given what they read in it: its default is no constant that can be read. Take the table in anew: exclude it, run, and add it again with `crossfade resume --add`",
+                    to.name, wanted.name
+                ))
+            })
+        };
+        to.columns.iter().map(place).collect()
     }
 
     /// A table renamed in the source keeps the name under which it was planned.
@@ -242,6 +302,30 @@ impl Routes {
     }
 }
 
+/// Refuses columns that came with a constant which the rows in the target cannot be given.
+fn check_added(before: &Catalog, after: &Catalog, plan: &Plan, schema: &TableSchema) -> Result<(), PipelineError> {
+    let is_meant =
+        |table: &&TableDef| table.name == schema.name || (schema.native_id != 0 && table.native_id == schema.native_id);
+    let (Some(old), Some(new)) = (before.tables.iter().find(is_meant), after.tables.iter().find(is_meant)) else {
+        return Ok(());
+    };
+    let was_there = |def: &ColumnDef| {
+        let number = def.column.native_id;
+        old.columns
+            .iter()
+            .any(|have| if number != 0 { have.column.native_id == number } else { have.column.name == def.column.name })
+    };
+    for def in new.columns.iter().filter(|def| !was_there(def)) {
+        if let Some(why) = plan.unsaid_default(&new.name, &def.column.name) {
+            return Err(PipelineError::Refused(format!(
+                "{} has a new column \"{}\" whose default the rows in the target cannot be given: {why}. Take the table in anew: exclude it, run, and add it again with `crossfade resume --add`",
+                new.name, def.column.name
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Whether two targets have the same tables with the same columns, by name.
 fn same_columns(before: &Target, after: &Target) -> bool {
     let names = |target: &Target| -> Vec<(TableId, Vec<String>)> {
@@ -249,17 +333,6 @@ fn same_columns(before: &Target, after: &Target) -> bool {
         target.tables.iter().map(|table| (table.schema.id, columns(table))).collect()
     };
     names(before) == names(after)
-}
-
-/// For each column of `to`, where it stands in `from`: by the source's own number, else by name.
-fn layout(from: &[crossfade_event::Column], to: &[crossfade_event::Column]) -> Vec<Option<usize>> {
-    to.iter()
-        .map(|wanted| {
-            from.iter().position(|have| {
-                if wanted.native_id != 0 { have.native_id == wanted.native_id } else { have.name == wanted.name }
-            })
-        })
-        .collect()
 }
 
 fn target_of(plan: &Plan, migration: &str, epoch: u64, into_existing: bool) -> Target {

@@ -94,9 +94,8 @@ impl Writer {
             change.drop_column(column, number)?;
         }
         change.rename(&renamed)?;
-        let own_words = self.support.dialect == Dialect::Sqlite;
         for new in columns.added() {
-            change.add(new, own_words)?;
+            change.add(new)?;
         }
         for (old, new) in columns.kept() {
             change.retype(old, new)?;
@@ -260,14 +259,14 @@ impl Change<'_> {
         renamed.iter().enumerate().try_for_each(|(number, (_, new))| one(&aside(number), new))
     }
 
-    fn add(&self, new: &Column, own_words: bool) -> Result<(), Failure> {
+    fn add(&self, new: &Column) -> Result<(), Failure> {
         if self.has(&new.name)? {
             return Ok(());
         }
         let (table, column) = (quoted(self.name), quoted(&new.name));
         let plain = format!("ALTER TABLE {table} ADD COLUMN {column} {}", new.type_.name);
-        let default = new.default.as_deref().and_then(|default| table::default_words(default, own_words));
-        let Some(default) = default else { return self.run(&plain) };
+        // A column's default is a literal in SQLite's own words: the plan has seen to that.
+        let Some(default) = &new.default else { return self.run(&plain) };
         let not_null = if new.nullable { "" } else { " NOT NULL" };
         self.run(&format!("{plain}{not_null} DEFAULT ({default})"))
     }

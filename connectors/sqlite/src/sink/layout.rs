@@ -1,7 +1,7 @@
 //! Which columns the images of a quarantined change have: tables go on changing while it waits, and values must come
 //! into the columns that they were meant for.
 
-use super::{alter::Columns, own, table::default_words, writer::Writer};
+use super::{alter::Columns, own, writer::Writer};
 use crate::{client::failure, codec::push_read};
 use crossfade_connector::Failure;
 use crossfade_event::{Cell, Change, Column, Op, Row, RowBuilder, TableId, TableSchema};
@@ -44,7 +44,6 @@ pub(super) fn changed(
     change: &Change,
     from: &TableSchema,
     to: &TableSchema,
-    own_words: bool,
 ) -> Result<Change, Failure> {
     let columns = Columns { before: &from.columns, after: &to.columns };
     let arranged = |row: &Row, missing: &dyn Fn(&Column) -> Result<Row, Failure>| -> Result<Row, Failure> {
@@ -60,7 +59,7 @@ pub(super) fn changed(
     };
     let one = |cell: Cell<'static>| Ok([cell].into_iter().collect::<Row>());
     let came_since = |column: &Column| match change.op {
-        Op::Insert => given_by_default(connection, column, own_words),
+        Op::Insert => given_by_default(connection, column),
         _ => one(Cell::Unchanged),
     };
     Ok(Change {
@@ -71,9 +70,8 @@ pub(super) fn changed(
     })
 }
 
-fn given_by_default(connection: &Connection, column: &Column, own_words: bool) -> Result<Row, Failure> {
-    let words = column.default.as_deref().and_then(|default| default_words(default, own_words));
-    let words = words.unwrap_or_else(|| "NULL".to_owned());
+fn given_by_default(connection: &Connection, column: &Column) -> Result<Row, Failure> {
+    let words = column.default.as_deref().unwrap_or("NULL");
     connection
         .query_row(&format!("SELECT {words}"), [], |row| {
             let mut cell = RowBuilder::with_capacity(1, 16);

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use crossfade_connector::{Applied, Failure, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Rejection};
 use crossfade_event::{
     Cell, Change, Identity, Key, Op, Row, RowBuilder, SchemaVersion, TableId, TableName, TableSchema, Version,
-    catalog::Dialect,
 };
 use rusqlite::Connection;
 use std::{
@@ -367,8 +366,7 @@ impl Writer {
     fn laid_out(&self, record: &Record) -> Result<Change, Failure> {
         match (&record.layout, self.tables.get(&record.table)) {
             (Some(layout), Some(table)) if layout.columns != table.schema.columns => {
-                let own_words = self.support.dialect == Dialect::Sqlite;
-                layout::changed(self.connection()?, &record.change, layout, &table.schema, own_words)
+                layout::changed(self.connection()?, &record.change, layout, &table.schema)
             }
             _ => Ok(record.change.clone()),
         }

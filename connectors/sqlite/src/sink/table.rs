@@ -273,7 +273,7 @@ fn column_definition(target: &TargetTable, def: &ColumnDef, own_words: bool, row
 }
 
 /// A default in SQLite's words; of another system's only plain constants mean the same here.
-pub(super) fn default_words(default: &str, own_words: bool) -> Option<String> {
+fn default_words(default: &str, own_words: bool) -> Option<String> {
     if own_words {
         return Some(default.to_owned());
     }

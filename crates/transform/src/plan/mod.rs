@@ -1,5 +1,6 @@
 //! From the rules and a source's catalog to the target: its tables, what becomes of each column, what is lost.
 
+mod added;
 mod def;
 mod domains;
 mod expression;
@@ -11,6 +12,8 @@ mod order;
 mod rekey;
 mod steps;
 mod table;
+
+pub use added::default_cell;
 
 use crate::{
     bind::Bound,
@@ -218,6 +221,8 @@ pub(crate) struct TablePlan {
     /// Registers that an operation writes.
     pub(crate) overwritten: Vec<usize>,
     pub(crate) filters: bool,
+    /// Columns of the source whose default cannot be said in the target, and why.
+    pub(crate) unsaid: Vec<(String, String)>,
     pub(crate) columns_only: bool,
 }
 
@@ -256,6 +261,13 @@ impl Plan {
     /// Source columns that must be read in their text form, for only their own database can read their binary one.
     pub fn text_columns(&self) -> &[(TableName, String)] {
         &self.text_columns
+    }
+
+    /// Why the rows that were there before a column of the source cannot be given in the target what they read in it;
+    /// `None` when they can.
+    pub fn unsaid_default(&self, table: &TableName, column: &str) -> Option<&str> {
+        let unsaid = &self.programs.get(table)?.unsaid;
+        unsaid.iter().find(|(name, _)| name == column).map(|(_, why)| why.as_str())
     }
 
     /// Joins the plan with one source schema as seen in the log.

@@ -1,7 +1,8 @@
 //! One table: its rule's steps, worked out one after another on the columns as they stand by then.
 
 use super::{
-    Context, Fidelity, Out, PlanError, TablePlan, mapping::Mapping, mapping::MappingOut, table_id, unknown_column,
+    Context, Fidelity, Out, PlanError, TablePlan, added::Way, mapping::Mapping, mapping::MappingOut, table_id,
+    unknown_column,
 };
 use crate::{
     cast,
@@ -93,7 +94,8 @@ pub(crate) fn draft<'a>(
     }
     let columns = std::mem::take(&mut steps.columns);
     let (types, ops, overwritten) = (steps.types, steps.ops, steps.overwritten);
-    let outs = outs(context, table, &columns, surrogate.as_deref(), columns_only)?;
+    let mut outs = outs(table, &columns, surrogate.as_deref(), columns_only)?;
+    let unsaid = say_defaults(context, table, &columns, &mut outs, &types, &ops);
     let name = context.names.get(&table.name).cloned().unwrap_or_else(|| table.name.clone());
     let identity = if surrogate.is_some() { Identity::Key } else { table.identity };
     let schema = Arc::new(TableSchema {
@@ -116,6 +118,7 @@ pub(crate) fn draft<'a>(
         ops,
         overwritten,
         outs,
+        unsaid,
         schema,
         mapping: mapping.zip(own_key).map(|(mapping, out)| MappingOut { schema: mapping.table.schema.clone(), out }),
         columns_only,
@@ -138,7 +141,6 @@ fn own_key_out(context: &Context<'_>, table: &TableDef, outs: &[Out], surrogate:
 }
 
 fn outs(
-    context: &Context<'_>,
     table: &TableDef,
     columns: &[Work],
     surrogate: Option<&str>,
@@ -151,14 +153,13 @@ fn outs(
             (Some(surrogate), _) if !columns_only => (surrogate == work.name).then_some(0),
             (_, source) => source.and_then(|column| column.key),
         };
-        let keeps_default = !work.retyped && !context.crosses();
         let column = Column {
             name: Arc::from(work.name.as_str()),
             type_: work.target.clone(),
             key,
             nullable: work.nullable,
             native_id: source.map_or(0, |column| column.native_id),
-            default: source.filter(|_| keeps_default).and_then(|column| column.default.clone()),
+            default: None,
         };
         let from = match &work.key {
             Some(key) => From::Key(key.clone()),
@@ -182,6 +183,46 @@ fn outs(
         }
     }
     Ok(outs)
+}
+
+/// Gives the outputs what rows from before their columns read in them. Returns the source's columns where that cannot
+/// be said, and why: the plan's first tables do not need it, only columns that are added later do.
+fn say_defaults(
+    context: &Context<'_>,
+    table: &TableDef,
+    columns: &[Work],
+    outs: &mut [Out],
+    types: &[ColumnType],
+    ops: &[Op],
+) -> Vec<(String, String)> {
+    let mut unsaid = Vec::new();
+    for (work, out) in columns.iter().zip(outs) {
+        let source = work.origin.as_deref().and_then(|origin| table.column(origin)).map(|def| &def.column);
+        let Some((source, default)) = source.and_then(|source| Some((source, source.default.as_deref()?))) else {
+            continue;
+        };
+        if !work.retyped && !work.touched && !context.crosses() {
+            out.column.default.clone_from(&source.default);
+            continue;
+        }
+        let way = Way {
+            from: context.source.dialect,
+            to: context.options.dialect,
+            register: work.register,
+            types,
+            ops,
+            out: &out.column.type_,
+        };
+        let said = match &work.key {
+            Some(_) => Err("it becomes a new key".to_owned()),
+            None => way.literal(source, default),
+        };
+        match said {
+            Ok(literal) => out.column.default = literal.map(Arc::from),
+            Err(why) => unsaid.push((source.name.to_string(), why)),
+        }
+    }
+    unsaid
 }
 
 /// The type of a column's values, whose meaning the source has told.
