@@ -119,3 +119,33 @@ async fn a_replay_of_rows_from_before_a_column_gives_them_what_they_read_in_it()
     assert_same_tables(&source, &target, &["items"]).await;
     desk.verify();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_waits_in_quarantine_while_a_column_comes_has_what_the_others_read_in_it() {
+    let Some((source, target)) = two_databases().await else { return };
+    source.execute("CREATE TABLE items (id int PRIMARY KEY, name text); INSERT INTO items SELECT n, 'i' || n FROM generate_series(1, 50) n").await;
+    let desk = Desk::new();
+    desk.write_spec(&format!("{}\ntables = [\"public.*\"]", postgres(&source)), &postgres(&target), "");
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    target.execute("ALTER TABLE items ADD CONSTRAINT ours CHECK (name <> 'bad')").await;
+    source.execute("INSERT INTO items VALUES (60, 'bad'), (61, 'good')").await;
+    desk.wait(&mut run);
+    source
+        .execute("ALTER TABLE items ADD COLUMN said text NOT NULL DEFAULT 'it''s', ADD COLUMN whole int DEFAULT -7")
+        .await;
+    source.execute("INSERT INTO items (id) VALUES (1001)").await;
+    desk.wait(&mut run);
+    // Only the version that adds a column says its constant, and a later one is the newest that a new run follows.
+    source.execute("ALTER TABLE items ADD COLUMN later text; INSERT INTO items (id, later) VALUES (1002, 'x')").await;
+    desk.wait(&mut run);
+    desk.stop(run);
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    target.execute("ALTER TABLE items DROP CONSTRAINT ours").await;
+    desk.expect(0, &["quarantine", "retry"], &["--all"]);
+    desk.wait(&mut run);
+    assert_same_tables(&source, &target, &["items"]).await;
+    desk.verify();
+    desk.stop(run);
+}

@@ -205,7 +205,7 @@ impl Routes {
             || self.catalog.tables.iter().any(|table| schema.native_id != 0 && table.native_id == schema.native_id);
         let first = !self.followed.contains_key(&schema.id);
         let mut catalog = self.catalog.clone();
-        evolve_catalog(&mut catalog, schema);
+        evolve_catalog(&mut catalog, &self.with_constants(schema));
         self.followed.insert(schema.id, schema.clone());
         self.bound.retain(|(table, _), _| *table != schema.id);
         if catalog == self.catalog {
@@ -232,6 +232,16 @@ impl Routes {
             })
             .collect();
         Ok((!changed.is_empty()).then_some(Follow::Alter(changed)))
+    }
+
+    /// The schema with the constants of columns that came in an earlier version: after a restart only the newest is followed.
+    fn with_constants(&self, schema: &TableSchema) -> TableSchema {
+        let mut schema = schema.clone();
+        for column in schema.columns.iter_mut().filter(|column| column.default.is_none()) {
+            let added = self.added.get(&(schema.id, column_key(column)));
+            column.default = added.filter(|added| added.type_ == column.type_).and_then(|added| added.default.clone());
+        }
+        schema
     }
 
     /// The schema without the columns that we made beside the source's own: those are no part of what the rules speak of.

@@ -2,14 +2,14 @@
 
 use super::{
     OnError, PostgresSink,
-    link::{Link, Param},
+    link::{Link, Param, Raw},
     record,
 };
 use bytes::Bytes;
 use crossfade_connector::{
     Delivery, Failure, Guard, Quarantine, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Write,
 };
-use crossfade_event::{Cell, Change, Column, Key, Offset, Row, TableId, TableName, TableSchema, Version};
+use crossfade_event::{Cell, Change, Column, Format, Key, Offset, Row, TableId, TableName, TableSchema, Version};
 use std::collections::{BTreeMap, HashSet};
 
 /// Notes the shape that a quarantined change is written in; returns its number.
@@ -105,21 +105,21 @@ async fn entries(
 }
 
 /// A row laid out as the table is now: columns are found by the source's number, or where it has none, by name.
-fn laid_out(row: &Row, from: &TableSchema, to: &TableSchema, missing: Cell<'static>) -> Row {
+fn laid_out<'c>(row: &Row, from: &TableSchema, to: &TableSchema, missing: &dyn Fn(usize) -> Cell<'c>) -> Row {
     let cells: Vec<Cell<'_>> = row.cells().collect();
-    to.columns
-        .iter()
-        .map(|column| {
-            let find = |same: &dyn Fn(&Column) -> bool| from.columns.iter().position(same);
-            let numbered = |old: &Column| old.native_id != 0 && old.native_id == column.native_id;
-            // Two columns of the target may come from one of the source: then the name tells them apart, or the type.
-            let old = find(&|old| numbered(old) && old.name == column.name)
-                .or_else(|| find(&|old| numbered(old) && old.type_ == column.type_))
-                .or_else(|| find(&numbered))
-                .or_else(|| find(&|old| old.name == column.name && (old.native_id == 0 || column.native_id == 0)));
-            old.and_then(|index| cells.get(index)).copied().unwrap_or(missing)
-        })
-        .collect()
+    let places = to.columns.iter().map(|column| place(from, column)).enumerate();
+    places.map(|(index, old)| old.and_then(|old| cells.get(old)).copied().unwrap_or_else(|| missing(index))).collect()
+}
+
+/// Where a column of now stands in an older shape.
+fn place(from: &TableSchema, column: &Column) -> Option<usize> {
+    let find = |same: &dyn Fn(&Column) -> bool| from.columns.iter().position(same);
+    let numbered = |old: &Column| old.native_id != 0 && old.native_id == column.native_id;
+    // Two columns of the target may come from one of the source: then the name tells them apart, or the type.
+    find(&|old| numbered(old) && old.name == column.name)
+        .or_else(|| find(&|old| numbered(old) && old.type_ == column.type_))
+        .or_else(|| find(&numbered))
+        .or_else(|| find(&|old| old.name == column.name && (old.native_id == 0 || column.native_id == 0)))
 }
 
 impl Quarantine for PostgresSink {
@@ -226,16 +226,19 @@ impl PostgresSink {
                 break;
             }
             let Some(schema) = self.schema_of(entry.table, &entry.listed.table) else { break };
-            let missing = match entry.change.op {
-                crossfade_event::Op::Insert => Cell::Null,
-                _ => Cell::Unchanged,
+            let is_new = entry.change.op == crossfade_event::Op::Insert;
+            let given = if is_new { self.given_since(&entry.shape, &schema).await? } else { Vec::new() };
+            let missing = |index: usize| match given.get(index) {
+                _ if !is_new => Cell::Unchanged,
+                Some(Some(constant)) => Cell::Bytes(constant),
+                _ => Cell::Null,
             };
             let change = Change {
                 table: schema.id,
                 schema: schema.version,
                 op: entry.change.op,
-                old: entry.change.old.as_ref().map(|row| laid_out(row, &entry.shape, &schema, Cell::Absent)),
-                new: entry.change.new.as_ref().map(|row| laid_out(row, &entry.shape, &schema, missing)),
+                old: entry.change.old.as_ref().map(|row| laid_out(row, &entry.shape, &schema, &|_| Cell::Absent)),
+                new: entry.change.new.as_ref().map(|row| laid_out(row, &entry.shape, &schema, &missing)),
             };
             let at = Version { offset: Offset(entry.listed.offset), ordinal: entry.listed.ordinal };
             if !self.apply_retried(at, change, entry.listed.id, &keys).await? {
@@ -245,6 +248,24 @@ impl PostgresSink {
         }
         self.reload_held().await?;
         Ok(done.len() as u64)
+    }
+
+    /// What columns that came after a shape gave to the rows that were there.
+    async fn given_since(&mut self, from: &TableSchema, to: &TableSchema) -> Result<Vec<Option<Bytes>>, Failure> {
+        let mut given = Vec::with_capacity(to.columns.len());
+        for column in &to.columns {
+            let Some(default) = column.default.as_deref().filter(|_| place(from, column).is_none()) else {
+                given.push(None);
+                continue;
+            };
+            let text = if column.type_.format == Format::PgText { "::text" } else { "" };
+            let sql = format!("SELECT CAST({default} AS {}){text}", column.type_.name);
+            let link = self.link().await?;
+            let bind = link.bind(&sql, Vec::new()).await?;
+            let rows = link.rows(&format!("reading the default of {}", column.name), bind).await?;
+            given.push(rows.first().and_then(|row| row.get::<_, Raw>(0).0));
+        }
+        Ok(given)
     }
 
     /// One change, in a transaction with its way out of the quarantine.
