@@ -4,9 +4,18 @@
 use crate::desk::{Desk, assert_same_tables, postgres, rows, sqlite, two_databases};
 use crossfade_testkit::{
     compare::{assert_same, sqlite_reader, sqlite_texts},
+    crossfade::Running,
     postgres::{Postgres, Version},
 };
 use rusqlite::Connection;
+
+/// A migration of these tables that has caught up.
+fn moved(desk: &Desk, source: &str, tables: &str, sink: &str) -> Running {
+    desk.write_spec(&format!("{source}\ntables = [\"{tables}\"]"), sink, "");
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    run
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_old_rows_read_in_a_new_column_of_postgres_stands_in_sqlite() {
@@ -15,9 +24,7 @@ async fn what_old_rows_read_in_a_new_column_of_postgres_stands_in_sqlite() {
     source.execute("CREATE TABLE items (id int PRIMARY KEY, name text); INSERT INTO items SELECT n, 'i' || n FROM generate_series(1, 300) n").await;
     let desk = Desk::new();
     let file = desk.path("new.db");
-    desk.write_spec(&format!("{}\ntables = [\"public.*\"]", postgres(&source)), &sqlite(&file), "");
-    let mut run = desk.start();
-    desk.wait(&mut run);
+    let mut run = moved(&desk, &postgres(&source), "public.*", &sqlite(&file));
     source
         .execute(
             r"ALTER TABLE items ADD COLUMN said text DEFAULT 'it''s a \ and \\ here', ADD COLUMN whole int NOT NULL DEFAULT 42,
@@ -49,9 +56,7 @@ async fn what_old_rows_read_in_a_new_column_of_sqlite_stands_in_postgres() {
          INSERT INTO items SELECT v, 'i' || v FROM n",
     )
     .unwrap();
-    desk.write_spec(&format!("{}\ntables = [\"main.*\"]", sqlite(&file)), &postgres(&target), "");
-    let mut run = desk.start();
-    desk.wait(&mut run);
+    let mut run = moved(&desk, &sqlite(&file), "main.*", &postgres(&target));
     old.execute_batch(
         r"ALTER TABLE items ADD COLUMN said TEXT DEFAULT 'it''s a \ and \\ here';
           ALTER TABLE items ADD COLUMN whole INTEGER NOT NULL DEFAULT 42;
@@ -80,9 +85,7 @@ async fn a_constant_that_the_target_cannot_hold_stops_the_run_and_says_what_to_d
     source.execute("CREATE TABLE items (id int PRIMARY KEY); INSERT INTO items VALUES (1), (2)").await;
     let desk = Desk::new();
     let file = desk.path("new.db");
-    desk.write_spec(&format!("{}\ntables = [\"public.*\"]", postgres(&source)), &sqlite(&file), "");
-    let mut run = desk.start();
-    desk.wait(&mut run);
+    let run = moved(&desk, &postgres(&source), "public.*", &sqlite(&file));
     source.execute("ALTER TABLE items ADD COLUMN odd float8 DEFAULT 'NaN'; INSERT INTO items VALUES (3, 1)").await;
     let ended = run.wait();
     assert_ne!(ended.code, Some(0), "{ended}");
@@ -96,9 +99,7 @@ async fn a_replay_of_rows_from_before_a_column_gives_them_what_they_read_in_it()
     let Some((source, target)) = two_databases().await else { return };
     source.execute("CREATE TABLE items (id int PRIMARY KEY, name text); INSERT INTO items SELECT n, 'i' || n FROM generate_series(1, 50) n").await;
     let desk = Desk::new();
-    desk.write_spec(&format!("{}\ntables = [\"public.*\"]", postgres(&source)), &postgres(&target), "");
-    let mut run = desk.start();
-    desk.wait(&mut run);
+    let mut run = moved(&desk, &postgres(&source), "public.*", &postgres(&target));
     desk.expect(0, &["checkpoint"], &["before"]);
     source.execute("INSERT INTO items SELECT n, 'then' FROM generate_series(101, 150) n; UPDATE items SET name = 'moved' WHERE id = 1").await;
     source
@@ -125,9 +126,7 @@ async fn a_row_that_waits_in_quarantine_while_a_column_comes_has_what_the_others
     let Some((source, target)) = two_databases().await else { return };
     source.execute("CREATE TABLE items (id int PRIMARY KEY, name text); INSERT INTO items SELECT n, 'i' || n FROM generate_series(1, 50) n").await;
     let desk = Desk::new();
-    desk.write_spec(&format!("{}\ntables = [\"public.*\"]", postgres(&source)), &postgres(&target), "");
-    let mut run = desk.start();
-    desk.wait(&mut run);
+    let mut run = moved(&desk, &postgres(&source), "public.*", &postgres(&target));
     target.execute("ALTER TABLE items ADD CONSTRAINT ours CHECK (name <> 'bad')").await;
     source.execute("INSERT INTO items VALUES (60, 'bad'), (61, 'good')").await;
     desk.wait(&mut run);

@@ -16,6 +16,7 @@ mod lookups;
 mod planned;
 mod replayed;
 mod shapes;
+mod shop;
 mod six_tables;
 mod small;
 mod standing;

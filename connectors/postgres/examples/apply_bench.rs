@@ -42,14 +42,7 @@ fn table() -> TargetTable {
         column("note", "text", 25, Logical::Text, None),
     ];
     let name = TableName::new("bench", "orders");
-    let def = |column: &Column| ColumnDef {
-        column: column.clone(),
-        default: None,
-        identity: None,
-        generated: None,
-        collation: None,
-        sequence: None,
-    };
+    let def = |column: &Column| ColumnDef::plain(column.clone());
     TargetTable {
         def: TableDef {
             name: name.clone(),

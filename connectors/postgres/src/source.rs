@@ -16,6 +16,7 @@ mod catalog;
 mod engine;
 mod fetch;
 mod heaps;
+mod notes;
 mod relations;
 mod setup;
 mod slot;

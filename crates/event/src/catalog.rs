@@ -150,6 +150,13 @@ pub struct TableDef {
     pub obstacle: Option<String>,
 }
 
+impl ColumnDef {
+    /// A column that is no more than its name, type, key and nullability.
+    pub fn plain(column: Column) -> Self {
+        Self { column, default: None, identity: None, generated: None, collation: None, sequence: None }
+    }
+}
+
 impl TableDef {
     /// A column by name.
     pub fn column(&self, name: &str) -> Option<&ColumnDef> {

@@ -399,12 +399,8 @@ pub fn evolve_catalog(catalog: &mut Catalog, schema: &TableSchema) {
                 columns.push(def);
             }
             None => columns.push(ColumnDef {
-                column: crossfade_event::Column { key: None, nullable: true, ..column.clone() },
                 default: column.default.as_ref().map(ToString::to_string),
-                identity: None,
-                generated: None,
-                collation: None,
-                sequence: None,
+                ..ColumnDef::plain(Column { key: None, nullable: true, ..column.clone() })
             }),
         }
     }
@@ -462,12 +458,8 @@ fn table_from(schema: &TableSchema) -> TableDef {
             .columns
             .iter()
             .map(|column| ColumnDef {
-                column: column.clone(),
                 default: column.default.as_ref().map(ToString::to_string),
-                identity: None,
-                generated: None,
-                collation: None,
-                sequence: None,
+                ..ColumnDef::plain(column.clone())
             })
             .collect(),
         identity: schema.identity,

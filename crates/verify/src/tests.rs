@@ -76,7 +76,7 @@ impl SinkPosition for Nowhere {
 fn column(name: &str, key: Option<u16>, native_id: u32) -> ColumnDef {
     let type_ = ColumnType { name: "text".into(), native_id: 25, logical: Logical::Text, format: Format::PgBinary };
     let column = Column { name: name.into(), type_, key, nullable: false, native_id, default: None };
-    ColumnDef { column, default: None, identity: None, generated: None, collation: None, sequence: None }
+    ColumnDef::plain(column)
 }
 
 fn catalog() -> Catalog {

@@ -10,12 +10,12 @@
 //! ([`super::tree`]): what happens while nobody looks is found afterwards, and a file that says more than the log is not
 //! believed.
 
+use super::notes;
 use crossfade_connector::Failure;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
-use tokio::io::AsyncWriteExt;
 
 /// Where a table's rows lie, and by which entries of the catalog its columns are known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -118,21 +118,13 @@ impl Heaps {
         if changed { self.write().await } else { Ok(()) }
     }
 
-    /// Whole or not at all.
     async fn write(&self) -> Result<(), Failure> {
         let mut text = String::new();
         for (oid, (generation, heap)) in &self.known {
             text.push_str(&format!("{oid} {generation} {heap}\n"));
         }
         text.push_str("end\n");
-        let beside = self.path.with_extension("new");
-        let written = async {
-            let mut file = tokio::fs::File::create(&beside).await?;
-            file.write_all(text.as_bytes()).await?;
-            file.sync_all().await?;
-            tokio::fs::rename(&beside, &self.path).await
-        };
-        written.await.map_err(|error| Failure::retry(format!("writing {}", self.path.display()), error))
+        notes::write(&self.path, &text).await
     }
 }
 

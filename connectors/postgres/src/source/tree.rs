@@ -9,6 +9,7 @@
 //! What it was is kept in a file, with the number of the backfill that copied the root: changes while nobody looks are
 //! found afterwards, and a file that says more than the log is not believed.
 
+use super::notes;
 use crate::{
     Patterns,
     client::{ServerError, failure},
@@ -238,7 +239,7 @@ impl Trees {
         }
     }
 
-    /// Whole or not at all; one that is lost has a root copied once more.
+    /// One that is lost has a root copied once more.
     async fn write(&self) -> Result<(), Failure> {
         let mut text = String::new();
         for (root, (generation, known)) in &self.known {
@@ -246,12 +247,7 @@ impl Trees {
             known.iter().for_each(|(oid, print)| text.push_str(&format!("{oid} {print}\n")));
         }
         text.push_str("end\n");
-        let beside = self.file.with_extension("new");
-        let written = async {
-            tokio::fs::write(&beside, text).await?;
-            tokio::fs::rename(&beside, &self.file).await
-        };
-        written.await.map_err(|error| Failure::retry(format!("writing {}", self.file.display()), error))
+        notes::write(&self.file, &text).await
     }
 }
 

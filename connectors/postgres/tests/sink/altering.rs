@@ -31,17 +31,7 @@ fn after() -> TargetTable {
 fn with(mut table: TargetTable, columns: Vec<Column>) -> TargetTable {
     let mut schema = (*table.schema).clone();
     schema.version = SchemaVersion(schema.version.0 + 1);
-    table.def.columns = columns
-        .iter()
-        .map(|column| ColumnDef {
-            column: column.clone(),
-            default: None,
-            identity: None,
-            generated: None,
-            collation: None,
-            sequence: None,
-        })
-        .collect();
+    table.def.columns = columns.iter().map(|column| ColumnDef::plain(column.clone())).collect();
     schema.columns = columns;
     table.schema = Arc::new(schema);
     table

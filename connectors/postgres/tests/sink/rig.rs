@@ -84,17 +84,7 @@ pub(crate) fn table(id: u32, name: &str, mut columns: Vec<Column>) -> TargetTabl
         def: TableDef {
             name: name.clone(),
             kind: RelationKind::Table,
-            columns: columns
-                .iter()
-                .map(|column| ColumnDef {
-                    column: column.clone(),
-                    default: None,
-                    identity: None,
-                    generated: None,
-                    collation: None,
-                    sequence: None,
-                })
-                .collect(),
+            columns: columns.iter().map(|column| ColumnDef::plain(column.clone())).collect(),
             identity,
             primary_key,
             uniques: Vec::new(),

@@ -21,14 +21,8 @@ use std::sync::{Arc, atomic::AtomicBool};
 fn target_table(schema: &Arc<TableSchema>, def: &TableDef) -> TargetTable {
     let columns = schema.columns.iter().map(|column| {
         let known = def.columns.iter().find(|known| known.column.native_id == column.native_id);
-        let made = || ColumnDef {
-            column: column.clone(),
-            default: column.default.as_deref().map(str::to_owned),
-            identity: None,
-            generated: None,
-            collation: None,
-            sequence: None,
-        };
+        let made =
+            || ColumnDef { default: column.default.as_deref().map(str::to_owned), ..ColumnDef::plain(column.clone()) };
         ColumnDef { column: column.clone(), ..known.cloned().unwrap_or_else(made) }
     });
     if schema.version == SchemaVersion(1) {

@@ -32,12 +32,8 @@ pub(crate) fn table(version: u32, columns: Vec<Column>) -> TargetTable {
     let defs = columns
         .iter()
         .map(|column| ColumnDef {
-            column: column.clone(),
             default: column.default.as_deref().map(str::to_owned),
-            identity: None,
-            generated: None,
-            collation: None,
-            sequence: None,
+            ..ColumnDef::plain(column.clone())
         })
         .collect();
     let key = columns.iter().filter(|column| column.key.is_some()).map(|column| column.name.to_string()).collect();

@@ -229,17 +229,7 @@ pub(super) fn table<F: SinkFixture>(fixture: &F, id: TableId, name: &str, column
     let def = TableDef {
         name: name.clone(),
         kind: RelationKind::Table,
-        columns: columns
-            .iter()
-            .map(|column| ColumnDef {
-                column: column.clone(),
-                default: None,
-                identity: None,
-                generated: None,
-                collation: None,
-                sequence: None,
-            })
-            .collect(),
+        columns: columns.iter().map(|column| ColumnDef::plain(column.clone())).collect(),
         identity,
         primary_key: keyed.then(|| KeyDef {
             name: format!("{}_pkey", name.name),

@@ -38,11 +38,8 @@ impl Way<'_> {
     /// # Errors
     /// Why it cannot be said, without the value.
     pub(super) fn literal(&self, column: &Column, default: &str) -> Result<Option<String>, String> {
-        let value = match self.from {
-            Dialect::Postgres => of_postgres(&column.type_, default),
-            Dialect::Sqlite => of_sqlite(&column.type_.name, default),
-        };
-        let value = value.ok_or_else(|| "it is no constant that can be read".to_owned())?;
+        let value = constant(self.from, &column.type_, default)
+            .ok_or_else(|| "it is no constant that can be read".to_owned())?;
         let mut run = Run { regs: vec![Reg::Absent; self.types.len()], types: self.types, views: &NoViews, old: true };
         if let Some(slot) = run.regs.get_mut(self.register) {
             *slot = value.map_or(Reg::Null, Reg::Value);
@@ -67,15 +64,18 @@ impl Way<'_> {
 /// What rows from before a column read in it, as a cell of `type_`, which the column has now: `Some(None)` for NULL, `None`
 /// for what is no constant that can be read. `added` is the column as it was added, with its default.
 pub fn default_cell(source: Dialect, added: &Column, type_: &ColumnType) -> Option<Option<Bytes>> {
-    let default = added.default.as_deref()?;
-    let value = match source {
-        Dialect::Postgres => of_postgres(&added.type_, default),
-        Dialect::Sqlite => of_sqlite(&added.type_.name, default),
-    };
-    let Some(value) = value? else { return Some(None) };
+    let Some(value) = constant(source, &added.type_, added.default.as_deref()?)? else { return Some(None) };
     let mut cell = BytesMut::new();
     codec::encode(type_, &value, &mut cell).ok()?;
     Some(Some(cell.freeze()))
+}
+
+/// The value that a literal of the source stands for in a column of this type.
+fn constant(source: Dialect, type_: &ColumnType, default: &str) -> Option<Option<Value>> {
+    match source {
+        Dialect::Postgres => of_postgres(type_, default),
+        Dialect::Sqlite => of_sqlite(&type_.name, default),
+    }
 }
 
 /// Reads `'x'::text`, `E'a\\b'::text` and `NULL::text`, as the source writes what it found.

@@ -108,7 +108,7 @@ fn column_def(draft: &Draft<'_>, work: &Work) -> ColumnDef {
         native_id: 0,
         default: None,
     });
-    ColumnDef { column, default: None, identity: None, generated: None, collation: None, sequence: None }
+    ColumnDef::plain(column)
 }
 
 struct Maker<'m, 'c, 'a> {

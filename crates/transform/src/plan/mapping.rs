@@ -90,7 +90,7 @@ pub(super) fn plan(context: &Context<'_>) -> Result<Option<Mapping>, PlanError> 
 }
 
 fn plain(column: Column, default: Option<String>) -> ColumnDef {
-    ColumnDef { column, default, identity: None, generated: None, collation: None, sequence: None }
+    ColumnDef { default, ..ColumnDef::plain(column) }
 }
 
 fn column_type(name: &str, dialect: Dialect) -> ColumnType {

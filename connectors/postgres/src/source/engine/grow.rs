@@ -15,6 +15,7 @@ use crate::{
     },
     source::{
         catalog::{self, Candidate, LiveTable},
+        notes,
         relations::{self, Captured},
         setup, slot,
         snapshot::{Plan, SnapshotRun},
@@ -78,9 +79,7 @@ impl Tree {
             return Ok(());
         }
         let text: String = self.leaves.iter().map(|oid| format!("{oid}\n")).collect();
-        tokio::fs::write(&self.file, text)
-            .await
-            .map_err(|error| Failure::retry(format!("writing {}", self.file.display()), error))
+        notes::write(&self.file, &text).await
     }
 }
 
