@@ -201,7 +201,7 @@ impl EventLog for Embedded {
     }
 
     fn unread_bytes(&self) -> u64 {
-        self.0.shared.fresh.waiting_bytes()
+        self.0.shared.fresh.unread_bytes()
     }
 
     fn hold(&self, consumer: &str, cut: &Cut) -> Result<(), LogError> {

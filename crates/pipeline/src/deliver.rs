@@ -57,7 +57,20 @@ impl DeliverOptions {
             folds: Folds::default(),
         }
     }
+
+    /// The same with smaller batches: each keeps its rows locked until it is committed.
+    fn beside_others(&self) -> Self {
+        let bounded = |bytes: usize| bytes.min(SHARED_BYTES);
+        Self {
+            batch_bytes_max: bounded(self.batch_bytes_max),
+            load_bytes_max: bounded(self.load_bytes_max),
+            ..self.clone()
+        }
+    }
 }
+
+/// Bytes of one batch in tables that others write.
+const SHARED_BYTES: usize = 128 << 10;
 
 /// The name under which the log keeps what lookups are rebuilt from.
 const LOOKUPS: &str = "lookups";
@@ -109,6 +122,7 @@ pub async fn deliver<K: Sink, L: EventLog>(
     mut stop: Stop,
 ) -> Result<Ending, PipelineError> {
     let mut retry = Retry::new(options.patience);
+    let options = &if routes.writes_beside_others() { options.beside_others() } else { options.clone() };
     while !stop.is_requested() {
         match session(log, routes.clone(), sink, options, &mut retry, watch, valve, &mut stop).await {
             Ok(ending) => return Ok(ending),

@@ -7,7 +7,8 @@
 //! from there on; and what lookups read is what it was there.
 //!
 //! Memory is bounded: the keys are shared out over as many passes as the stretch needs, each pass reads the stretch
-//! again and folds its share. All passes are one sink transaction.
+//! again and folds its share. All passes are one sink transaction; but where others write the same tables it would keep
+//! their rows locked for long, and small steps are committed one by one.
 
 use crate::{
     PipelineError,
@@ -23,6 +24,9 @@ use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
 };
+
+/// Rows that are locked at a time in tables that others write.
+const SHARED_ROWS: usize = 500;
 
 /// What a healing replay did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,12 +69,21 @@ pub async fn heal<K: Sink, L: EventLog>(
     sink.prepare(routes.target()).await.map_err(PipelineError::Sink)?;
     let mut replay = Replay::new(log.clone(), routes, from.clone(), progress, fold_snapshots(log)?);
     let passes = replay.measure()?.div_ceil(budget_bytes.max(1) as u64).max(1);
+    let step = replay.routes.writes_beside_others().then_some(SHARED_ROWS);
     for pass in 0..passes {
         replay.report.read = 0;
         let finals = replay.fold(pass, passes).await?;
-        let writes = replay.writes(finals);
-        let delivery = Delivery { writes, upto: replay.progress.clone(), commits: pass + 1 == passes };
-        sink.apply(delivery, Guard::Heal).await.map_err(PipelineError::Sink)?;
+        let mut rest = replay.writes(finals);
+        loop {
+            let later = rest.split_off(step.map_or(rest.len(), |step| step.min(rest.len())));
+            let commits = step.is_some() || pass + 1 == passes;
+            let delivery = Delivery { writes: rest, upto: replay.progress.clone(), commits };
+            sink.apply(delivery, Guard::Heal).await.map_err(PipelineError::Sink)?;
+            if later.is_empty() {
+                break;
+            }
+            rest = later;
+        }
     }
     Ok(replay.report)
 }

@@ -132,7 +132,10 @@ async fn session<S: Source, L: EventLog>(
                         unfinished += said.events;
                         said.events = if batch.whole { std::mem::take(&mut unfinished) } else { 0 };
                         in_flight_bytes += said.bytes as usize;
-                        pace.took(said.bytes, log.unread_bytes());
+                        // A copy's rows come and go in large blocks, and cost both ends about the same.
+                        if said.rows.is_empty() {
+                            pace.took(said.bytes, log.unread_bytes());
+                        }
                         #[cfg(defect = "ack-before-append")]
                         {
                             let ticket = hasty.begin(batch.upto);

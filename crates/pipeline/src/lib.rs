@@ -24,7 +24,7 @@ pub use deliver::{DeliverOptions, Ending, deliver};
 pub use fold::{Begun, Folds, SnapshotFold, fold_snapshots};
 pub use heal::{HealReport, heal};
 pub use ingest::{IngestOptions, ingest};
-pub use retry::{Patience, backoff_ms};
+pub use retry::{Again, Patience, backoff_ms};
 pub use route::{Routes, evolve_catalog};
 pub use shutdown::{Stop, Stopper, Valve, ValveHandle, stop_channel, valve};
 pub use views::{Scratch, ScratchError};

@@ -1,6 +1,6 @@
 //! The only reader of a [`Verdict`], and the only place that waits after a failure.
 
-use crate::{PipelineError, Stop, Watch};
+use crate::{PipelineError, Silent, Stop, Watch, stop_channel};
 use crossfade_connector::{Failure, Verdict};
 use crossfade_log::LogError;
 use rand::Rng;
@@ -82,6 +82,36 @@ impl Retry {
     }
 }
 
+/// For a command that somebody waits for: what a deadlock or the like ended is tried again, for a minute. A server that
+/// cannot be reached is not waited for; whoever sits there can see to it.
+#[derive(Debug)]
+pub struct Again(Retry);
+
+impl Default for Again {
+    fn default() -> Self {
+        let minute = Duration::from_secs(60);
+        Self(Retry::new(Patience { first: minute, later: Some(minute) }))
+    }
+}
+
+impl Again {
+    /// The outcome, if it is one; `None`, after a pause, if the sink is to be asked once more.
+    ///
+    /// # Errors
+    /// What trying again cannot mend, or has not mended.
+    pub async fn unless_passing<T>(&mut self, outcome: Result<T, PipelineError>) -> Result<Option<T>, PipelineError> {
+        match outcome {
+            Ok(value) => Ok(Some(value)),
+            Err(PipelineError::Sink(failure)) if matches!(failure.verdict, Verdict::Retry { .. }) => {
+                let (_stopper, mut never) = stop_channel();
+                self.0.wait("sink", failure, &Silent, &mut never).await.map_err(PipelineError::Sink)?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// A server that holds the log and does not answer now is waited for, as a source or a sink is.
 ///
 /// # Errors
@@ -108,6 +138,18 @@ mod tests {
     #[test]
     fn pauses_double_up_to_ten_seconds() {
         assert_eq!([0, 1, 2, 6, 7, 60].map(backoff_ms), [100, 200, 400, 6_400, 10_000, 10_000]);
+    }
+
+    #[tokio::test]
+    async fn a_command_bears_a_deadlock_and_no_more() {
+        let mut again = Again::default();
+        let deadlock = || PipelineError::Sink(Failure::retry("writing", "deadlock detected"));
+        assert!(matches!(again.unless_passing::<()>(Err(deadlock())).await, Ok(None)));
+        assert!(matches!(again.unless_passing(Ok(7)).await, Ok(Some(7))));
+        let away = PipelineError::Sink(Failure::new(Verdict::Reconnect, "connecting", "refused"));
+        assert!(again.unless_passing::<()>(Err(away)).await.is_err());
+        again.0.patience.first = Duration::ZERO;
+        assert!(again.unless_passing::<()>(Err(deadlock())).await.is_err(), "patience is over");
     }
 
     #[tokio::test]

@@ -150,6 +150,11 @@ impl Routes {
         &self.target
     }
 
+    /// True where applications write the same tables: nothing of theirs should be locked for long.
+    pub fn writes_beside_others(&self) -> bool {
+        self.target.tables.iter().any(|table| matches!(table.mode, WriteMode::Columns { .. }))
+    }
+
     /// The plan as followed so far.
     pub fn plan(&self) -> &Arc<Plan> {
         &self.plan

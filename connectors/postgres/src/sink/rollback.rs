@@ -10,11 +10,14 @@ use super::{
     undo,
 };
 use crate::client::{failure, quote_ident, quote_table};
-use crossfade_connector::{Failure, Rollback, Target, UndoReport, WriteMode};
+use crossfade_connector::{Failure, Rollback, Target, UndoReport, Verdict, WriteMode};
 use crossfade_event::{Key, Row, TableName};
 
 /// Undo records that are put back in one transaction.
 const UNDO_ROWS: i64 = 1000;
+
+/// So often a page is tried again at once when somebody else was in its way.
+const PAGE_TRIES: u32 = 20;
 
 impl Rollback for PostgresSink {
     async fn undo(&mut self, target: &Target) -> Result<UndoReport, Failure> {
@@ -102,31 +105,75 @@ async fn undo_table(link: &mut Link, migration: &str, table: &Table, report: &mu
         table.quoted,
         key.join(" AND "),
     );
-    let mut after: Option<Vec<Option<String>>> = None;
+    let page = Page { migration, doing, table, lock, page };
+    let mut after = None;
+    let mut tries = 0;
     loop {
-        link.execute(&doing, &link.begin).await?;
-        link.query(&doing, &lock, &[&migration, &&*name.schema, &&*name.name, &after, &UNDO_ROWS]).await?;
-        let rows = link.query(&doing, &page, &[&migration, &&*name.schema, &&*name.name, &after, &UNDO_ROWS]).await?;
-        for row in &rows {
-            let record = Record { key: row.get(0), existed: row.get(1), columns: row.get(2), before: row.get(3) };
-            if row.get::<_, bool>(4) {
-                put_back(link, &doing, table, &record, report).await?;
-                let sql = "DELETE FROM crossfade.undo WHERE migration = $1 AND table_schema = $2 AND table_name = $3 AND key = $4";
-                link.query(&doing, sql, &[&migration, &&*name.schema, &&*name.name, &record.key]).await?;
-            } else {
-                report.left_alone.push((name.clone(), hash_of(&record.key)));
+        let mut done = UndoReport::default();
+        match page.put_back(link, &after, &mut done).await {
+            Ok(last) => {
+                report.restored += done.restored;
+                report.removed += done.removed;
+                report.left_alone.append(&mut done.left_alone);
+                tries = 0;
+                match last {
+                    Some(last) => after = Some(last),
+                    None => return Ok(()),
+                }
             }
-        }
-        link.execute(&doing, "COMMIT").await?;
-        match rows.last() {
-            Some(row) => after = Some(row.get(0)),
-            None => return Ok(()),
+            // A deadlock with those who write the table: they go on, and then so can we.
+            Err(failure) if matches!(failure.verdict, Verdict::Retry { .. }) && tries < PAGE_TRIES => {
+                tries += 1;
+                link.execute(&page.doing, "ROLLBACK").await?;
+            }
+            Err(failure) => return Err(failure),
         }
     }
 }
 
+/// The key of an undo record, part by part.
+type RecordKey = Vec<Option<String>>;
+
+/// What puts one page of a table's rows back.
+struct Page<'a> {
+    migration: &'a str,
+    doing: String,
+    table: &'a Table,
+    /// Locks the rows of a page.
+    lock: String,
+    /// Reads its records, and whether the rows are still as they were written.
+    page: String,
+}
+
+impl Page<'_> {
+    /// The page after `after`, in one transaction; returns the last key that it had.
+    async fn put_back(
+        &self,
+        link: &mut Link,
+        after: &Option<RecordKey>,
+        report: &mut UndoReport,
+    ) -> Result<Option<RecordKey>, Failure> {
+        let (doing, migration, name) = (&self.doing, &self.migration, &self.table.target.schema.name);
+        link.execute(doing, &link.begin).await?;
+        link.query(doing, &self.lock, &[migration, &&*name.schema, &&*name.name, after, &UNDO_ROWS]).await?;
+        let rows = link.query(doing, &self.page, &[migration, &&*name.schema, &&*name.name, after, &UNDO_ROWS]).await?;
+        for row in &rows {
+            let record = Record { key: row.get(0), existed: row.get(1), columns: row.get(2), before: row.get(3) };
+            if row.get::<_, bool>(4) {
+                put_back(link, doing, self.table, &record, report).await?;
+                let sql = "DELETE FROM crossfade.undo WHERE migration = $1 AND table_schema = $2 AND table_name = $3 AND key = $4";
+                link.query(doing, sql, &[migration, &&*name.schema, &&*name.name, &record.key]).await?;
+            } else {
+                report.left_alone.push((name.clone(), hash_of(&record.key)));
+            }
+        }
+        link.execute(doing, "COMMIT").await?;
+        Ok(rows.last().map(|row| row.get(0)))
+    }
+}
+
 struct Record {
-    key: Vec<Option<String>>,
+    key: RecordKey,
     existed: bool,
     columns: Vec<String>,
     before: Option<Vec<Option<String>>>,

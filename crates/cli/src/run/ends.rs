@@ -4,7 +4,7 @@ use crate::{error::CliError, event_log::AnyLog, registry::AnySink};
 use crossfade_connector::{Quarantine, QuarantineFilter, QuarantineOutcome, Sink};
 use crossfade_event::Cut;
 use crossfade_pipeline::{
-    DeliverOptions, Ending, HealReport, PipelineError, Routes, Scratch, Stop, Valve, Watch, deliver, heal, stop_channel,
+    Again, DeliverOptions, Ending, HealReport, PipelineError, Routes, Scratch, Stop, Valve, Watch, deliver, heal, stop_channel,
 };
 use std::{pin::pin, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
@@ -68,9 +68,7 @@ async fn run_job(log: &AnyLog, routes: &Routes, sink: &mut AnySink, job: SinkJob
     // Whoever asked may have gone away; then the answer has no taker.
     match job {
         SinkJob::Heal(from, answer) => {
-            let healed =
-                heal(log, &with_scratch(log, routes), sink, &from, HEAL_BYTES_MAX).await.map_err(CliError::from);
-            let _ = answer.send(healed);
+            let _ = answer.send(replay_into(log, routes, sink, &from).await);
         }
         SinkJob::Retry(filter, answer) => {
             let _ = answer.send(retry(log, routes, sink, &filter).await);
@@ -101,8 +99,14 @@ pub(crate) async fn retry(
     sink: &mut AnySink,
     filter: &QuarantineFilter,
 ) -> Result<QuarantineOutcome, CliError> {
-    prepare_as_followed(log, routes, sink).await?;
-    Ok(Quarantine::retry(sink, filter).await?)
+    let mut again = Again::default();
+    loop {
+        prepare_as_followed(log, routes, sink).await?;
+        let outcome = Quarantine::retry(sink, filter).await.map_err(PipelineError::Sink);
+        if let Some(outcome) = again.unless_passing(outcome).await? {
+            return Ok(outcome);
+        }
+    }
 }
 
 /// Drops quarantined changes.
@@ -121,12 +125,19 @@ fn with_scratch(log: &AnyLog, routes: &Routes) -> Routes {
     routes.clone().with_scratch(Scratch::new(log.folder_beside("lookups")))
 }
 
-/// Heals when nobody runs the migration.
-pub(super) async fn heal_offline(
+/// Replays from a place in the log into the same sink.
+pub(super) async fn replay_into(
     log: &AnyLog,
     routes: &Routes,
     sink: &mut AnySink,
     from: &Cut,
 ) -> Result<HealReport, CliError> {
-    Ok(heal(log, &with_scratch(log, routes), sink, from, HEAL_BYTES_MAX).await?)
+    let routes = with_scratch(log, routes);
+    let mut again = Again::default();
+    loop {
+        let healed = heal(log, &routes, sink, from, HEAL_BYTES_MAX).await;
+        if let Some(report) = again.unless_passing(healed).await? {
+            return Ok(report);
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! `replay`: applies the log again. Into the same sink it heals; into another one it builds anew.
 
 use super::{
-    ends::heal_offline,
+    ends::replay_into,
     follower::{Follower, Stand},
     place::cut_of,
     session::Session,
@@ -52,7 +52,7 @@ async fn heal(spec: &Spec, from: &args::From, as_json: bool) -> Result<(), CliEr
         let cut = cut_of(from, &session.log, &session.journal.migration())?;
         session.journal.command(Command::Note { what: format!("replay from {from}") }, &session.by).await?;
         let mut sink = wiring::sink(spec)?;
-        heal_json(&heal_offline(&session.log, &session.routes, &mut sink, &cut).await?)
+        heal_json(&replay_into(&session.log, &session.routes, &mut sink, &cut).await?)
     };
     if as_json {
         return output::json(&report);

@@ -44,15 +44,20 @@ pub(super) struct Handed {
     pub(super) events: Vec<Stamped>,
 }
 
-/// A reader that has taken nothing for so long is not near.
-const NEAR: Duration = Duration::from_millis(250);
+/// A reader that is further behind than this, or has not asked for so long, is not near.
+const NEAR_BYTES: u64 = 64 << 20;
+const NEAR: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Default)]
 struct Kept {
     batches: VecDeque<Handed>,
     bytes: u64,
-    /// When one was given to a reader.
-    given_at: Option<Instant>,
+    /// Where the batches of the last [`NEAR_BYTES`] begin, and how much was appended before each.
+    marks: VecDeque<(Spot, u64)>,
+    /// How much was appended.
+    appended: u64,
+    /// When a near reader asked, and how much had been appended before its place.
+    asked: Option<(Instant, u64)>,
 }
 
 impl Kept {
@@ -60,6 +65,28 @@ impl Kept {
         let oldest = self.batches.pop_front()?;
         self.bytes -= oldest.bytes;
         Some(oldest)
+    }
+
+    fn push(&mut self, batch: Handed) {
+        self.marks.push_back((batch.from, self.appended));
+        self.appended += batch.bytes;
+        self.bytes += batch.bytes;
+        self.batches.push_back(batch);
+        while self.marks.front().is_some_and(|(_, before)| self.appended - before > NEAR_BYTES) {
+            self.marks.pop_front();
+        }
+    }
+
+    /// A reader is at `from`; `end` is where the log ends for it.
+    fn asks(&mut self, from: Spot, end: Spot) {
+        let before = match self.marks.partition_point(|(spot, _)| *spot <= from).checked_sub(1) {
+            _ if from >= end => Some(self.appended),
+            Some(at) => self.marks.get(at).map(|(_, before)| *before),
+            None => None,
+        };
+        if let Some(before) = before {
+            self.asked = Some((Instant::now(), before));
+        }
     }
 }
 
@@ -73,8 +100,7 @@ impl Fresh {
         let mut let_go = Vec::new();
         let mut kept = held(&self.0);
         for batch in batches.drain(..) {
-            kept.bytes += batch.bytes;
-            kept.batches.push_back(batch);
+            kept.push(batch);
         }
         while kept.bytes > KEPT_BYTES
             && let Some(oldest) = kept.pop()
@@ -89,15 +115,15 @@ impl Fresh {
     /// Gives the batch that begins at `from`, if it is here, lies below the end, and `fits`.
     pub(super) fn take(&self, from: Spot, end: &End, fits: impl FnOnce(&Handed) -> bool) -> Given {
         let mut kept = held(&self.0);
+        let end = Spot { segment: end.segment, at: end.at };
+        kept.asks(from, end);
         // What the reader has gone past it will not come back to.
         while kept.batches.front().is_some_and(|oldest| oldest.from < from) {
             kept.pop();
         }
-        let end = Spot { segment: end.segment, at: end.at };
         match kept.batches.front() {
             Some(oldest) if oldest.from == from && oldest.to <= end => {
                 if fits(oldest) {
-                    kept.given_at = Some(Instant::now());
                     kept.pop().map_or(Given::Nothing, Given::Batch)
                 } else {
                     Given::Later
@@ -107,10 +133,16 @@ impl Fresh {
         }
     }
 
-    /// How much waits here for a reader that is near; nothing where there is none.
-    pub(super) fn waiting_bytes(&self) -> u64 {
+    /// How far a near reader is behind; nothing where there is none.
+    pub(super) fn unread_bytes(&self) -> u64 {
         let kept = held(&self.0);
-        if kept.given_at.is_some_and(|at| at.elapsed() < NEAR) { kept.bytes } else { 0 }
+        let near = kept.asked.filter(|(at, _)| at.elapsed() < NEAR);
+        near.map(|(_, before)| kept.appended - before).filter(|bytes| *bytes <= NEAR_BYTES).unwrap_or(0)
+    }
+
+    /// Nobody reads.
+    pub(super) fn forget(&self) {
+        *held(&self.0) = Kept::default();
     }
 
     /// Forgets what lies beyond the end: the unfinished head that was abandoned.
@@ -122,6 +154,11 @@ impl Fresh {
                 kept.bytes -= latest.bytes;
             }
         }
+        while let Some((_, before)) = kept.marks.back().copied().filter(|(spot, _)| *spot >= end) {
+            kept.appended = before;
+            kept.marks.pop_back();
+        }
+        kept.asked = kept.asked.filter(|(_, before)| *before <= kept.appended);
     }
 }
 

@@ -30,6 +30,9 @@ const WRITE_BYTES: usize = 1 << 20;
 /// A buffer that one huge record has blown up beyond this is given back.
 const KEPT_BYTES: usize = 8 << 20;
 
+/// A segment of so many bytes is sealed when the log is closed.
+const SEALED_AT_CLOSE_BYTES: u64 = 4 << 20;
+
 /// A schema that was added to the register.
 #[derive(Debug, Clone, Copy)]
 struct Added {
@@ -387,6 +390,7 @@ impl Writer {
             self.shared.fresh.keep(&mut self.fresh);
         } else {
             self.fresh.clear();
+            self.shared.fresh.forget();
         }
         if self.tape.end != self.shared.end() {
             self.shared.end.send_replace(self.tape.end);
@@ -409,9 +413,17 @@ impl Writer {
         }
     }
 
-    fn close(self) {
+    fn close(mut self) {
         if let Err(error) = held(&self.shared.consumers).save(&self.shared.dir) {
             tracing::warn!(%error, "the consumers' places were not written; older ones stand");
+        }
+        // Whoever opens the log next then finds an index rather than much to read through.
+        if self.shared.poisoned().is_none()
+            && !self.inside
+            && self.tape.at >= SEALED_AT_CLOSE_BYTES
+            && let Err(error) = self.tape.roll(self.next)
+        {
+            tracing::warn!(%error, "the last segment was not sealed; it is read through when the log is opened");
         }
         if self.shared.poisoned().is_none()
             && let Err(error) = self.tape.file.set_len(self.tape.at)

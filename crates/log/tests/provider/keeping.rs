@@ -6,7 +6,7 @@ use crossfade_log::{
     EventLog, Lane, LogError, LogReader, Seek,
     embedded::{Embedded, Options, Retention},
 };
-use crossfade_testkit::log_suite::{COMMON, at, batch, events_of, insert, read_all, schema, soon, transaction};
+use crossfade_testkit::log_suite::{COMMON, at, batch, events_of, insert, part, read_all, schema, soon, transaction};
 use std::{fs, time::Duration};
 
 async fn fill(log: &Embedded, from: u64, to: u64) {
@@ -183,4 +183,49 @@ async fn an_idle_log_gives_back_the_room_that_it_set_aside() {
     let bytes = log.statistics().unwrap().bytes;
     drop(log);
     assert_eq!(fs::metadata(&file).unwrap().len(), bytes);
+}
+
+/// The segment files and indexes in a folder, by name.
+fn files(dir: &std::path::Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().to_str().unwrap().to_owned()).collect();
+    names.retain(|name| name.ends_with(".log") || name.ends_with(".idx"));
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn much_that_was_written_is_sealed_when_the_log_is_closed_and_an_unfinished_head_never() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Options::default();
+    let reopen = || Embedded::open(dir.path(), options()).unwrap();
+    let log = reopen();
+    log.append(batch(1, vec![Event::SchemaSeen(schema(1, 1))], Some(at(1, u32::MAX)), true)).await.unwrap();
+    drop(log);
+    assert_eq!(files(dir.path()).len(), 1, "a little is read through faster than it is sealed");
+
+    let log = reopen();
+    let bulk = |n: u64| transaction(n, vec![insert(&n.to_string(), &"v".repeat(600_000))]);
+    for n in 2..12 {
+        log.append(bulk(n)).await.unwrap();
+    }
+    let (all, tail) = (events_of(&log, Lane::All), log.tail());
+    drop(log);
+    let sealed = files(dir.path());
+    assert_eq!(sealed.len(), 3, "two segments and the index of the first: {sealed:?}");
+
+    let log = reopen();
+    assert_eq!((events_of(&log, Lane::All), log.tail()), (all.clone(), tail), "nothing has come or gone");
+    assert_eq!(log.verify().unwrap().segments, 2);
+    log.append(bulk(12)).await.unwrap();
+    for n in 0..10 {
+        let piece = vec![insert(&n.to_string(), &"h".repeat(600_000))];
+        log.append(part(13, piece)).await.unwrap();
+    }
+    drop(log);
+    let log = reopen();
+    assert_eq!(events_of(&log, Lane::All).len(), all.len() + 3, "the head whose rest never came is gone");
+    assert_eq!(files(dir.path()), sealed);
+    log.append(bulk(13)).await.unwrap();
+    assert_eq!(log.tail().cut.next(crossfade_event::Partition(0)).0, (all.len() + 6) as u64);
 }
