@@ -1,5 +1,5 @@
-//! New tables beside the old ones, in one schema of one database, taken by a pattern that means them as well: what the
-//! migration made is no table of the application.
+//! New tables and columns beside the old ones, in one schema of one database. Tables are taken by a pattern that means the
+//! new ones as well: what the migration made is no table of the application. And whoever writes the same rows comes first.
 
 use crate::desk::{Desk, SPEC, Writer, postgres, rows, two_databases};
 use crossfade_testkit::compare::assert_same;
@@ -80,4 +80,58 @@ async fn new_tables_in_the_schema_of_the_old_ones_are_not_taken_for_tables_of_th
     let left = "SELECT tablename::text FROM pg_tables WHERE schemaname = 'app' ORDER BY 1";
     let tables = rows(&database, left).await;
     assert_same("what is left", &rows(&database, "VALUES ('notes'), ('people')").await, &tables);
+}
+
+const SHADOWS: &str = "write = \"shadow-columns\"
+[[table]]
+from = \"app.people\"
+steps = [{ rename = \"name\", to = \"name_copy\" }]
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_meets_a_deadlock_with_the_application_gives_way_and_is_done_again() {
+    let Some((database, _)) = two_databases().await else { return };
+    database.execute(FILL).await;
+    let desk = Desk::new();
+    let both = postgres(&database);
+    desk.write_spec(&format!("{both}\ntables = [\"app.people\"]"), &both, SHADOWS);
+    let mut running = desk.start();
+    desk.wait(&mut running);
+    desk.expect(0, &["checkpoint"], &["before"]);
+    database.execute("UPDATE app.people SET name = 'one' WHERE id = 1").await;
+    database.execute("UPDATE app.people SET name = 'two' WHERE id = 2").await;
+    desk.wait(&mut running);
+    desk.stop(running);
+    database.execute("UPDATE app.people SET name_copy = 'damaged' WHERE id < 3").await;
+
+    // The replay takes row 1 and waits for row 2; then the application wants row 1. Whoever looks for a deadlock first once
+    // there is one gives way: that is the replay, unless this machine stood still meanwhile. Then it is tried again.
+    let name = &database.name;
+    database.execute(&format!("ALTER DATABASE {name} SET deadlock_timeout = '2s'")).await;
+    let mut met = false;
+    for _ in 0..5 {
+        let application = database.connect().await;
+        application
+            .batch_execute("SET deadlock_timeout = '2min'; BEGIN; UPDATE app.people SET id = id WHERE id = 2")
+            .await
+            .unwrap();
+        let mut replay = desk.crossfade.spawn(&["replay", SPEC, "--from", "checkpoint:before"]);
+        let waiting = "SELECT 1 FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0 AND datname = current_database()";
+        desk.until("the replay to wait for the application", &mut replay, async || {
+            rows(&database, waiting).await.count() > 0
+        })
+        .await;
+        let went_on = application.batch_execute("UPDATE app.people SET id = id WHERE id = 1").await;
+        let ended = application.batch_execute(if went_on.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+        assert!(ended.is_ok(), "{ended:?}");
+        let finished = replay.wait();
+        assert_eq!(finished.code, Some(0), "{finished}");
+        met = went_on.is_ok();
+        if met {
+            break;
+        }
+    }
+    assert!(met, "the replay never met the deadlock");
+    let copies = rows(&database, "SELECT id, name_copy FROM app.people WHERE id < 4 ORDER BY 1").await;
+    assert_same("healed", &rows(&database, "VALUES (1, 'one'), (2, 'two'), (3, 'p3')").await, &copies);
 }
