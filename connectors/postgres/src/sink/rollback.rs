@@ -12,9 +12,13 @@ use super::{
 use crate::client::{failure, quote_ident, quote_table};
 use crossfade_connector::{Failure, Rollback, Target, UndoReport, Verdict, WriteMode};
 use crossfade_event::{Key, Row, TableName};
+use tokio_postgres::error::SqlState;
 
 /// Undo records that are put back in one transaction.
 const UNDO_ROWS: i64 = 1000;
+
+/// So often a lock is waited for that others hold.
+const LOCK_TRIES: u32 = 12;
 
 /// So often a page is tried again at once when somebody else was in its way.
 const PAGE_TRIES: u32 = 20;
@@ -253,6 +257,21 @@ async fn put_back(
     Ok(())
 }
 
+/// Drops one object. Who holds a table's lock for longer than our patience with it is waited for some times more.
+async fn dropped(link: &Link, sql: &str) -> Result<(), tokio_postgres::Error> {
+    let mut tries = 0;
+    loop {
+        match link.session.batch_execute(sql).await {
+            Err(error) if tries < LOCK_TRIES && is_in_use(&error) => tries += 1,
+            outcome => return outcome,
+        }
+    }
+}
+
+fn is_in_use(error: &tokio_postgres::Error) -> bool {
+    matches!(error.code(), Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED))
+}
+
 /// Drops what we made, the last thing first. A record goes with its object.
 async fn drop_objects(link: &mut Link, migration: &str, report: &mut UndoReport) -> Result<(), Failure> {
     let doing = "dropping what the migration made";
@@ -314,7 +333,7 @@ async fn drop_objects(link: &mut Link, migration: &str, report: &mut UndoReport)
             _ => (None, None),
         };
         if let Some(sql) = sql {
-            match link.session.batch_execute(&sql).await {
+            match dropped(link, &sql).await {
                 Ok(()) => report.dropped.extend(told),
                 // Somebody put something of their own into it, or uses it: it is not ours alone any more.
                 Err(error) if error.code().is_some_and(|code| code.code() == "2BP01") => {
