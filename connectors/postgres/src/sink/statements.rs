@@ -18,6 +18,10 @@ pub(super) struct Sql {
     pub(super) delete_copies: String,
 }
 
+/// The order in which rows of a load were written. Deliveries follow one another, so that their transactions tell it; where
+/// a row lies does not, for the server puts it wherever there is room.
+pub(super) const WRITTEN_FIRST: &str = "age(xmin) DESC, tableoid, ctid";
+
 impl Table {
     /// Writes them (again, when the types' names or the indexes have changed).
     pub(super) fn write_sql(&mut self) {
@@ -236,7 +240,7 @@ impl Table {
     /// one that was written first.
     pub(super) fn collisions_sql(&self, unique: &KeyDef) -> Result<String, Failure> {
         Ok(format!(
-            "DELETE FROM {0} t USING (SELECT n.at FROM (SELECT ctid AS at, row_number() OVER (PARTITION BY {1} ORDER BY ctid) AS n \
+            "DELETE FROM {0} t USING (SELECT n.at FROM (SELECT ctid AS at, row_number() OVER (PARTITION BY {1} ORDER BY {WRITTEN_FIRST}) AS n \
                FROM {0}) n WHERE n.n > 1 LIMIT $1) x WHERE t.ctid = x.at RETURNING {2}",
             self.quoted,
             ddl::list(&unique.columns)?,
