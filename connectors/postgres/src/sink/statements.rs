@@ -1,6 +1,7 @@
 //! The SQL by which a table is written.
 
 use super::{ddl, table::Table};
+use crate::client::quote_ident;
 use crossfade_connector::{Failure, WriteMode};
 use crossfade_event::catalog::KeyDef;
 use std::sync::Arc;
@@ -245,6 +246,18 @@ impl Table {
             self.quoted,
             ddl::list(&unique.columns)?,
             self.formatted(),
+        ))
+    }
+
+    /// Rows give up the values of these columns.
+    pub(super) fn free_sql(&self, columns: &[String]) -> Result<String, Failure> {
+        let nulls = columns.iter().map(|column| Ok(format!("{} = NULL", quote_ident(column)?)));
+        Ok(format!(
+            "UPDATE {} t SET {} FROM unnest($1::{}[]) s WHERE {}",
+            self.quoted,
+            nulls.collect::<Result<Vec<_>, Failure>>()?.join(", "),
+            self.key_type.name,
+            self.matches_key("t", false)
         ))
     }
 
