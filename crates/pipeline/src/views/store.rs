@@ -224,7 +224,12 @@ mod tests {
                         store.clear().unwrap();
                         model.clear();
                     }
-                    1..30 => {
+                    1 => {
+                        let longer = |value: &Bytes| Bytes::from([value.as_ref(), b"!"].concat());
+                        store.change_all(|_, value| Ok(longer(&value))).unwrap();
+                        model.values_mut().for_each(|value| *value = longer(value));
+                    }
+                    2..30 => {
                         store.remove(&key).unwrap();
                         model.remove(&key);
                     }

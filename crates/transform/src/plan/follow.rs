@@ -22,16 +22,12 @@ impl Became {
         self.columns.iter().all(|(old, new)| new.as_ref() == Some(old))
     }
 
-    /// The column's name now; `None` where it has gone, or never was.
-    pub fn name(&self, column: &str) -> Option<&str> {
-        self.find(column)?.as_deref()
-    }
-
-    /// The columns under their names of now; false where one has gone, and then nothing is changed.
+    /// The columns under their names of now; false where one has gone, and then nothing is changed. A name that the table
+    /// did not have stays: whoever says it may know of a later shape.
     pub fn rename(&self, columns: &mut [String]) -> bool {
-        let now: Option<Vec<&str>> = columns.iter().map(|column| self.name(column)).collect();
-        let Some(now) = now else { return false };
-        columns.iter_mut().zip(now).for_each(|(column, now)| now.clone_into(column));
+        let now = |column: &String| self.find(column).map_or_else(|| Some(column.clone()), Clone::clone);
+        let Some(now) = columns.iter().map(now).collect::<Option<Vec<String>>>() else { return false };
+        columns.clone_from_slice(&now);
         true
     }
 
@@ -164,7 +160,11 @@ mod tests {
         ];
         let became = became.map(|(old, new)| (old.to_owned(), new.map(str::to_owned)));
         let mut table = table();
-        let left = Became::new(Dialect::Postgres, became.to_vec()).follow(&mut table);
+        let became = Became::new(Dialect::Postgres, became.to_vec());
+        let left = became.follow(&mut table);
+        let mut key = ["name".to_owned(), "old".to_owned()];
+        assert!(!became.rename(&mut key), "a column of it has gone");
+        assert_eq!(key, ["name", "old"]);
         let checks: Vec<_> = table.checks.iter().map(|check| check.expression.as_str()).collect();
         assert_eq!(checks, ["((\"other\" <> 'name'::text))"]);
         let indexes: Vec<_> = table.indexes.iter().map(|index| index.definition.as_str()).collect();
@@ -187,7 +187,8 @@ mod tests {
         let mut table = table();
         became.follow(&mut table);
         assert_eq!(table.checks[0].expression, "((\"title\" <> 'name'::text))");
-        assert_eq!(became.name("NAME"), Some("title"));
-        assert_eq!(became.name("other"), None);
+        let mut columns = ["NAME".to_owned(), "later".to_owned()];
+        assert!(became.rename(&mut columns));
+        assert_eq!(columns, ["title", "later"]);
     }
 }
