@@ -1,7 +1,8 @@
 //! What is wrong is said in one clear sentence, with the place, the remedy and the right exit code, and nothing is half done.
 
-use crate::desk::{Desk, postgres, rows, two_databases};
+use crate::desk::{Desk, postgres, rows, sqlite, two_databases};
 use crossfade_testkit::{
+    compare::{assert_same, sqlite_reader, sqlite_texts},
     crossfade::Finished,
     ports,
     postgres::{Database, Postgres, Settings, Version},
@@ -202,4 +203,46 @@ fn what_is_wrong_in_a_spec_is_said_with_its_place() {
         desk.write_spec(&source, &sqlite("new.db"), "");
         assert_said(&desk.command(&[command], &[]), 2, &["not built yet"]);
     }
+}
+
+#[test]
+fn a_row_that_a_sqlite_target_refuses_stops_the_run_where_the_spec_says_so() {
+    let desk = Desk::new();
+    let (old, new) = (desk.path("old.db"), desk.path("new.db"));
+    let (source, items) = (rusqlite::Connection::open(&old).unwrap(), "SELECT id, name FROM items");
+    source
+        .execute_batch(
+            "PRAGMA journal_mode = WAL; CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT);
+             INSERT INTO items VALUES (1, 'first'), (2, 'second')",
+        )
+        .unwrap();
+    let sink = format!("{}\non_error = \"stop\"", sqlite(&new));
+    desk.write_spec(&format!("{}\ntables = [\"main.*\"]", sqlite(&old)), &sink, "");
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    let there = || sqlite_texts(&sqlite_reader(&new), items);
+    let before = there();
+    let target = rusqlite::Connection::open(&new).unwrap();
+    target.busy_timeout(crossfade_testkit::wait::GENEROUS).unwrap();
+    target
+        .execute_batch("CREATE TRIGGER ours BEFORE INSERT ON items WHEN NEW.name = 'S3CR3T' BEGIN SELECT RAISE(ABORT, 'not here'); END")
+        .unwrap();
+    source
+        .execute_batch(
+            "BEGIN; INSERT INTO items VALUES (3, 'S3CR3T'); UPDATE items SET name = 'later' WHERE id = 1; COMMIT",
+        )
+        .unwrap();
+    // Asked again it stops again, and nothing of that transaction is in.
+    for run in [run, desk.start()] {
+        assert_said(&run.wait(), 1, &["main.items", "log offset", "on_error = \"quarantine\""]);
+        assert_same("nothing is half done", &before, &there());
+        let listed = desk.expect(0, &["quarantine", "ls"], &[]);
+        assert!(listed.stdout.contains("nothing is in quarantine"), "{listed}");
+    }
+    target.execute_batch("DROP TRIGGER ours").unwrap();
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    assert_same("once nothing refuses it", &sqlite_texts(&source, items), &there());
+    desk.verify();
+    desk.stop(run);
 }

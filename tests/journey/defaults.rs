@@ -109,7 +109,7 @@ async fn a_replay_of_rows_from_before_a_column_gives_them_what_they_read_in_it()
         .await;
     source.execute("INSERT INTO items (id) VALUES (1001); UPDATE items SET whole = 1 WHERE id = 120").await;
     desk.wait(&mut run);
-    // Only the version that adds a column says its constant, and a later one is the newest.
+    // A later version is the newest, and the column has another type in it.
     source.execute("ALTER TABLE items ALTER said TYPE varchar(20), ADD COLUMN later text").await;
     source.execute("INSERT INTO items (id, later) VALUES (1002, 'x')").await;
     desk.wait(&mut run);
@@ -131,12 +131,14 @@ async fn a_row_that_waits_in_quarantine_while_a_column_comes_has_what_the_others
     source.execute("INSERT INTO items VALUES (60, 'bad'), (61, 'good')").await;
     desk.wait(&mut run);
     source
-        .execute("ALTER TABLE items ADD COLUMN said text NOT NULL DEFAULT 'it''s', ADD COLUMN whole int DEFAULT -7")
+        .execute(
+            "ALTER TABLE items ADD COLUMN said varchar(9) NOT NULL DEFAULT 'it''s', ADD COLUMN whole int DEFAULT -7",
+        )
         .await;
     source.execute("INSERT INTO items (id) VALUES (1001)").await;
     desk.wait(&mut run);
-    // Only the version that adds a column says its constant, and a later one is the newest that a new run follows.
-    source.execute("ALTER TABLE items ADD COLUMN later text; INSERT INTO items (id, later) VALUES (1002, 'x')").await;
+    // A later version is the newest that a new run follows, and the column has another type in it.
+    source.execute("ALTER TABLE items ALTER said TYPE varchar(20), ADD COLUMN later text; INSERT INTO items (id, later) VALUES (1002, 'x')").await;
     desk.wait(&mut run);
     desk.stop(run);
     let mut run = desk.start();

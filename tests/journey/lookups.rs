@@ -182,3 +182,40 @@ async fn looked_up_values_are_those_of_the_moment_between_two_sqlite_files() {
     desk.expect(0, &["replay"], &["--from", "checkpoint:before"]);
     assert_same("healed", &before_healing, &both().1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lookup_reads_the_constant_of_a_column_that_took_the_name_it_reads() {
+    let desk = Desk::new();
+    let (old, new) = (desk.path("old.db"), desk.path("new.db"));
+    let source = Connection::open(&old).unwrap();
+    source.busy_timeout(crossfade_testkit::wait::GENEROUS).unwrap();
+    source.execute_batch(&format!("PRAGMA journal_mode = WAL; BEGIN; {} COMMIT;", fill())).unwrap();
+    desk.write_spec(&format!("{}\ntables = [\"main.*\"]", sqlite(&old)), &sqlite(&new), &rules("main"));
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    source
+        .execute_batch(
+            "BEGIN; ALTER TABLE zones RENAME COLUMN name TO old_name; ALTER TABLE zones ADD COLUMN name TEXT DEFAULT 'unnamed'; COMMIT",
+        )
+        .unwrap();
+    let followed = "SELECT 1 FROM pragma_table_info('zones') WHERE name = 'old_name'";
+    desk.until("the other names", &mut run, async || sqlite_texts(&sqlite_reader(&new), followed).count() == 1).await;
+    source
+        .execute_batch(
+            "UPDATE zones SET name = 'given' WHERE id = 8; UPDATE zones SET old_name = 'other' WHERE id = 9;
+             INSERT INTO items VALUES (1007, 'c7', 1), (1008, 'c8', 1), (1009, 'c9', 1)",
+        )
+        .unwrap();
+    desk.wait(&mut run);
+    // A process that was just started reads rows of both shapes from the log.
+    run.kill();
+    source.execute_batch("INSERT INTO items VALUES (2007, 'c7', 1), (2008, 'c8', 1), (2009, 'c9', 1)").unwrap();
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    let wanted = "SELECT i.id, z.name FROM items i JOIN zones z ON z.code = i.zone WHERE i.id > 1000";
+    let found = "SELECT id, zone_name FROM items WHERE id > 1000";
+    assert_same("looked up", &sqlite_texts(&source, wanted), &sqlite_texts(&sqlite_reader(&new), found));
+    let zones = "SELECT id, code, old_name, name FROM zones";
+    assert_same(zones, &sqlite_texts(&source, zones), &sqlite_texts(&sqlite_reader(&new), zones));
+    desk.stop(run);
+}

@@ -14,6 +14,7 @@ mod desk;
 mod kafka;
 mod lookups;
 mod planned;
+mod renames;
 mod replayed;
 mod shapes;
 mod shop;

@@ -119,9 +119,20 @@ pub struct Column {
     pub nullable: bool,
     /// The source's stable number for the column (PostgreSQL: `attnum`), by which a rename is told from drop and add.
     pub native_id: u32,
-    /// The default's expression in the source's dialect: what fills the rows that were there when the column was
-    /// added. `None` for none, and for one that is not constant.
+    /// The default's expression in the source's dialect: what the rows read in it that were there when the column was
+    /// added. Every later version of the schema says it as well. `None` for none, and for one that is not constant.
     pub default: Option<Arc<str>>,
+}
+
+impl Column {
+    /// Whether both are the same column of one table, whatever it is called: by the source's number for it, or by name
+    /// where the source has none.
+    pub fn is_same(&self, other: &Column) -> bool {
+        match (self.native_id, other.native_id) {
+            (0, 0) => self.name == other.name,
+            (one, another) => one == another,
+        }
+    }
 }
 
 /// How a row of a table is found again.

@@ -67,7 +67,7 @@ pub(crate) enum Meaning {
 
 impl<L: EventLog> Gather<L> {
     pub(crate) fn new(log: L, routes: Routes, visible: BTreeMap<TableId, Visibility>) -> Self {
-        let views = LookupViews::of(routes.plan(), routes.scratch());
+        let views = LookupViews::of(routes.plan(), routes.dialect(), routes.scratch());
         let misses_seen = misses(&routes);
         Self {
             log,
@@ -171,6 +171,7 @@ impl<L: EventLog> Gather<L> {
                 self.schemas.insert(schema.id, schema.clone());
                 self.count_misses();
                 let follow = self.routes.follow(schema)?;
+                self.views.follow(schema)?;
                 self.misses_seen = misses(&self.routes);
                 match follow {
                     Some(follow) => {

@@ -9,6 +9,7 @@
 
 mod bulk;
 mod deliver;
+mod evolve;
 mod fold;
 mod gather;
 mod heal;
@@ -21,11 +22,12 @@ mod views;
 mod watch;
 
 pub use deliver::{DeliverOptions, Ending, deliver};
+pub use evolve::evolve_catalog;
 pub use fold::{Begun, Folds, SnapshotFold, fold_snapshots};
 pub use heal::{HealReport, heal};
 pub use ingest::{IngestOptions, ingest};
 pub use retry::{Again, Patience, backoff_ms};
-pub use route::{Routes, evolve_catalog};
+pub use route::Routes;
 pub use shutdown::{Stop, Stopper, Valve, ValveHandle, stop_channel, valve};
 pub use views::{Scratch, ScratchError};
 pub use watch::{Copying, Delivered, Ingested, Silent, Watch};

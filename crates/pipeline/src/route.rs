@@ -5,12 +5,12 @@
 //! the stream changes the catalog, and with it the plan and the target. The target always has the newest shape that
 //! was followed; rows written under an older schema are laid out in the newer one before they are transformed.
 
-use crate::{PipelineError, views::Scratch};
+use crate::{PipelineError, evolve::evolve_catalog, views::Scratch};
 use bytes::Bytes;
 use crossfade_connector::{Target, TargetTable, WriteMode};
 use crossfade_event::{
-    Cell, Change, Column, Identity, Op, Row, SchemaVersion, TableId, TableName, TableSchema,
-    catalog::{Catalog, ColumnDef, KeyDef, RelationKind, TableDef},
+    Cell, Change, Column, Op, Row, SchemaVersion, TableId, TableName, TableSchema,
+    catalog::{Catalog, ColumnDef, Dialect, TableDef},
 };
 use crossfade_log::EventLog;
 use crossfade_transform::{Bound, Plan, PlanOptions, PlannedTable, Rules, Writing, default_cell, plan};
@@ -30,18 +30,6 @@ pub struct Routes {
     followed: BTreeMap<TableId, Arc<TableSchema>>,
     bound: HashMap<(TableId, SchemaVersion), Arc<Route>>,
     scratch: Scratch,
-    /// The columns that came with a constant, as they came: only the schema that adds a column says it.
-    added: HashMap<(TableId, ColumnKey), Column>,
-}
-
-/// A column of a source's table, whatever it is called: its number, or its name where the source has none.
-type ColumnKey = (u32, Arc<str>);
-
-fn column_key(column: &Column) -> ColumnKey {
-    match column.native_id {
-        0 => (0, column.name.clone()),
-        number => (number, Arc::from("")),
-    }
 }
 
 /// The way of one source table's rows under one schema.
@@ -123,7 +111,6 @@ impl Routes {
             followed: BTreeMap::new(),
             bound: HashMap::new(),
             scratch: Scratch::default(),
-            added: HashMap::new(),
         })
     }
 
@@ -143,6 +130,11 @@ impl Routes {
 
     pub(crate) fn scratch(&self) -> &Scratch {
         &self.scratch
+    }
+
+    /// The source's words.
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.catalog.dialect
     }
 
     /// What the sink must make and know.
@@ -181,17 +173,9 @@ impl Routes {
                     version.0, table.0
                 ))
             })?;
-            for earlier in (1..version.0).filter_map(|version| log.schema(*table, SchemaVersion(version))) {
-                self.note_added(&earlier);
-            }
             self.follow(&schema)?;
         }
         Ok(())
-    }
-
-    fn note_added(&mut self, schema: &TableSchema) {
-        let added = schema.columns.iter().filter(|column| column.default.is_some());
-        self.added.extend(added.map(|column| ((schema.id, column_key(column)), column.clone())));
     }
 
     /// True when rows of this schema need no change of the target.
@@ -204,13 +188,12 @@ impl Routes {
         if self.follows(schema) {
             return Ok(None);
         }
-        self.note_added(schema);
         let schema = &self.without_shadows(schema);
         let known = self.catalog.table(&schema.name).is_some()
             || self.catalog.tables.iter().any(|table| schema.native_id != 0 && table.native_id == schema.native_id);
         let first = !self.followed.contains_key(&schema.id);
         let mut catalog = self.catalog.clone();
-        evolve_catalog(&mut catalog, &self.with_constants(schema));
+        evolve_catalog(&mut catalog, schema);
         self.followed.insert(schema.id, schema.clone());
         self.bound.retain(|(table, _), _| *table != schema.id);
         if catalog == self.catalog {
@@ -237,16 +220,6 @@ impl Routes {
             })
             .collect();
         Ok((!changed.is_empty()).then_some(Follow::Alter(changed)))
-    }
-
-    /// The schema with the constants of columns that came in an earlier version: after a restart only the newest is followed.
-    fn with_constants(&self, schema: &TableSchema) -> TableSchema {
-        let mut schema = schema.clone();
-        for column in schema.columns.iter_mut().filter(|column| column.default.is_none()) {
-            let added = self.added.get(&(schema.id, column_key(column)));
-            column.default = added.filter(|added| added.type_ == column.type_).and_then(|added| added.default.clone());
-        }
-        schema
     }
 
     /// The schema without the columns that we made beside the source's own: those are no part of what the rules speak of.
@@ -286,15 +259,13 @@ impl Routes {
         Ok(route)
     }
 
-    /// For each column of `to`, where it stands in `from`: by the source's own number, else by name.
+    /// For each column of `to`, where it stands in `from`, or what rows from before it read in it.
     fn layout(&self, from: &[Column], to: &TableSchema) -> Result<Vec<Place>, PipelineError> {
         let place = |wanted: &Column| {
-            let key = column_key(wanted);
-            if let Some(at) = from.iter().position(|have| column_key(have) == key) {
+            if let Some(at) = from.iter().position(|have| have.is_same(wanted)) {
                 return Ok(Place::Cell(at));
             }
-            let Some(added) = self.added.get(&(to.id, key)) else { return Ok(Place::Later(None)) };
-            default_cell(self.catalog.dialect, added, &wanted.type_).map(Place::Later).ok_or_else(|| {
+            default_cell(self.catalog.dialect, wanted).map(Place::Later).ok_or_else(|| {
                 PipelineError::Refused(format!(
                     "rows of {} from before its column \"{}\" cannot be given what they read in it: its default is no constant that can be read. Take the table in anew: exclude it, run, and add it again with `crossfade resume --add`",
                     to.name, wanted.name
@@ -369,118 +340,5 @@ fn target_table(planned: &PlannedTable) -> TargetTable {
             Writing::Columns { columns } => WriteMode::Columns { columns: columns.clone() },
             Writing::InsertOnce => WriteMode::InsertOnce,
         },
-    }
-}
-
-/// Brings a catalog to what `schema` says of its table: columns renamed (told by their number), dropped, added,
-/// retyped; a table that it does not know is added with what the schema tells.
-pub fn evolve_catalog(catalog: &mut Catalog, schema: &TableSchema) {
-    let found = catalog
-        .tables
-        .iter()
-        .position(|table| table.name == schema.name || (schema.native_id != 0 && table.native_id == schema.native_id));
-    let Some(table) = found.and_then(|index| catalog.tables.get_mut(index)) else {
-        catalog.tables.push(table_from(schema));
-        return;
-    };
-    let mut renames: BTreeMap<String, String> = BTreeMap::new();
-    let mut columns: Vec<ColumnDef> = Vec::with_capacity(schema.columns.len());
-    for column in &schema.columns {
-        let before = table.columns.iter().find(|def| {
-            if column.native_id != 0 {
-                def.column.native_id == column.native_id
-            } else {
-                def.column.name == column.name
-            }
-        });
-        match before {
-            Some(def) => {
-                if def.column.name != column.name {
-                    renames.insert(def.column.name.to_string(), column.name.to_string());
-                }
-                let mut def = def.clone();
-                def.column.name = column.name.clone();
-                def.column.type_ = column.type_.clone();
-                columns.push(def);
-            }
-            None => columns.push(ColumnDef {
-                default: column.default.as_ref().map(ToString::to_string),
-                ..ColumnDef::plain(Column { key: None, nullable: true, ..column.clone() })
-            }),
-        }
-    }
-    columns.extend(table.columns.iter().filter(|def| def.generated.is_some()).cloned());
-    if columns.len() == table.columns.len() && renames.is_empty() {
-        // Same columns: keep the catalog's own order, so that nothing changes where nothing did.
-        columns.sort_by_key(|def| table.columns.iter().position(|old| old.column.name == def.column.name));
-    }
-    table.columns = columns;
-    let name = table.name.clone();
-    rename_in_table(table, &renames);
-    for other in &mut catalog.tables {
-        for key in other.foreign_keys.iter_mut().filter(|key| key.references == name) {
-            rename_all(&mut key.referenced_columns, &renames);
-        }
-    }
-}
-
-fn rename_in_table(table: &mut TableDef, renames: &BTreeMap<String, String>) {
-    let existing: Vec<String> = table.columns.iter().map(|def| def.column.name.to_string()).collect();
-    let keys = table.primary_key.iter_mut().chain(&mut table.uniques);
-    for key in keys {
-        rename_all(&mut key.columns, renames);
-    }
-    table.uniques.retain(|key| key.columns.iter().all(|column| existing.contains(column)));
-    for key in &mut table.foreign_keys {
-        rename_all(&mut key.columns, renames);
-    }
-    table.foreign_keys.retain(|key| key.columns.iter().all(|column| existing.contains(column)));
-    for index in &mut table.indexes {
-        rename_all(&mut index.columns, renames);
-    }
-    table.indexes.retain(|index| index.columns.iter().all(|column| existing.contains(column)));
-}
-
-fn rename_all(columns: &mut [String], renames: &BTreeMap<String, String>) {
-    for column in columns {
-        if let Some(new) = renames.get(column) {
-            column.clone_from(new);
-        }
-    }
-}
-
-fn table_from(schema: &TableSchema) -> TableDef {
-    let key: Vec<String> = schema
-        .key_columns()
-        .into_iter()
-        .filter_map(|index| schema.columns.get(index))
-        .map(|column| column.name.to_string())
-        .collect();
-    TableDef {
-        name: schema.name.clone(),
-        kind: RelationKind::Table,
-        columns: schema
-            .columns
-            .iter()
-            .map(|column| ColumnDef {
-                default: column.default.as_ref().map(ToString::to_string),
-                ..ColumnDef::plain(column.clone())
-            })
-            .collect(),
-        identity: schema.identity,
-        primary_key: (schema.identity == Identity::Key && !key.is_empty()).then(|| KeyDef {
-            name: format!("{}_pkey", schema.name.name),
-            columns: key,
-            deferrable: false,
-            nulls_not_distinct: false,
-        }),
-        uniques: Vec::new(),
-        checks: Vec::new(),
-        foreign_keys: Vec::new(),
-        indexes: Vec::new(),
-        rows_estimate: 0,
-        bytes: 0,
-        native_id: schema.native_id,
-        obstacle: None,
     }
 }

@@ -7,7 +7,7 @@ mod view;
 pub use store::{Scratch, ScratchError};
 
 use crate::{PipelineError, fold::Begun};
-use crossfade_event::{Change, Cut, Event, Identity, Key, Op, Row, TableId, TableSchema};
+use crossfade_event::{Change, Cut, Event, Identity, Key, Op, Row, TableId, TableSchema, catalog::Dialect};
 use crossfade_log::{EventLog, Lane, LogReader};
 use crossfade_transform::{Plan, Views};
 use std::sync::{Arc, OnceLock};
@@ -32,13 +32,22 @@ impl From<ViewError> for PipelineError {
 }
 
 impl LookupViews {
-    pub(crate) fn of(plan: &Plan, scratch: &Scratch) -> Self {
+    pub(crate) fn of(plan: &Plan, dialect: Dialect, scratch: &Scratch) -> Self {
         let shelf = Shelf::new(scratch.clone());
-        Self { views: plan.lookups().iter().map(|lookup| View::new(lookup, &shelf)).collect(), broken: OnceLock::new() }
+        let views = plan.lookups().iter().map(|lookup| View::new(lookup, dialect, &shelf));
+        Self { views: views.collect(), broken: OnceLock::new() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.views.is_empty()
+    }
+
+    /// A table has another shape from here on.
+    pub(crate) fn follow(&mut self, schema: &TableSchema) -> Result<(), PipelineError> {
+        for view in self.views.iter_mut().filter(|view| view.reads(schema)) {
+            view.follow(schema)?;
+        }
+        Ok(())
     }
 
     /// Takes in one change of a source table.
@@ -73,7 +82,7 @@ impl LookupViews {
         Ok(())
     }
 
-    /// Takes in one event; anything but rows and changes is passed over.
+    /// Takes in one event; anything but rows, changes and schemas is passed over.
     fn absorb<L: EventLog>(&mut self, log: &L, event: &Event) -> Result<(), PipelineError> {
         match event {
             Event::Changed(change) => {
@@ -90,6 +99,7 @@ impl LookupViews {
                     self.observe(&schema, &inserted(block.table, &schema, row))?;
                 }
             }
+            Event::SchemaSeen(schema) => self.follow(schema)?,
             // Without a key the table's copy begins anew each time.
             Event::SnapshotBegan { table, .. } => {
                 if let Some(schema) = latest(log, *table).filter(|schema| schema.identity != Identity::Key) {

@@ -22,7 +22,9 @@ mod suggest;
 mod types;
 
 pub use bind::{Bound, Output, Views};
-pub use plan::{Fidelity, LookupView, Note, Plan, PlanError, PlanOptions, PlannedTable, Writing, default_cell, plan};
+pub use plan::{
+    Became, Fidelity, LookupView, Note, Plan, PlanError, PlanOptions, PlannedTable, Writing, default_cell, plan,
+};
 pub use rules::{KeyMaker, KeyRule, Rekey, Rules, TableRule, WriteKind};
 pub use step::{
     CanonicalKey, Cast, Constant, DropColumns, Extract, Filter, Literal, Lookup, MapValues, Mask, MaskColumn, Merge,

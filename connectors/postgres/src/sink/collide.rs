@@ -4,8 +4,9 @@
 //! row of the load dearer. From then on the server itself refuses a doubled new key, and the change that brought it goes
 //! to quarantine with the row that it is of. What came twice before the constraint stood (in the load, or into a target of
 //! an earlier release) is found as it is made: the old key that was written first keeps the new one, the others go to
-//! quarantine by name. Of the rows themselves the first written one stands too ([`super::finish`]), so that with one
-//! connection mapping and row agree; with several either may have been first, and `verify` names the row.
+//! quarantine by name. Of the rows themselves the first written one stands too ([`super::finish`]), and a row is written in
+//! one delivery with its entry, so that mapping and row agree. A table of somebody else's, which has its key all the while,
+//! keeps the last one: there `verify` names the row.
 
 use super::{
     apply::OnError,

@@ -1,9 +1,10 @@
 //! Unique values that are taken for now: two rows that exchange them, or one that waits until another gives its value up.
 //!
 //! The server checks most unique constraints row by row, so that one set that exchanges two values breaks them, and so
-//! does each of its changes alone. Rows of a table of ours are then taken away and come again in one statement. A change
-//! that is refused alone waits for the rest of its run, and what is behind it waits with it; only what is still refused
-//! then goes to quarantine.
+//! does each of its changes alone. Rows of a table of ours are then taken away and come again in one statement. Where
+//! something hangs on them that would go with them (columns of others, children in force), they stay, and only give up
+//! the values for now: NULL is in nobody's way. A change that is refused alone waits for the rest of its run, and what is
+//! behind it waits with it; only what is still refused then goes to quarantine.
 
 use super::{
     apply::Writer,
@@ -95,6 +96,28 @@ const UNTOUCHED: &str = "
         AND ($3 OR NOT EXISTS (SELECT FROM pg_constraint c WHERE c.contype = 'f'
             AND c.confrelid = ($1::text)::regclass AND c.confdeltype <> 'a'))";
 
+/// The columns of unique constraints that may be NULL for a moment: nothing refers to them, and no trigger of somebody
+/// else's sees it.
+const FREED: &str = "
+    SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = ($1::text)::regclass AND a.attnum > 0
+        AND NOT a.attisdropped AND NOT a.attnotnull AND a.attname::text = ANY ($2::text[])
+        AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisunique AND NOT i.indisprimary
+            AND a.attnum = ANY (i.indkey::int2[]))
+        AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.contype = 'f' AND c.confrelid = a.attrelid
+            AND a.attnum = ANY (c.confkey))
+        AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = a.attrelid AND NOT t.tgisinternal
+            AND t.tgenabled IN ('A', CASE WHEN $3 THEN 'R' ELSE 'O' END))
+    ORDER BY a.attnum";
+
+async fn freed(link: &mut Link, table: &Table) -> Result<Vec<String>, Failure> {
+    let names: Vec<&str> =
+        table.settable().into_iter().filter_map(|at| Some(&*table.target.schema.columns.get(at)?.name)).collect();
+    let doing = "looking for values that rows may give up for now";
+    let replica = link.replica;
+    let rows = link.query(doing, FREED, &[&table.quoted, &names, &replica]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 async fn is_untouched(link: &mut Link, table: &Table) -> Result<bool, Failure> {
     let names: Vec<&str> = table.target.schema.columns.iter().map(|column| &*column.name).collect();
     let doing = "looking for what hangs on a table's rows";
@@ -133,7 +156,7 @@ async fn complete(link: &mut Link, table: &Table, folded: &mut Folded) -> Result
 }
 
 impl Writer<'_> {
-    /// Marks the tables whose rows go and come again.
+    /// Marks the tables whose rows go and come again, or give up their unique values first.
     pub(super) async fn make_anew(&mut self, folded: &mut [Option<Folded>]) -> Result<(), Failure> {
         for (table, folded) in self.tables.iter().zip(folded) {
             let Some(folded) = folded else { continue };
@@ -141,9 +164,16 @@ impl Writer<'_> {
             if partial > PARTIAL {
                 continue;
             }
-            if folded.slots.len() > 1 && is_ours(table) && is_untouched(self.link, table).await? {
-                complete(self.link, table, folded).await?;
+            if folded.slots.len() < 2 || !is_ours(table) {
+                continue;
+            }
+            if is_untouched(self.link, table).await? {
                 folded.anew = true;
+            } else {
+                folded.freed = freed(self.link, table).await?;
+            }
+            if folded.anew || !folded.freed.is_empty() {
+                complete(self.link, table, folded).await?;
             }
         }
         Ok(())

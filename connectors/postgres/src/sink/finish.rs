@@ -11,7 +11,9 @@ use super::{
     collide,
     ddl::{self, RowKey},
     link::Link,
-    make, store,
+    make,
+    statements::WRITTEN_FIRST,
+    store,
     table::Table,
 };
 use crate::client::{failure, quote_ident, quote_table};
@@ -109,7 +111,7 @@ async fn unique_or_dedupe(
         };
     }
     let dedupe = format!(
-        "DELETE FROM {table} d USING (SELECT ctid AS at, tableoid AS part, row_number() OVER (PARTITION BY {columns} ORDER BY tableoid, ctid) AS n \
+        "DELETE FROM {table} d USING (SELECT ctid AS at, tableoid AS part, row_number() OVER (PARTITION BY {columns} ORDER BY {WRITTEN_FIRST}) AS n \
          FROM {table}) x WHERE x.n > 1 AND d.ctid = x.at AND d.tableoid = x.part"
     );
     let sql = match link.open {

@@ -53,6 +53,8 @@ pub(super) struct Folded {
     pub(super) appended: Vec<Row>,
     /// All rows are taken away and come again: two of them exchange what must be unique.
     pub(super) anew: bool,
+    /// The columns whose values all rows give up first, for the same reason.
+    pub(super) freed: Vec<String>,
 }
 
 /// A partial update that also changes the key: it must be written alone, for it needs the row as it stands.

@@ -1,6 +1,7 @@
 //! The SQL by which a table is written.
 
 use super::{ddl, table::Table};
+use crate::client::quote_ident;
 use crossfade_connector::{Failure, WriteMode};
 use crossfade_event::catalog::KeyDef;
 use std::sync::Arc;
@@ -17,6 +18,10 @@ pub(super) struct Sql {
     pub(super) upsert: String,
     pub(super) delete_copies: String,
 }
+
+/// The order in which rows of a load were written. Deliveries follow one another, so that their transactions tell it; where
+/// a row lies does not, for the server puts it wherever there is room.
+pub(super) const WRITTEN_FIRST: &str = "age(xmin) DESC, tableoid, ctid";
 
 impl Table {
     /// Writes them (again, when the types' names or the indexes have changed).
@@ -236,11 +241,23 @@ impl Table {
     /// one that was written first.
     pub(super) fn collisions_sql(&self, unique: &KeyDef) -> Result<String, Failure> {
         Ok(format!(
-            "DELETE FROM {0} t USING (SELECT n.at FROM (SELECT ctid AS at, row_number() OVER (PARTITION BY {1} ORDER BY ctid) AS n \
+            "DELETE FROM {0} t USING (SELECT n.at FROM (SELECT ctid AS at, row_number() OVER (PARTITION BY {1} ORDER BY {WRITTEN_FIRST}) AS n \
                FROM {0}) n WHERE n.n > 1 LIMIT $1) x WHERE t.ctid = x.at RETURNING {2}",
             self.quoted,
             ddl::list(&unique.columns)?,
             self.formatted(),
+        ))
+    }
+
+    /// Rows give up the values of these columns.
+    pub(super) fn free_sql(&self, columns: &[String]) -> Result<String, Failure> {
+        let nulls = columns.iter().map(|column| Ok(format!("{} = NULL", quote_ident(column)?)));
+        Ok(format!(
+            "UPDATE {} t SET {} FROM unnest($1::{}[]) s WHERE {}",
+            self.quoted,
+            nulls.collect::<Result<Vec<_>, Failure>>()?.join(", "),
+            self.key_type.name,
+            self.matches_key("t", false)
         ))
     }
 

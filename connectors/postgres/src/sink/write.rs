@@ -285,6 +285,12 @@ impl Planner<'_> {
         if folded.anew {
             return self.anew(folded).await;
         }
+        if !folded.freed.is_empty() {
+            let mut set = Set::new(&self.table.key_type, folded.slots.len() * 32);
+            folded.slots.iter().for_each(|slot| set.push(slot.key.cells()));
+            let bind = self.link.bind(&self.table.free_sql(&folded.freed)?, vec![set.finish()]).await?;
+            self.push(bind, 0, Short::Accept);
+        }
         let in_columns = matches!(self.table.target.mode, WriteMode::Columns { .. });
         let mut inserts: Vec<&Row> = Vec::new();
         let mut whole: Vec<&Row> = Vec::new();

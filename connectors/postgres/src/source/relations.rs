@@ -112,7 +112,7 @@ fn is_same(live: &LiveColumn, column: &RelationColumn) -> bool {
     *live.name == *column.name && live.type_oid == column.type_oid && live.type_modifier == column.type_modifier
 }
 
-/// Equal but for defaults, which matter only to the version that adds the column.
+/// Equal but for defaults: one of them never makes a version of its own.
 fn is_equal(old: &TableSchema, next: &TableSchema) -> bool {
     let plain = |column: &Column| Column { default: None, ..column.clone() };
     old.name == next.name
@@ -143,7 +143,10 @@ fn follow_column(
         Some(known) if known.type_.name != next.type_.name && !is_widened(known, &next) => {
             Some(format!("column {} was retyped from {} to {}", next.name, known.type_.name, next.type_.name))
         }
-        Some(_) => None,
+        Some(known) => {
+            next.default = known.default.as_deref().map(|default| retyped(default, known, &next).into());
+            None
+        }
         None if same_name.is_some() => Some(format!("column {} was dropped and added again", next.name)),
         None => {
             next.default = live.missing.clone();
@@ -152,6 +155,14 @@ fn follow_column(
         }
     };
     Ok((next, why))
+}
+
+/// The constant that a column came with, said in the type to which it was widened: its text is the same.
+fn retyped(default: &str, known: &Column, next: &Column) -> String {
+    match default.strip_suffix(&*known.type_.name) {
+        Some(text) => format!("{text}{}", next.type_.name),
+        None => default.to_owned(),
+    }
 }
 
 fn ahead(table: &TableSchema, what: &str) -> Failure {

@@ -75,6 +75,25 @@ fn an_added_column_brings_the_constant_that_old_rows_read() {
 }
 
 #[test]
+fn later_versions_keep_the_constant_that_a_column_came_with() {
+    let mut now = before().0;
+    let constant = Some("'it''s'::character varying(9)".into());
+    now.columns.push(LiveColumn { missing: constant, filled: true, ..live(3, "more", 25, "character varying(9)") });
+    let Followed::Changed(first) = followed(&now) else { panic!("a change") };
+    // Another column comes, this one is widened, and the catalog has forgotten what old rows read in it.
+    now.columns[2] = live(3, "other", 25, "character varying(20)");
+    now.columns.push(live(4, "later", 25, "text"));
+    let Followed::Changed(next) = follow(&first, &sent(&now), Some(&now), &types(), false).unwrap() else {
+        panic!("a change")
+    };
+    assert_eq!(next.columns[2].default.as_deref(), Some("'it''s'::character varying(20)"));
+    assert_eq!(next.columns[3].default, None);
+    now.columns[2].type_name = "integer".into();
+    let told = follow(&next, &sent(&now), Some(&now), &types(), false).unwrap();
+    assert!(matches!(told, Followed::Rewritten(next, _) if next.columns[2].default.is_none()));
+}
+
+#[test]
 fn a_retyped_or_replaced_column_is_a_rewrite() {
     let retyped = table(vec![live(1, "id", 20, "bigint"), live(2, "note", 25, "text")]);
     assert!(matches!(followed(&retyped), Followed::Rewritten(_, why) if why.contains("retyped")));

@@ -1,7 +1,9 @@
 //! The mapping table: two old keys never become one new key unnoticed.
 
 use crate::rig::{Rig, V, block, column, delete, insert, new_sink, parallel_sink, row, table, update, update_from};
-use crossfade_connector::{Ddl, Inspect, Quarantine, QuarantineFilter, Sink, TargetTable, WriteMode};
+use crossfade_connector::{
+    Ddl, Delivery, Guard, Inspect, Quarantine, QuarantineFilter, Sink, Stage, TargetTable, WriteMode,
+};
 use crossfade_event::{Row, catalog::KeyDef};
 use crossfade_postgres::{Config, PostgresInspect};
 
@@ -97,6 +99,35 @@ async fn two_rows_of_a_load_that_became_one_leave_the_one_that_the_mapping_names
 }
 
 #[tokio::test]
+async fn the_row_that_was_written_first_stands_wherever_the_server_has_put_it() {
+    for workers in [None, Some(3)] {
+        let Some(mut rig) = rig(workers).await else { return };
+        let load = async |rig: &mut Rig, pairs: Vec<(String, String, String)>| {
+            let keys: Vec<Row> = pairs.iter().map(|(old, new, _)| row(&mapped(old, new))).collect();
+            let people: Vec<Row> = pairs.iter().map(|(_, new, said)| row(&[text(new), text(said)])).collect();
+            let writes = vec![block(1, 50, &keys), block(2, 60, &people)];
+            let upto = rig.upto(Stage::Loading);
+            rig.sink.apply(Delivery { writes, upto, commits: true }, Guard::Forward).await.unwrap();
+        };
+        // Four rows fill a page but for a little, and the one that comes twice fills what is left of the last page: a later
+        // one finds room before it.
+        let long = |n: usize| (n.to_string(), format!("n{n}"), "x".repeat(1900));
+        let first = ("one".to_owned(), "a".to_owned(), format!("first {}", "x".repeat(354)));
+        load(&mut rig, (10..26).map(long).chain([first]).collect()).await;
+        rig.database.execute("VACUUM app.people").await;
+        let second = ("two".to_owned(), "a".to_owned(), "second".to_owned());
+        let short = |n: usize| (n.to_string(), format!("n{n}"), "short".to_owned());
+        load(&mut rig, [second].into_iter().chain((100..700).map(short)).collect()).await;
+        let lies = "SELECT left(said, 6) FROM app.people WHERE id = 'a' ORDER BY ctid";
+        assert_eq!(rig.ask(lies).await, ["second", "first "], "the case that is meant");
+        rig.sink.finish_load().await.unwrap();
+        rig.stream(Vec::new()).await.unwrap();
+        assert_eq!(rig.ask("SELECT old_id FROM app.keys WHERE new_id = 'a'").await, ["one"]);
+        assert_eq!(rig.ask(lies).await, ["first "]);
+    }
+}
+
+#[tokio::test]
 async fn a_new_key_that_comes_twice_in_the_stream_is_refused_with_its_row() {
     for workers in [None, Some(3)] {
         let Some(mut rig) = rig(workers).await else { return };
@@ -117,10 +148,10 @@ async fn a_new_key_that_comes_twice_in_the_stream_is_refused_with_its_row() {
             }
             writes
         };
-        let upto = rig.upto(crossfade_connector::Stage::Streaming);
+        let upto = rig.upto(Stage::Streaming);
         let writes = with_row(&rig, &[("1", "a"), ("2", "b"), ("3", "a"), ("4", "c")]);
-        let delivery = crossfade_connector::Delivery { writes, upto, commits: true };
-        let applied = rig.sink.apply(delivery, crossfade_connector::Guard::Forward).await.unwrap();
+        let delivery = Delivery { writes, upto, commits: true };
+        let applied = rig.sink.apply(delivery, Guard::Forward).await.unwrap();
         assert_eq!((applied.rejected.len(), applied.held), (1, 1));
         assert!(applied.rejected[0].reason.contains("keys_new_id_key"), "{}", applied.rejected[0].reason);
         // The other row is what it was, and what comes for its key waits.

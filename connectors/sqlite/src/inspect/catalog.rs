@@ -129,7 +129,9 @@ fn table(connection: &Connection, name: &str, sequences: &mut Vec<SequenceDef>) 
                 }),
                 default: column.default.clone(),
                 identity: None,
-                generated: column.generated.then(|| generated.map(|(_, text, _)| text.clone()).unwrap_or_default()),
+                generated: column
+                    .generated
+                    .then(|| generated.map(|(_, text, _)| ddl::in_double_quotes(text)).unwrap_or_default()),
                 collation: text.collations.iter().find(|(name, _)| *name == column.name).map(|(_, name)| name.clone()),
                 sequence: sequence.as_ref().filter(|name| **name == column.name).map(|name| sequence_name(name)),
             }
@@ -182,7 +184,7 @@ fn checks(shape: &TableShape, text: &ddl::TableText) -> Vec<CheckDef> {
         .enumerate()
         .map(|(index, (name, expression))| CheckDef {
             name: name.clone().unwrap_or_else(|| format!("{}_check{}", shape.name, index + 1)),
-            expression: expression.clone(),
+            expression: ddl::in_double_quotes(expression),
         })
         .collect()
 }
@@ -195,7 +197,7 @@ fn indexes(shape: &TableShape) -> Vec<IndexDef> {
         .map(|index| IndexDef {
             name: index.name.clone(),
             unique: index.unique,
-            definition: ddl::index(index.sql.as_deref().unwrap_or_default()).tail,
+            definition: ddl::in_double_quotes(&ddl::index(index.sql.as_deref().unwrap_or_default()).tail),
             columns: index.parts.iter().filter_map(|part| part.column.clone()).collect(),
             plain: index.is_plain() && !index.partial,
         })

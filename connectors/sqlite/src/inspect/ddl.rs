@@ -167,6 +167,19 @@ pub(crate) fn with_columns_renamed(sql: &str, renamed: &[(&str, &str)]) -> Strin
     out
 }
 
+/// The same words with every quoted name in double quotes, as others read them.
+pub(crate) fn in_double_quotes(sql: &str) -> String {
+    let mut out = String::with_capacity(sql.len());
+    let mut end = 0;
+    for token in tokens(sql).into_iter().filter(|token| token.text.starts_with(['[', '`'])) {
+        out.push_str(sql.get(end..token.start).unwrap_or_default());
+        out.push_str(&quoted(&unquoted(token.text)));
+        end = token.end();
+    }
+    out.push_str(sql.get(end..).unwrap_or_default());
+    out
+}
+
 /// The columns that the last INSERT of a trigger takes from a row, by their names; the constants before them are left
 /// out. `None` where it is no such statement.
 pub(crate) fn recorded_columns(trigger: &str) -> Option<Vec<String>> {
@@ -307,6 +320,11 @@ mod tests {
             "CREATE INDEX \"a\" ON \"b\" (\"b\" DESC, lower(\"a\"), c COLLATE NOCASE) WHERE \"b\" <> 'a' AND a(c) > 0"
         );
         assert!(names_column(sql, "C") && !names_column(sql, "lower"));
+    }
+
+    #[test]
+    fn every_quoted_name_is_said_in_double_quotes() {
+        assert_eq!(in_double_quotes("([a b] <> '[x]' AND `c\"` > \"d\")"), "(\"a b\" <> '[x]' AND \"c\"\"\" > \"d\")");
     }
 
     #[test]

@@ -159,6 +159,27 @@ impl Store {
         }
     }
 
+    /// Gives every entry another value.
+    pub(crate) fn change_all(
+        &mut self,
+        mut change: impl FnMut(&[u8], Bytes) -> Result<Bytes, ScratchError>,
+    ) -> Result<(), ScratchError> {
+        if let Some(tree) = &self.disk {
+            for entry in tree {
+                let (key, value) = entry.map_err(|cause| self.shelf.error(cause))?;
+                let value = change(&key, Bytes::copy_from_slice(&value))?;
+                tree.insert(key, value.as_ref()).map_err(|cause| self.shelf.error(cause))?;
+            }
+            return Ok(());
+        }
+        for (key, value) in std::mem::take(&mut self.memory) {
+            let changed = change(&key, value.clone())?;
+            self.bytes = self.bytes + changed.len() - value.len();
+            self.memory.insert(key, changed);
+        }
+        Ok(())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.disk.as_ref().map_or_else(|| self.memory.is_empty(), sled::Tree::is_empty)
     }
@@ -203,7 +224,12 @@ mod tests {
                         store.clear().unwrap();
                         model.clear();
                     }
-                    1..30 => {
+                    1 => {
+                        let longer = |value: &Bytes| Bytes::from([value.as_ref(), b"!"].concat());
+                        store.change_all(|_, value| Ok(longer(&value))).unwrap();
+                        model.values_mut().for_each(|value| *value = longer(value));
+                    }
+                    2..30 => {
                         store.remove(&key).unwrap();
                         model.remove(&key);
                     }

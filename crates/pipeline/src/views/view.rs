@@ -10,9 +10,12 @@
 //! ```
 
 use super::store::{ScratchError, Shelf, Store};
-use bytes::{Bytes, BytesMut};
-use crossfade_event::{Cell, Change, Identity, Key, Op, Row, Rows, SchemaVersion, TableId, TableName, TableSchema};
-use crossfade_transform::LookupView;
+use bytes::Bytes;
+use crossfade_event::{
+    Cell, Change, Column, Identity, Key, Op, Row, Rows, SchemaVersion, TableId, TableName, TableSchema,
+    catalog::Dialect,
+};
+use crossfade_transform::{LookupView, default_cell};
 use std::sync::Arc;
 
 /// What is kept of one row.
@@ -24,12 +27,38 @@ struct Kept {
     cells: Row,
 }
 
+impl Kept {
+    /// Rows with a NULL in the key are found by nothing.
+    fn is_found(&self) -> bool {
+        self.key.cells().all(|cell| cell != Cell::Null)
+    }
+
+    fn to_bytes(&self) -> Bytes {
+        [self.key.as_bytes().as_ref(), self.cells.as_bytes().as_ref()].concat().into()
+    }
+}
+
 /// Where the cells stand in the rows of one schema.
 #[derive(Debug, Clone)]
 struct Layout {
     of: (TableId, SchemaVersion),
-    key: Arc<[usize]>,
-    keep: Arc<[usize]>,
+    key: Arc<[Place]>,
+    keep: Arc<[Place]>,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Cell(usize),
+    /// The column came later: all rows from before read this in it, or NULL.
+    Later(Option<Bytes>),
+}
+
+/// The columns that are meant by the lookup's names, in the newest version of the table.
+#[derive(Debug)]
+struct Meant {
+    version: SchemaVersion,
+    key: Vec<Column>,
+    keep: Vec<Column>,
 }
 
 /// Why a view cannot follow its table.
@@ -49,6 +78,10 @@ pub(crate) enum ViewError {
         "a change of {0}, which lookups read, came without all of its values, and the log does not have the row from before. Give the table `REPLICA IDENTITY FULL`, and begin again"
     )]
     Partial(TableName),
+    #[error(
+        "rows of {0}, which lookups read, from before its column \"{1}\" cannot be given what they read in it: its default is no constant that can be read. Take the table in anew: exclude it, run, and add it again with `crossfade resume --add`"
+    )]
+    Constant(TableName, String),
 }
 
 /// One view.
@@ -59,6 +92,9 @@ pub(crate) struct View {
     native_id: u32,
     key: Vec<String>,
     keep: Vec<String>,
+    dialect: Dialect,
+    /// What these names mean, once a schema said so.
+    meant: Option<Meant>,
     /// The columns that tell rows apart, once a schema said so.
     identity: Option<Vec<(u32, String)>>,
     layout: Option<Layout>,
@@ -70,13 +106,15 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub(crate) fn new(lookup: &LookupView, shelf: &Arc<Shelf>) -> Self {
+    pub(crate) fn new(lookup: &LookupView, dialect: Dialect, shelf: &Arc<Shelf>) -> Self {
         Self {
             number: lookup.view,
             table: lookup.table.clone(),
             native_id: 0,
             key: lookup.key.clone(),
             keep: lookup.keep.clone(),
+            dialect,
+            meant: None,
             identity: None,
             layout: None,
             rows: Store::new(format!("rows-{}", lookup.view), shelf.clone()),
@@ -141,18 +179,72 @@ impl View {
         Ok(self.put(&own_now, &Kept { key, cells })?)
     }
 
+    /// Follows a schema of its table: where a name means another column than before, the rows that are kept hold what they
+    /// read in that one, which came after them.
+    pub(crate) fn follow(&mut self, schema: &TableSchema) -> Result<(), ViewError> {
+        if self.meant.as_ref().is_some_and(|meant| meant.version >= schema.version) {
+            return Ok(());
+        }
+        let columns = |names: &[String]| -> Option<Vec<Column>> {
+            names.iter().map(|name| Some(schema.columns.get(schema.column_index(name)?)?.clone())).collect()
+        };
+        // What is missing is said when a row comes.
+        let (Some(key), Some(keep)) = (columns(&self.key), columns(&self.keep)) else { return Ok(()) };
+        let meant = Meant { version: schema.version, key, keep };
+        self.layout = None;
+        let Some(before) = self.meant.replace(meant).filter(|_| !self.rows.is_empty()) else { return Ok(()) };
+        let Some(now) = &self.meant else { return Ok(()) };
+        let key = self.places(&now.key, &before.key)?;
+        let keep = self.places(&now.keep, &before.keep)?;
+        let stays = |places: &[Place]| {
+            places.iter().enumerate().all(|(at, place)| matches!(place, Place::Cell(was) if *was == at))
+        };
+        if stays(&key) && stays(&keep) {
+            return Ok(());
+        }
+        let Some(by_key) = &mut self.by_key else {
+            // Its key is the table's own, which is looked at with the next row.
+            let kept =
+                |cells| pick(&row_of(cells), &keep, None, None).map_or_else(Bytes::new, |row| row.as_bytes().clone());
+            return Ok(self.rows.change_all(|_, cells| Ok(kept(cells)))?);
+        };
+        by_key.clear()?;
+        let changed = |own: &[u8], value: Bytes| {
+            let mut rows = Rows::new(value.clone()).map_while(Result::ok);
+            let kept = rows.next().zip(rows.next());
+            let now = kept.and_then(|(old_key, cells)| {
+                Some(Kept { key: pick(&old_key, &key, None, None)?, cells: pick(&cells, &keep, None, None)? })
+            });
+            let Some(now) = now else { return Ok(value) };
+            if now.is_found() {
+                by_key.put(now.key.as_bytes(), &Bytes::copy_from_slice(own))?;
+            }
+            Ok(now.to_bytes())
+        };
+        Ok(self.rows.change_all(changed)?)
+    }
+
     fn layout(&mut self, schema: &TableSchema) -> Result<Layout, ViewError> {
         let of = (schema.id, schema.version);
         if let Some(layout) = self.layout.as_ref().filter(|layout| layout.of == of) {
             return Ok(layout.clone());
         }
         self.settle(schema)?;
-        let places = |names: &[String]| -> Result<Arc<[usize]>, ViewError> {
-            let places = names.iter().map(|name| schema.column_index(name)).collect::<Option<_>>();
-            places.ok_or_else(|| ViewError::Column(self.table.clone()))
+        self.follow(schema)?;
+        let Some(meant) = &self.meant else { return Err(ViewError::Column(self.table.clone())) };
+        let (key, keep) = (self.places(&meant.key, &schema.columns)?, self.places(&meant.keep, &schema.columns)?);
+        Ok(self.layout.insert(Layout { of, key, keep }).clone())
+    }
+
+    /// Where columns stand among others.
+    fn places(&self, columns: &[Column], among: &[Column]) -> Result<Arc<[Place]>, ViewError> {
+        let place = |column: &Column| match among.iter().position(|have| have.is_same(column)) {
+            Some(at) => Ok(Place::Cell(at)),
+            None => default_cell(self.dialect, column)
+                .map(Place::Later)
+                .ok_or_else(|| ViewError::Constant(self.table.clone(), column.name.to_string())),
         };
-        let layout = Layout { of, key: places(&self.key)?, keep: places(&self.keep)? };
-        Ok(self.layout.insert(layout).clone())
+        columns.iter().map(place).collect()
     }
 
     /// Learns how the table tells its rows apart; that must not change while there are rows.
@@ -198,14 +290,10 @@ impl View {
 
     fn put(&mut self, own: &Row, kept: &Kept) -> Result<(), ScratchError> {
         let Some(by_key) = &mut self.by_key else { return self.rows.put(own.as_bytes(), kept.cells.as_bytes()) };
-        // Rows with a NULL in the key are found by nothing.
-        if kept.key.cells().all(|cell| cell != Cell::Null) {
+        if kept.is_found() {
             by_key.put(kept.key.as_bytes(), own.as_bytes())?;
         }
-        let mut value = BytesMut::with_capacity(kept.key.as_bytes().len() + kept.cells.as_bytes().len());
-        value.extend_from_slice(kept.key.as_bytes());
-        value.extend_from_slice(kept.cells.as_bytes());
-        self.rows.put(own.as_bytes(), &value.freeze())
+        self.rows.put(own.as_bytes(), &kept.to_bytes())
     }
 
     fn forget(&mut self, own: Option<&Row>, kept: Option<&Kept>) -> Result<(), ScratchError> {
@@ -225,22 +313,25 @@ fn row_of(bytes: Bytes) -> Row {
     Row::parse(bytes).unwrap_or_else(|_| std::iter::empty::<Cell<'_>>().collect())
 }
 
-/// The cells at these places; one that is unchanged is taken from the old image, or from what was kept before. `None`
+/// The cells of these places; one that is unchanged is taken from the old image, or from what was kept before. `None`
 /// when one is not to be had.
-fn pick(row: &Row, places: &[usize], old: Option<&Row>, before: Option<&Row>) -> Option<Row> {
+fn pick(row: &Row, places: &[Place], old: Option<&Row>, before: Option<&Row>) -> Option<Row> {
     let cells: Vec<Cell<'_>> = row.cells().collect();
     let old: Option<Vec<Cell<'_>>> = old.map(|row| row.cells().collect());
     let before: Option<Vec<Cell<'_>>> = before.map(|row| row.cells().collect());
     places
         .iter()
         .enumerate()
-        .map(|(nth, place)| match cells.get(*place)? {
-            Cell::Absent => None,
-            Cell::Unchanged => match old.as_ref().and_then(|old| old.get(*place)) {
-                Some(cell @ (Cell::Null | Cell::Bytes(_))) => Some(*cell),
-                _ => before.as_ref()?.get(nth).copied(),
+        .map(|(nth, place)| match place {
+            Place::Later(constant) => Some(constant.as_deref().map_or(Cell::Null, Cell::Bytes)),
+            Place::Cell(at) => match cells.get(*at)? {
+                Cell::Absent => None,
+                Cell::Unchanged => match old.as_ref().and_then(|old| old.get(*at)) {
+                    Some(cell @ (Cell::Null | Cell::Bytes(_))) => Some(*cell),
+                    _ => before.as_ref()?.get(nth).copied(),
+                },
+                cell => Some(*cell),
             },
-            cell => Some(*cell),
         })
         .collect()
 }

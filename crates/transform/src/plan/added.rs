@@ -61,12 +61,13 @@ impl Way<'_> {
     }
 }
 
-/// What rows from before a column read in it, as a cell of `type_`, which the column has now: `Some(None)` for NULL, `None`
-/// for what is no constant that can be read. `added` is the column as it was added, with its default.
-pub fn default_cell(source: Dialect, added: &Column, type_: &ColumnType) -> Option<Option<Bytes>> {
-    let Some(value) = constant(source, &added.type_, added.default.as_deref()?)? else { return Some(None) };
+/// What rows from before a column read in it, as a cell: `Some(None)` for NULL, `None` where its default is no constant that
+/// can be read.
+pub fn default_cell(source: Dialect, column: &Column) -> Option<Option<Bytes>> {
+    let Some(default) = column.default.as_deref() else { return Some(None) };
+    let Some(value) = constant(source, &column.type_, default)? else { return Some(None) };
     let mut cell = BytesMut::new();
-    codec::encode(type_, &value, &mut cell).ok()?;
+    codec::encode(&column.type_, &value, &mut cell).ok()?;
     Some(Some(cell.freeze()))
 }
 

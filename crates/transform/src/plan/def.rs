@@ -270,16 +270,25 @@ impl Maker<'_, '_, '_> {
 
     /// An expression under the new names; `None` when a column that it names has gone or has another type.
     fn expression(&self, text: &str) -> Option<String> {
+        let dialect = self.context.source.dialect;
         for def in &self.draft.source.columns {
             let name = &*def.column.name;
             if def.generated.is_none()
-                && expression::names(text, name)
+                && expression::names(text, name, dialect)
                 && self.draft.now(name).is_none_or(|w| w.retyped)
             {
                 return None;
             }
         }
-        Some(expression::renamed(text, &|name| self.now(name)))
+        let written =
+            |name: &str| self.source_column(name).map_or_else(|| name.to_owned(), |def| def.column.name.to_string());
+        Some(expression::renamed(text, &|name| self.now(&written(name))))
+    }
+
+    /// The source's column that a name means.
+    fn source_column(&self, name: &str) -> Option<&ColumnDef> {
+        let dialect = self.context.source.dialect;
+        self.draft.source.columns.iter().find(|def| expression::is_same(dialect, &def.column.name, name))
     }
 
     fn kind(&mut self) -> Result<RelationKind, PlanError> {
@@ -367,11 +376,7 @@ impl Maker<'_, '_, '_> {
 
     /// What a column of the source has become: nothing where the source has no such column.
     fn column_now(&self, column: &str) -> Option<Option<index::Now>> {
-        // In SQLite upper and lower case are one name.
-        let either = self.context.source.dialect == Dialect::Sqlite;
-        let same =
-            |def: &&ColumnDef| *def.column.name == *column || (either && def.column.name.eq_ignore_ascii_case(column));
-        let source = self.draft.source.columns.iter().find(same)?;
+        let source = self.source_column(column)?;
         let column = &*source.column.name;
         if source.generated.is_some() {
             let kept = self.expression(source.generated.as_deref().unwrap_or_default());

@@ -61,9 +61,14 @@ fn quoted_length(text: &str, quote: char) -> usize {
     text.len()
 }
 
+/// Whether two names mean one column: in SQLite upper and lower case are the same.
+pub(super) fn is_same(dialect: Dialect, one: &str, other: &str) -> bool {
+    one == other || (dialect == Dialect::Sqlite && one.eq_ignore_ascii_case(other))
+}
+
 /// Whether the expression names the column.
-pub(super) fn names(text: &str, column: &str) -> bool {
-    pieces(text).iter().any(|piece| matches!(piece, Piece::Name(name, _) if name == column))
+pub(super) fn names(text: &str, column: &str, dialect: Dialect) -> bool {
+    pieces(text).iter().any(|piece| matches!(piece, Piece::Name(name, _) if is_same(dialect, name, column)))
 }
 
 /// The expression with its columns under their new names.
@@ -146,8 +151,9 @@ mod tests {
             "(\"b c\" > 0) AND lower(\"b c\") <> 'a' AND x.a = \"b c\""
         );
         assert_eq!(renamed("a(a)", &new), "a(\"b c\")");
-        assert!(names("((total >= 0))", "total"));
-        assert!(!names("'total'::text", "total"));
+        assert!(names("((total >= 0))", "total", Dialect::Postgres));
+        assert!(!names("'total'::text", "total", Dialect::Postgres));
+        assert!(names("Total > 0", "TOTAL", Dialect::Sqlite) && !names("\"Total\" > 0", "total", Dialect::Postgres));
     }
 
     #[test]

@@ -103,11 +103,12 @@ pub(super) fn by_hand(index: &IndexDef, table: &str, columns: &dyn Fn(&str) -> O
     format!("CREATE {unique}INDEX {} ON {table} {renamed}", quote(&index.name))
 }
 
-struct Columns<'c>(&'c dyn Fn(&str) -> Option<Option<Now>>);
+/// What has become of the columns that an expression may name.
+pub(super) struct Columns<'c>(pub(super) &'c dyn Fn(&str) -> Option<Option<Now>>);
 
 impl Columns<'_> {
     /// An expression whose columns nothing has changed, under their new names.
-    fn unchanged(&self, text: &str) -> Result<String, Left> {
+    pub(super) fn unchanged(&self, text: &str) -> Result<String, Left> {
         for piece in expression::pieces(text) {
             let Piece::Name(name, written) = piece else { continue };
             match (self.0)(&name) {

@@ -4,6 +4,7 @@ mod added;
 mod def;
 mod domains;
 mod expression;
+mod follow;
 mod index;
 mod mapping;
 mod names;
@@ -14,6 +15,7 @@ mod steps;
 mod table;
 
 pub use added::default_cell;
+pub use follow::Became;
 
 use crate::{
     bind::Bound,
