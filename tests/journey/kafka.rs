@@ -10,7 +10,8 @@ use crossfade_testkit::{
     kafka::Kafka,
     postgres::{Database, Postgres, Version},
 };
-use std::fs;
+use serde_json::Value;
+use std::{collections::BTreeSet, fs};
 
 /// How a log on this broker stands in a spec.
 fn log(kafka: &Kafka) -> String {
@@ -111,11 +112,27 @@ async fn a_whole_migration_goes_through_topics_and_a_wipe_leaves_none() {
     // The log as it lies there.
     let figures = desk.crossfade.json(&["log", "ls", SPEC]);
     assert_eq!(
-        (figures["topic"].as_str(), figures["tables"].as_array().map(Vec::len)),
-        (Some(topic.as_str()), Some(2))
+        (figures["topic"].as_str(), figures["tables"].as_array().map(Vec::len), figures["partitions"].as_u64()),
+        (Some(topic.as_str()), Some(2), Some(8)),
+        "eight partitions, where the spec says nothing"
     );
     let said = desk.expect(0, &["log", "cat"], &["--limit", "20"]);
     assert_eq!(said.stdout.lines().count(), 20, "{said}");
+    // Every entry has a number in the order of all partitions, and can be asked for by it.
+    let all = lines(&desk.expect(0, &["log", "cat"], &["--json"]).stdout);
+    let number = |entry: &Value| entry["sequence"].as_u64().unwrap();
+    assert!(all.is_sorted_by(|a, b| number(a) < number(b)), "sequences do not rise");
+    let partitions: BTreeSet<u64> = all.iter().map(|entry| entry["partition"].as_u64().unwrap()).collect();
+    assert_eq!(partitions.len(), 8);
+    let middle = number(&all[all.len() / 2]).to_string();
+    let said = desk.expect(0, &["log", "cat"], &["--json", "--limit", "3", "--from", &middle]);
+    assert_eq!(lines(&said.stdout), all[all.len() / 2..][..3], "{said}");
+    let said = desk.expect(
+        2,
+        &["replay"],
+        &["--from", &format!("offset:{}", number(&all[all.len() - 1]) + 2_000_000_000_000)],
+    );
+    assert!(said.stderr.contains("is not among them"), "{said}");
     let said = desk.expect(0, &["log", "verify"], &[]);
     assert!(said.stdout.starts_with("the log is sound"), "{said}");
     desk.stop(run);
@@ -140,6 +157,62 @@ async fn a_whole_migration_goes_through_topics_and_a_wipe_leaves_none() {
     let mut run = desk.start();
     desk.wait(&mut run);
     assert_same_tables(&source, &target, &TABLES).await;
+    desk.stop(run);
+}
+
+/// What was printed as JSON, line by line.
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_several_partitions_put_into_quarantine_goes_in_again_in_the_order_of_the_source() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let Some((desk, source, target)) = desk_over(kafka).await else { return };
+    let bad_ones_are_meant = "[gates]\nerror_rate = { max = \"100%\", then = \"warn\" }\n";
+    let rest = format!("{}partitions = 8\n{bad_ones_are_meant}", log(kafka));
+    desk.write_spec(&source_of(&source), &postgres(&target), &rest);
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    target.execute("ALTER TABLE people ADD CONSTRAINT ours CHECK (note <> 'bad')").await;
+    let writer = Writer::start(&source, work);
+    // Their keys lie in all partitions, many at offsets that another partition has too; the later changes wait.
+    for n in 0..40 {
+        let key = 500_000 + n;
+        source.execute(&format!("INSERT INTO people VALUES ({key}, 'first', 'bad')")).await;
+        source.execute(&format!("UPDATE people SET name = 'second', note = 'bad' WHERE id = {key}")).await;
+        source.execute(&format!("INSERT INTO orders VALUES ({key}, {key}, 1, NULL)")).await;
+        if n % 4 == 0 {
+            source.execute(&format!("UPDATE people SET id = id + 1000 WHERE id = {key}")).await;
+        }
+        if n % 8 == 1 {
+            source.execute(&format!("DELETE FROM people WHERE id = {key}")).await;
+        }
+    }
+    writer.wait_for_more(20);
+    desk.wait(&mut run);
+    let held = desk.crossfade.json(&["quarantine", "ls", SPEC]);
+    let held = held.as_array().unwrap();
+    let of_people = held.iter().filter(|change| change["kind"] == "rejected").count();
+    assert!(of_people >= 40, "{of_people} of {} were refused", held.len());
+    // A run that is killed meanwhile finds all of them where they were, once.
+    run.kill();
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    let again = desk.crossfade.json(&["quarantine", "ls", SPEC]);
+    let names = |held: &[Value]| -> Vec<(u64, u64, String)> {
+        let name =
+            |change: &Value| (change["sequence"].as_u64(), change["ordinal"].as_u64(), change["table"].to_string());
+        held.iter().map(name).map(|(a, b, c)| (a.unwrap(), b.unwrap(), c)).collect()
+    };
+    assert!(names(again.as_array().unwrap()).starts_with(&names(held)), "something was lost or doubled");
+    target.execute("ALTER TABLE people DROP CONSTRAINT ours").await;
+    desk.expect(0, &["quarantine", "retry"], &["--all"]);
+    writer.stop();
+    desk.wait(&mut run);
+    assert_same_tables(&source, &target, &TABLES).await;
+    assert_eq!(desk.crossfade.json(&["quarantine", "ls", SPEC]).as_array().map(Vec::len), Some(0));
+    desk.verify();
     desk.stop(run);
 }
 
@@ -197,9 +270,9 @@ async fn what_is_wrong_with_brokers_and_topics_is_said_with_its_code() {
     refused(3, "too few for 3 copies");
     // Topics that are something else.
     make("wide.changes", "3");
-    with("topic_prefix = \"wide\"\n");
-    refused(3, "has 3 partitions, the spec says 1");
-    make("theirs.changes", "1");
+    with("topic_prefix = \"wide\"\npartitions = 4\n");
+    refused(3, "has 3 partitions, the spec says 4");
+    make("theirs.changes", "8");
     topics(kafka, &["--create", "--topic", "theirs.meta", "--config", "cleanup.policy=compact"]);
     let input = desk.crossfade.write("lines.txt", "somebody:else's\n");
     let brokers = kafka.brokers();
@@ -239,7 +312,7 @@ async fn what_is_wrong_with_brokers_and_topics_is_said_with_its_code() {
     desk.stop(run);
     // Ours, deleted and made anew: lost, for the one that runs and for whoever starts.
     topics(kafka, &["--delete", "--topic", "shared.changes"]);
-    make("shared.changes", "1");
+    make("shared.changes", "8");
     let said = desk.expect(5, &["run"], &["--quiet"]);
     assert!(said.stderr.contains("deleted and made anew") && said.stderr.contains("rollback --wipe"), "{said}");
     desk.expect(5, &["log", "ls"], &[]);

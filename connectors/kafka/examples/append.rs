@@ -31,7 +31,10 @@ async fn main() -> Result<(), LogError> {
     };
     let number = |text: &str| text.parse::<u64>().unwrap_or_else(|_| panic!("{text} is not a number"));
     let partitions = number(partitions) as u32;
-    let log = KafkaLog::open(LogOptions { partitions, ..LogOptions::new(Connection::plain(brokers), prefix) })?;
+    let log = KafkaLog::open(LogOptions {
+        partitions: Some(partitions),
+        ..LogOptions::new(Connection::plain(brokers), prefix)
+    })?;
     let first = log.tail().position.map_or(1, |position| position.commit + 1);
     let (began, mut in_flight, mut changes) = (Instant::now(), VecDeque::new(), 0u64);
     if first == 1 {

@@ -26,15 +26,23 @@
 //! | 48 | 4 | ordinal of the position |
 //! | 52 | 12 | zero |
 //!
+//! An entry's **sequence** is its round times ten million and its place: the order of the whole log.
+//!
 //! A **mark** ends every round in every partition: "everything up to this position is in". It is *whole* where every
 //! source transaction begun in the round, or in the rounds before it, ends there too.
 
 use bytes::Bytes;
-use crossfade_event::{Event, Key, Partition, Position, SchemaVersion, SourceId, TableId};
+use crossfade_event::{Event, Key, Partition, Position, SchemaVersion, Sequence, SourceId, TableId};
 use crossfade_log::record::{Kind, Malformed, RecordHeader, decode_event};
 
 /// The newest version that this program writes and reads.
 pub const FORMAT: u8 = 1;
+
+/// How many sequences a round has: more than it can have records, however many partitions divide them.
+const SEQUENCES: u64 = 10_000_000;
+
+/// More partitions than this are refused: a round of so many has room for its records' sequences.
+pub const PARTITIONS_MAX: u32 = 1_000;
 
 /// How long a head is.
 pub const HEAD: usize = 64;
@@ -154,6 +162,11 @@ impl Head {
             }
         };
         Ok(Self { round: u64_at(head, 8), place: u32_at(head, 16), what })
+    }
+
+    /// The record's place in the order of the whole log.
+    pub fn sequence(&self) -> Sequence {
+        Sequence(self.round.saturating_mul(SEQUENCES).saturating_add(u64::from(self.place)))
     }
 
     /// The event of this head and `payload`, which are the bytes behind it; `None` for a mark.

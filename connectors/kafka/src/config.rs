@@ -117,8 +117,8 @@ pub struct LogOptions {
     pub connection: Connection,
     /// The topics are `<prefix>.changes` and `<prefix>.meta`.
     pub topic_prefix: String,
-    /// How many partitions; fixed for the log's life.
-    pub partitions: u32,
+    /// How many partitions; fixed for the log's life. Unless said, those that the topic has, and eight for a new one.
+    pub partitions: Option<u32>,
     /// Copies of each partition; three, or as many as there are brokers, unless said.
     pub replication: Option<u16>,
     /// How many copies must have a record before it counts; two where there are three copies, else one, unless said.
@@ -138,7 +138,7 @@ impl LogOptions {
         Self {
             connection,
             topic_prefix: topic_prefix.into(),
-            partitions: 8,
+            partitions: None,
             replication: None,
             min_insync_replicas: None,
             retention: Retention::default(),

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use crossfade_connector::{Delivery, Failure, Guard, Progress, Sink, Stage, Target, TargetTable, Write, WriteMode};
 use crossfade_event::{
     Cell, Change, Column, ColumnType, Cut, Format, Identity, Logical, Offset, Op, Position, Row, SchemaVersion,
-    SourceId, TableId, TableName, TableSchema, Version,
+    Sequence, SourceId, TableId, TableName, TableSchema, Version,
     catalog::{Catalog, ColumnDef, Dialect, KeyDef, RelationKind, TableDef},
 };
 use crossfade_postgres::{Config, PostgresSink, SinkConfig};
@@ -141,6 +141,7 @@ impl Bench {
             stage,
             generation: 1,
             stream_from: Cut::single(Offset(0)),
+            sequence: None,
             position: Some(Position { source: SourceId(1), timeline: 1, commit: self.offset, ordinal: u32::MAX }),
             schemas: vec![(TableId(1), SchemaVersion(1))],
         }
@@ -209,7 +210,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         block.extend_from_slice(row(id, id).as_bytes());
         count += 1;
         if block.len() > 256 << 10 || id == ROWS {
-            let at = Version { offset: Offset(id as u64), ordinal: 0 };
+            let at = Version { sequence: Sequence(id as u64), ordinal: 0 };
             blocks.push(Write::Rows { table: TableId(1), at, count, rows: block.split().freeze() });
             count = 0;
         }
@@ -232,7 +233,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         for number in 0..CHANGES {
             let change = mix.change();
             bytes += change.size_bytes();
-            writes.push(Write::Change { at: Version { offset: Offset(number as u64), ordinal: 0 }, change });
+            writes.push(Write::Change { at: Version { sequence: Sequence(number as u64), ordinal: 0 }, change });
             if number % 100 == 99 {
                 writes.push(Write::Boundary);
                 if bytes > batch_bytes {
@@ -256,7 +257,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (own_before, server_before, started) = (cpu(&own), cpu(&pids()), Instant::now());
     for number in 0..5000i64 {
         let change = change(Op::Update, None, Some(row(900_000 + number, number)));
-        let at = Version { offset: Offset(number as u64), ordinal: 0 };
+        let at = Version { sequence: Sequence(number as u64), ordinal: 0 };
         let begun = Instant::now();
         bench.apply(Stage::Streaming, vec![Write::Change { at, change }, Write::Boundary]).await?;
         took.push(begun.elapsed());

@@ -291,6 +291,7 @@ impl PostgresSink {
             stage: Stage::Streaming,
             generation: 0,
             stream_from: Cut::default(),
+            sequence: None,
             position: None,
             schemas: Vec::new(),
         })

@@ -253,7 +253,7 @@ pub(crate) struct CheckpointArgs {
 /// Where a replay begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum From {
-    /// The ordinal of a resolved mark in the log.
+    /// An entry, by the number that `log cat` prints; on disk it is the offset.
     Offset(u64),
     /// A place in the source's history, as `status` prints it.
     Position(String),
@@ -488,8 +488,8 @@ pub(crate) struct LogCatArgs {
     /// The spec
     #[arg(value_name = "SPEC")]
     pub(crate) spec: PathBuf,
-    /// The first offset; the log's beginning unless said
-    #[arg(long, value_name = "OFFSET")]
+    /// The first entry, by the number that is printed first; the log's beginning unless said
+    #[arg(long, value_name = "NUMBER")]
     pub(crate) from: Option<u64>,
     /// At most so many events
     #[arg(long, value_name = "N")]

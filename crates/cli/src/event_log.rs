@@ -9,7 +9,7 @@ use crate::{
     error::CliError,
     spec::{EmbeddedLog, KafkaLog as KafkaKeys, LogSpec, Spec},
 };
-use crossfade_event::{Batch, Cut, Partition, SchemaVersion, TableId, TableSchema};
+use crossfade_event::{Batch, Cut, SchemaVersion, TableId, TableSchema};
 #[cfg(feature = "kafka")]
 use crossfade_kafka::log::{KafkaLog, KafkaReader};
 use crossfade_log::{
@@ -159,7 +159,7 @@ impl AnyLog {
         })
     }
 
-    /// The same; `None` where there is none yet.
+    /// The log of a migration, for looking; `None` where there is none yet.
     pub(crate) fn if_there(spec: &Spec, folder: &Path) -> Result<Option<Self>, CliError> {
         match &spec.log {
             LogSpec::Embedded(_) => {
@@ -278,7 +278,7 @@ impl AnyLog {
 
     /// Where it is and how large, for programs and for people.
     pub(crate) fn figures(&self) -> Result<(Json, String), CliError> {
-        let (start, end) = (self.start().next(Partition(0)), self.tail().cut.next(Partition(0)));
+        let (start, end) = (self.start(), self.tail().cut);
         Ok(match self {
             Self::Embedded(log) => {
                 let figures = log.statistics()?;
@@ -293,9 +293,9 @@ impl AnyLog {
             Self::Kafka(log, _) => {
                 let json = json!({
                     "topic": log.topic(), "brokers": log.brokers(), "id": format!("{:016x}", log.id()),
-                    "start": start.0, "end": end.0, "partitions": log.partitions(),
+                    "start": offsets(&start), "end": offsets(&end), "partitions": log.partitions(),
                 });
-                (json, format!("log       topic {} at {}\nentries   {start} to {end}\n", log.topic(), log.brokers()))
+                (json, format!("log       topic {} at {}\noffsets   {start} to {end}\n", log.topic(), log.brokers()))
             }
         })
     }
@@ -320,6 +320,12 @@ impl AnyLog {
             Self::Kafka(log, _) => in_place(|| kafka::verify(log)),
         }
     }
+}
+
+/// One for each partition.
+#[cfg(feature = "kafka")]
+fn offsets(cut: &Cut) -> Vec<u64> {
+    cut.0.iter().map(|offset| offset.0).collect()
 }
 
 /// Where the log is, for people.

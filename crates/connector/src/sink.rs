@@ -3,7 +3,7 @@
 use crate::Failure;
 use bytes::Bytes;
 use crossfade_event::{
-    Change, Cut, Key, Position, Row, SchemaVersion, TableId, TableName, TableSchema, Version,
+    Change, Cut, Key, Position, Row, SchemaVersion, Sequence, TableId, TableName, TableSchema, Version,
     catalog::{Catalog, TableDef},
 };
 use serde::{Deserialize, Serialize};
@@ -91,6 +91,10 @@ pub struct Progress {
     pub generation: u32,
     /// Where the stream goes on once the backfill is loaded.
     pub stream_from: Cut,
+    /// While streaming: all of the stream that is numbered lower is in. `None` right after a load, and in what was written
+    /// when logs had one partition.
+    #[serde(default)]
+    pub sequence: Option<Sequence>,
     /// The source position up to which the sink is exact; `None` before the first backfill is in.
     pub position: Option<Position>,
     /// Which schema of each source table the target's shape follows (table number, schema version), sorted.
@@ -232,8 +236,8 @@ pub trait Sink: Send {
 pub struct QuarantinedChange {
     /// Its number in the quarantine, in the order of arrival.
     pub id: i64,
-    /// The entry's offset in the log.
-    pub offset: u64,
+    /// The entry's sequence in the log.
+    pub sequence: u64,
     /// The output's ordinal within the entry.
     pub ordinal: u32,
     /// The target's table.

@@ -19,7 +19,7 @@ pub use change::{
     Backfill, Batch, Change, ChunkId, ChunkPlan, Event, Mark, Op, RowBlock, Stamped, Transaction, Truncate, Visibility,
 };
 pub use frontier::{Durable, Frontier, Ticket};
-pub use place::{Cut, Offset, ParsePositionError, Partition, Position, SourceId, Version};
+pub use place::{Cut, Offset, ParsePositionError, Partition, Position, Sequence, SourceId, Version};
 pub use row::{Cell, Cells, Key, Row, RowBuilder, RowError, Rows};
 pub use schema::{Column, ColumnType, Format, Identity, Logical, SchemaVersion, TableId, TableName, TableSchema};
 pub use value::{Interval, Numeric, TimeTz, Value};

@@ -144,12 +144,23 @@ impl fmt::Display for Cut {
     }
 }
 
+/// An entry's number in the order of the whole log, over all its partitions: it rises from entry to entry, may have gaps,
+/// and is the same whenever the log is read again. In the embedded log it is the offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Sequence(pub u64);
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Which entry a write comes from, and which of its outputs it is (a block of rows has one ordinal per row and
 /// output). Ordered as the source was, so that an idempotent sink can compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Version {
-    /// The entry's offset.
-    pub offset: Offset,
+    /// The entry.
+    pub sequence: Sequence,
     /// The output's ordinal within the entry.
     pub ordinal: u32,
 }

@@ -1,13 +1,13 @@
 //! From what a person names to a place in the log.
 
 use crate::{EventLog, Lane, LogError, LogReader};
-use crossfade_event::{Cut, Event, Offset, Partition, Position};
+use crossfade_event::{Cut, Event, Offset, Position, Sequence};
 
 /// What is looked for: always the beginning of a source transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seek {
-    /// The first that begins at or after this offset, in the partition of transactions' beginnings.
-    Offset(Offset),
+    /// The first that begins at or after this sequence.
+    Sequence(Sequence),
     /// The first that is not wholly at or before this position: `…/end` is the end of one transaction, and finds the
     /// next.
     Position(Position),
@@ -16,9 +16,9 @@ pub enum Seek {
 }
 
 impl Seek {
-    fn is_met(self, partition: Partition, offset: Offset, position: Position, commit_time_us: i64) -> bool {
+    fn is_met(self, sequence: Sequence, position: Position, commit_time_us: i64) -> bool {
         match self {
-            Self::Offset(wanted) => partition == Partition(0) && offset >= wanted,
+            Self::Sequence(wanted) => sequence >= wanted,
             Self::Position(wanted) => position.end_of_commit() > wanted,
             Self::Time(wanted) => commit_time_us >= wanted,
         }
@@ -37,7 +37,7 @@ pub fn find<L: EventLog>(log: &L, from: &Cut, seek: Seek) -> Result<Option<Cut>,
     while let Some(entries) = reader.try_next()? {
         for entry in entries.entries {
             if let Event::Began(transaction) = &entry.event
-                && seek.is_met(entry.partition, entry.offset, entry.position, transaction.commit_time_us)
+                && seek.is_met(entry.sequence, entry.position, transaction.commit_time_us)
             {
                 return Ok(Some(cut));
             }

@@ -18,7 +18,7 @@ mod schemas;
 pub use error::LogError;
 pub use find::{Seek, find};
 
-use crossfade_event::{Batch, Cut, Event, Offset, Partition, Position, SchemaVersion, TableId, TableSchema};
+use crossfade_event::{Batch, Cut, Event, Offset, Partition, Position, SchemaVersion, Sequence, TableId, TableSchema};
 use std::{future::Future, sync::Arc};
 
 /// One event in the log, and its place there.
@@ -28,6 +28,8 @@ pub struct Entry {
     pub partition: Partition,
     /// Where in the partition.
     pub offset: Offset,
+    /// Where in the order of the whole log, over all partitions.
+    pub sequence: Sequence,
     /// Where in the source's history.
     pub position: Position,
     /// What happened.
@@ -68,8 +70,10 @@ pub struct Tail {
 
 /// A durable, ordered, partitioned log. Cheap to clone; all clones are one log.
 ///
-/// **Order**: appends land in the order of the calls; within a partition offsets rise and may have gaps; an update
-/// that changes its key is a delete and an insert where the two keys' partitions differ.
+/// **Order**: appends land in the order of the calls, and sequences rise with them over all partitions; within a partition
+/// offsets rise and may have gaps; an update that changes its key is a delete and an insert where the two keys' partitions
+/// differ. What becomes visible at once, a *round*, is merged by sequence. A `BackfillBegan` stands in front of all that
+/// the other partitions have of its round, so that the cut behind it is the same for readers of every lane.
 /// **Durability**: an append is visible to readers, and its future resolves, only after it is on disk.
 /// **Wholeness**: a batch lands whole or not at all; batches up to the next one with `Batch::whole` are visible
 /// together, and a head left unfinished by a crash is gone after reopening.

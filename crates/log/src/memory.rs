@@ -12,7 +12,7 @@ pub use reader::MemoryReader;
 
 use crate::{EventLog, Lane, LogError, Tail, contract::check_lanes, route, schemas::Schemas};
 use crossfade_event::{
-    Batch, Cut, Event, Offset, Partition, Position, Row, SchemaVersion, Stamped, TableId, TableSchema,
+    Batch, Cut, Event, Offset, Partition, Position, Row, SchemaVersion, Sequence, Stamped, TableId, TableSchema,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -34,8 +34,8 @@ struct Shared {
 /// One offset of a partition.
 #[derive(Debug, Clone)]
 enum Slot {
-    /// The place of an event among those of its round, and the event.
-    Event(u64, Stamped),
+    /// An event, and its place in the order of all.
+    Event(Sequence, Stamped),
     /// Everything of this round is in.
     Mark(u64),
 }
@@ -52,6 +52,7 @@ struct State {
     partitions: Vec<PartitionState>,
     gaps: bool,
     rounds: u64,
+    next_sequence: u64,
     /// The head that is not whole yet, with the schemas that it brought.
     head: Vec<Stamped>,
     head_schemas: Vec<(TableId, SchemaVersion)>,
@@ -80,6 +81,7 @@ impl Memory {
             partitions: (0..partitions.max(1)).map(|_| PartitionState::default()).collect(),
             gaps,
             rounds: 0,
+            next_sequence: 0,
             head: Vec::new(),
             head_schemas: Vec::new(),
             inside: false,
@@ -147,17 +149,29 @@ impl State {
             return Ok(());
         }
         let count = self.partitions.len() as u32;
-        let mut place = 0;
+        let mut elsewhere = false;
         for stamped in head {
+            // What the other partitions have of a round stands behind a backfill's beginning, never before it.
+            if elsewhere && matches!(stamped.event, Event::BackfillBegan(_)) {
+                self.mark();
+                elsewhere = false;
+            }
             for (partition, event) in divide(stamped.event, &self.schemas, count)? {
-                self.put(partition, Slot::Event(place, Stamped { position: stamped.position, event }));
-                place += 1;
+                let sequence = Sequence(self.next_sequence);
+                self.next_sequence += 1;
+                elsewhere |= partition != Partition(0);
+                self.put(partition, Slot::Event(sequence, Stamped { position: stamped.position, event }));
             }
         }
+        self.mark();
+        Ok(())
+    }
+
+    /// Ends the round in every partition.
+    fn mark(&mut self) {
         let round = self.rounds;
         self.rounds += 1;
-        (0..count).for_each(|partition| self.put(Partition(partition), Slot::Mark(round)));
-        Ok(())
+        (0..self.partitions.len() as u32).for_each(|partition| self.put(Partition(partition), Slot::Mark(round)));
     }
 
     fn put(&mut self, partition: Partition, slot: Slot) {

@@ -23,7 +23,7 @@ use crate::{
     watch::Delivered,
 };
 use crossfade_connector::{Delivery, Failure, Guard, Progress, Sink, Stage};
-use crossfade_event::{Cut, Event, Position, TableId};
+use crossfade_event::{Cut, Event, Position, Sequence, TableId};
 use crossfade_log::{Entries, Entry, EventLog, Lane, LogReader};
 use tokio::{sync::mpsc, task::JoinHandle};
 
@@ -166,6 +166,7 @@ async fn session<K: Sink, L: EventLog>(
         stage: Stage::Loading,
         generation: 0,
         stream_from: log.start(),
+        sequence: None,
         position: None,
         schemas: Vec::new(),
     });
@@ -398,7 +399,10 @@ impl<L: EventLog> Producer<L> {
                             return Ok(Err(Gone));
                         }
                     }
-                    Meaning::BackfillBegan { generation, tables } => self.begin_backfill(entry, generation, &tables)?,
+                    Meaning::BackfillBegan { generation, tables } => {
+                        let at = self.progress.cut.clone();
+                        self.begin_backfill(entry, &at, generation, &tables)?;
+                    }
                     Meaning::BackfillEnded { .. } => {}
                 }
                 if self.progress.generation == 0 && entry.event.is_snapshot() {
@@ -414,15 +418,22 @@ impl<L: EventLog> Producer<L> {
         }
     }
 
-    fn begin_backfill(&mut self, entry: &Entry, generation: u32, tables: &[TableId]) -> Result<(), PipelineError> {
+    /// `at` is the place behind the entry that says so.
+    fn begin_backfill(
+        &mut self,
+        entry: &Entry,
+        at: &Cut,
+        generation: u32,
+        tables: &[TableId],
+    ) -> Result<(), PipelineError> {
         if generation <= self.progress.generation {
             return Ok(());
         }
         self.progress.generation = generation;
         self.began_at = Some(entry.position);
         self.progress.stage = Stage::Loading;
-        past(&mut self.progress.stream_from, entry);
-        self.progress.cut = self.progress.stream_from.clone();
+        self.progress.stream_from.clone_from(at);
+        self.progress.cut.clone_from(at);
         if generation > 1 {
             self.gather.truncated(entry, tables)?;
         }
@@ -433,6 +444,7 @@ impl<L: EventLog> Producer<L> {
         self.flush(true).await?;
         self.progress.stage = Stage::Streaming;
         self.progress.cut = self.progress.stream_from.clone();
+        self.progress.sequence = None;
         self.progress.position = self.progress.position.max(self.began_at);
         self.progress.schemas = self.gather.routes.followed();
         self.send(Work::FinishLoad(self.progress.clone())).await
@@ -444,18 +456,19 @@ impl<L: EventLog> Producer<L> {
             return Ok(Err(Gone));
         }
         let mut reader = self.log.read(&self.progress.cut, Lane::Stream)?;
+        // Behind the last entry, inside a transaction too: its parts may have come from any partition.
+        let mut at = self.progress.cut.clone();
         loop {
             let Ok(entries) = self.fill(&mut reader, false).await? else { return Ok(Err(Gone)) };
-            let mut at = self.progress.cut.clone();
             for entry in entries.entries {
                 past(&mut at, &entry);
                 match entry {
-                    Entry { event: Event::Changed(change), offset, .. } => self.gather.changed(offset, change)?,
+                    Entry { event: Event::Changed(change), sequence, .. } => self.gather.changed(sequence, change)?,
                     entry => match self.gather.stream(&entry)? {
                         Meaning::More | Meaning::BackfillEnded { .. } => {
                             self.open |= matches!(entry.event, Event::Began(_));
                         }
-                        Meaning::Boundary(position) => self.boundary(&at, position),
+                        Meaning::Boundary(position) => self.boundary(&at, entry.sequence, position),
                         Meaning::Follow(follow) => {
                             if self.follow(follow).await.is_err() {
                                 return Ok(Err(Gone));
@@ -465,7 +478,7 @@ impl<L: EventLog> Producer<L> {
                             if self.flush(true).await.is_err() {
                                 return Ok(Err(Gone));
                             }
-                            self.begin_backfill(&entry, generation, &tables)?;
+                            self.begin_backfill(&entry, &at, generation, &tables)?;
                             return Ok(Ok(()));
                         }
                         Meaning::BackfillBegan { .. } => {}
@@ -475,15 +488,17 @@ impl<L: EventLog> Producer<L> {
                     return Ok(Err(Gone));
                 }
             }
+            at = entries.next;
             if !self.open {
-                self.progress.cut = entries.next;
+                self.progress.cut.clone_from(&at);
             }
         }
     }
 
-    fn boundary(&mut self, at: &Cut, position: Position) {
+    fn boundary(&mut self, at: &Cut, sequence: Sequence, position: Position) {
         self.open = false;
-        self.progress.cut = at.clone();
+        self.progress.cut.clone_from(at);
+        self.progress.sequence = Some(Sequence(sequence.0 + 1));
         self.progress.position = self.progress.position.max(Some(position));
         self.gather.touch();
     }

@@ -8,7 +8,7 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 use crossfade_connector::{Rejection, Write};
 use crossfade_event::{
-    Change, Cut, Event, Identity, Offset, Op, Position, RowBlock, TableId, TableSchema, Transaction, Version,
+    Change, Cut, Event, Identity, Offset, Op, Position, RowBlock, Sequence, TableId, TableSchema, Transaction, Version,
     Visibility,
 };
 use crossfade_log::{Entry, EventLog};
@@ -124,7 +124,7 @@ impl<L: EventLog> Gather<L> {
     /// Takes one entry of the stream in.
     pub(crate) fn stream(&mut self, entry: &Entry) -> Result<Meaning, PipelineError> {
         match &entry.event {
-            Event::Changed(change) => self.changed(entry.offset, change.clone())?,
+            Event::Changed(change) => self.changed(entry.sequence, change.clone())?,
             Event::Began(transaction) => {
                 self.transaction = Some(*transaction);
                 self.tally.commit_time_us = Some(transaction.commit_time_us);
@@ -207,15 +207,15 @@ impl<L: EventLog> Gather<L> {
         if !targets.is_empty() {
             // Rows gathered before it must stay before it.
             let (mut writes, tally) = self.take();
-            writes.push(Write::Truncate { at: Version { offset: entry.offset, ordinal: 0 }, tables: targets });
+            writes.push(Write::Truncate { at: Version { sequence: entry.sequence, ordinal: 0 }, tables: targets });
             self.writes = writes;
             self.tally = tally;
         }
         Ok(())
     }
 
-    /// Takes a change of the stream in, which stands at `offset`.
-    pub(crate) fn changed(&mut self, offset: Offset, change: Change) -> Result<(), PipelineError> {
+    /// Takes a change of the stream in, which stands at `sequence`.
+    pub(crate) fn changed(&mut self, sequence: Sequence, change: Change) -> Result<(), PipelineError> {
         let schema = self.schema(change.table, &change)?;
         *self.tally.tables.entry(change.table).or_default() += 1;
         let seen = self.transaction.is_some_and(|transaction| {
@@ -241,7 +241,7 @@ impl<L: EventLog> Gather<L> {
             self.tally.read += 1;
             self.bytes += change.size_bytes();
             let change = Change { table: target, ..change };
-            self.writes.push(Write::Change { at: Version { offset, ordinal: 0 }, change });
+            self.writes.push(Write::Change { at: Version { sequence, ordinal: 0 }, change });
             return Ok(());
         }
         self.tally.read += 1;
@@ -254,7 +254,7 @@ impl<L: EventLog> Gather<L> {
             self.views.observe(&schema, &change)?;
         }
         for (ordinal, output) in outputs.drain(..).enumerate() {
-            self.output(Version { offset, ordinal: ordinal as u32 }, output, false);
+            self.output(Version { sequence, ordinal: ordinal as u32 }, output, false);
         }
         self.outputs = outputs;
         Ok(())
@@ -267,7 +267,7 @@ impl<L: EventLog> Gather<L> {
         if let Some(target) = route.passthrough() {
             self.tally.read += u64::from(block.count);
             self.bytes += block.rows.len();
-            let at = Version { offset: entry.offset, ordinal: 0 };
+            let at = Version { sequence: entry.sequence, ordinal: 0 };
             let rows: Bytes = block.rows.clone();
             self.writes.push(Write::Rows { table: target, at, count: block.count, rows });
             return Ok(());
@@ -276,7 +276,7 @@ impl<L: EventLog> Gather<L> {
         let mut outputs = std::mem::take(&mut self.outputs);
         for row in block.iter() {
             let row = row.map_err(|error| {
-                PipelineError::Refused(format!("the rows at offset {} are damaged: {error}", entry.offset))
+                PipelineError::Refused(format!("the rows at {} are damaged: {error}", entry.sequence))
             })?;
             let change = inserted(block.table, &schema, row);
             let laid_out = route.laid_out(&change);
@@ -284,7 +284,7 @@ impl<L: EventLog> Gather<L> {
             self.tally.read += 1;
             self.tally.filtered += u64::from(nothing_goes(&outputs));
             for output in outputs.drain(..) {
-                self.output(Version { offset: entry.offset, ordinal }, output, true);
+                self.output(Version { sequence: entry.sequence, ordinal }, output, true);
                 ordinal += 1;
             }
         }

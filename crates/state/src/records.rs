@@ -259,7 +259,7 @@ impl QuarantineKey {
 /// What the index says of a change in quarantine. The change itself is in the sink; here are no values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuarantineRecord {
-    /// The entry's offset in the log.
+    /// The entry's sequence in the log.
     pub offset: u64,
     /// The output's ordinal within the entry.
     pub ordinal: u32,

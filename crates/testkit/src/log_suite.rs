@@ -30,6 +30,8 @@ macro_rules! every_log_test {
             every_kind_of_event_comes_back_as_it_was
             appends_land_in_the_order_of_the_calls
             offsets_rise_within_each_partition
+            sequences_are_the_order_of_the_whole_log
+            the_cut_behind_a_backfills_beginning_holds_for_every_lane
             an_append_is_visible_once_it_has_resolved
             a_dropped_append_lands_all_the_same
             parts_are_visible_only_with_the_last_one

@@ -10,7 +10,7 @@ use bench::{Bench, C, CHILD, HEAP, MAPPING, PARENT, child, parent, text};
 use crossfade_connector::{
     Delivery, Guard, Quarantine, QuarantineFilter, Rejection, Rollback, Sink, Verdict, Write, WriteMode,
 };
-use crossfade_event::{Change, Offset, Op, SchemaVersion, Version};
+use crossfade_event::{Change, Op, SchemaVersion, Sequence, Version};
 
 /// Runs the whole suite, each promise on a database of its own.
 pub async fn all<F: SinkFixture, M: AsyncFn() -> F>(make: M) {
@@ -330,14 +330,14 @@ pub async fn a_change_that_transforms_refused_is_on_record<F: SinkFixture>(fixtu
         old: None,
         new: Some(bench.row(PARENT, &[Int(6), Text("six")])),
     };
-    let at = Version { offset: Offset(5), ordinal: 3 };
+    let at = Version { sequence: Sequence(5), ordinal: 3 };
     let key = Some(bench.key(PARENT, &[Int(6)]));
     let refused = Write::Reject(Rejection { at, table: PARENT, key, change, reason: "no such country".to_owned() });
     let later = bench.update(PARENT, &[Int(6), Text("sechs")]);
     let applied = bench.commit(vec![refused, later]).await;
     assert_eq!((applied.rejected.len(), applied.held), (1, 1));
     let listed = bench.sink.list(&QuarantineFilter::default()).await.unwrap_or_else(|failure| panic!("{failure}"));
-    assert_eq!((listed[0].offset, listed[0].ordinal, listed[0].reason.as_str()), (5, 3, "no such country"));
+    assert_eq!((listed[0].sequence, listed[0].ordinal, listed[0].reason.as_str()), (5, 3, "no such country"));
 }
 
 /// Who comes with a lower epoch is refused, and who held it before loses the right to write.
@@ -381,7 +381,7 @@ pub async fn a_mapping_is_written_once<F: SinkFixture>(fixture: F) {
 pub async fn a_truncate_stands_between_before_and_after<F: SinkFixture>(fixture: F) {
     let mut bench = loaded(fixture).await;
     let before = bench.insert(CHILD, &[Int(7), Null, Text("before")]);
-    let empty = Write::Truncate { at: Version { offset: Offset(9000), ordinal: 0 }, tables: vec![CHILD] };
+    let empty = Write::Truncate { at: Version { sequence: Sequence(9000), ordinal: 0 }, tables: vec![CHILD] };
     let after = bench.insert(CHILD, &[Int(8), Null, Text("after")]);
     bench.commit(vec![before, empty, after]).await;
     assert_same("child", &bench.rows("child").await, &text(&[&[Int(8), Null, Text("after")]]));

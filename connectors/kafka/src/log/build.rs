@@ -81,6 +81,13 @@ struct Open {
     counts: Vec<u32>,
 }
 
+impl Open {
+    /// Whether other partitions than the first have records of it.
+    fn is_divided(&self) -> bool {
+        self.counts.iter().skip(1).any(|count| *count > 0)
+    }
+}
+
 /// Builds groups; knows what the batches before have left open.
 #[derive(Debug)]
 pub(super) struct Builder {
@@ -170,7 +177,7 @@ impl Builder {
         if !self.inside && self.open.as_ref().is_some_and(|open| spans || is_full(open)) {
             self.close(true);
         }
-        let had_events = !batch.events.is_empty();
+        let (had_events, mut is_first) = (!batch.events.is_empty(), true);
         for stamped in batch.events {
             if let Event::SchemaSeen(schema) = &stamped.event
                 && schemas.insert(schema)?
@@ -179,9 +186,12 @@ impl Builder {
             }
             check(&stamped.event, schemas)?;
             let is_full = |open: &Open| open.bytes >= ROUND_BYTES || open.place >= ROUND_RECORDS;
-            if spans && self.open.as_ref().is_some_and(is_full) {
-                self.close(false);
+            // What the other partitions have of a round stands behind a backfill's beginning, never before it.
+            let apart = |open: &Open| matches!(stamped.event, Event::BackfillBegan(_)) && open.is_divided();
+            if self.open.as_ref().is_some_and(|open| spans && is_full(open) || apart(open)) {
+                self.close(!self.inside && is_first);
             }
+            is_first = false;
             self.put(stamped, schemas)?;
         }
         if !batch.whole {

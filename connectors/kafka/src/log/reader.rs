@@ -299,7 +299,7 @@ impl KafkaReader {
         let (Some(event), Some(position)) = (event, position_of(&held.head)) else {
             return Err(wrong(crate::codec::Unreadable::Foreign));
         };
-        Ok(Entry { partition, offset: held.offset, position, event })
+        Ok(Entry { partition, offset: held.offset, sequence: held.head.sequence(), position, event })
     }
 
     /// [`KafkaReader::look`], waiting for what is known to be there; an error when nothing comes for long.

@@ -4,7 +4,7 @@
 //! must never forget. The first is made before the second, so a second without a first means that the first was deleted.
 
 use super::pin::Pin;
-use crate::{LogOptions, Retention, client::Clients, ids};
+use crate::{LogOptions, Retention, client::Clients, codec::PARTITIONS_MAX, ids};
 use crossfade_log::LogError;
 use rdkafka::admin::{NewTopic, TopicReplication};
 use std::{
@@ -12,6 +12,9 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+
+/// How many partitions a new log gets unless said.
+const PARTITIONS: u32 = 8;
 
 /// The largest record that a topic made here takes; no row may be larger.
 const MESSAGE_BYTES_MAX: u64 = 64 << 20;
@@ -209,7 +212,8 @@ fn create(clients: &Clients, names: &Names, options: &LogOptions, found: &Found)
         None => clients.broker_count()?.clamp(1, 3) as i32,
     };
     let in_sync = options.min_insync_replicas.map_or(if copies >= 3 { 2 } else { 1 }, i32::from).to_string();
-    let partitions = options.partitions.max(1);
+    refuse_what_cannot_be(options)?;
+    let partitions = options.partitions.unwrap_or(PARTITIONS);
     let (time, bytes) = asked(options.retention, partitions);
     let largest = MESSAGE_BYTES_MAX.to_string();
     let segment = options.segment_bytes.map(|bytes| bytes.to_string());
@@ -269,16 +273,31 @@ fn check_entries(clients: &Clients, names: &Names, options: &LogOptions, changes
 }
 
 fn check_partitions(names: &Names, options: &LogOptions, changes: &ids::Topic) -> Result<(), LogError> {
-    if changes.partitions != options.partitions.max(1) {
-        return Err(LogError::Refused {
-            what: format!(
-                "the topic {} has {} partitions, the spec says {}",
-                names.changes, changes.partitions, options.partitions
-            ),
+    refuse_what_cannot_be(options)?;
+    match options.partitions {
+        Some(asked) if asked != changes.partitions => Err(LogError::Refused {
+            what: format!("the topic {} has {} partitions, the spec says {asked}", names.changes, changes.partitions),
             remedy: format!("Write `partitions = {}`, or name another topic_prefix", changes.partitions),
-        });
+        }),
+        None if changes.partitions > PARTITIONS_MAX => Err(LogError::Refused {
+            what: format!(
+                "the topic {} has {} partitions, and a log has {PARTITIONS_MAX} at most",
+                names.changes, changes.partitions
+            ),
+            remedy: "Name another topic_prefix".to_owned(),
+        }),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+fn refuse_what_cannot_be(options: &LogOptions) -> Result<(), LogError> {
+    match options.partitions {
+        Some(asked) if !(1..=PARTITIONS_MAX).contains(&asked) => Err(LogError::Refused {
+            what: format!("a log has 1 to {PARTITIONS_MAX} partitions, and {asked} are asked for"),
+            remedy: "Write another number of `partitions`".to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The first setting of the topic of entries under which it cannot keep a log.

@@ -9,7 +9,7 @@ use crossfade_kafka::{Connection, LogOptions, log::KafkaLog};
 use crossfade_testkit::kafka::Kafka;
 
 pub(crate) fn options(kafka: &Kafka, prefix: &str, partitions: u32) -> LogOptions {
-    LogOptions { partitions, ..LogOptions::new(Connection::plain(kafka.brokers()), prefix) }
+    LogOptions { partitions: Some(partitions), ..LogOptions::new(Connection::plain(kafka.brokers()), prefix) }
 }
 
 pub(crate) fn open(kafka: &Kafka, prefix: &str, partitions: u32) -> KafkaLog {

@@ -19,7 +19,7 @@ use super::{
 use crate::client::failure;
 use bytes::Bytes;
 use crossfade_connector::{Applied, Delivery, Failure, Guard, Rejection, Stage, Write, WriteMode};
-use crossfade_event::{Change, Identity, Offset, Op, TableId, Version};
+use crossfade_event::{Change, Identity, Op, Sequence, TableId, Version};
 use std::collections::{HashMap, HashSet};
 
 /// What is done about a change that cannot be applied.
@@ -57,7 +57,7 @@ pub(super) struct Writer<'a> {
     pub(super) applied: Applied,
     pub(super) records: Vec<Record>,
     /// Rows whose own place in the mapping table was refused, just before them.
-    pub(super) collided: HashSet<(Offset, u32)>,
+    pub(super) collided: HashSet<(Sequence, u32)>,
 }
 
 /// What a sink lends to a writer.

@@ -8,7 +8,7 @@ use super::{
     table::Table,
 };
 use crossfade_connector::WriteMode;
-use crossfade_event::{Cell, Change, Identity, Key, Offset, Op, Row, Version};
+use crossfade_event::{Cell, Change, Identity, Key, Op, Row, Sequence, Version};
 use std::collections::{HashMap, HashSet};
 
 /// A change on its way.
@@ -106,13 +106,13 @@ pub(super) fn fold<'u>(
     units: &'u [Unit],
     tables: &[Table],
     held: &mut Held,
-    collided: &HashSet<(Offset, u32)>,
+    collided: &HashSet<(Sequence, u32)>,
 ) -> Fold<'u> {
     let mut fold = Fold { tables: Vec::new(), held: Vec::new(), applied: 0 };
     fold.tables.resize_with(tables.len(), || None);
     for unit in units {
         let Some(table) = tables.get(unit.table) else { continue };
-        let mapping = collided.contains(&(unit.at.offset, unit.at.ordinal)).then_some(Why::Mapping);
+        let mapping = collided.contains(&(unit.at.sequence, unit.at.ordinal)).then_some(Why::Mapping);
         if mapping.is_some() {
             held.hold(table, &unit.change);
         }

@@ -110,7 +110,7 @@ impl Writer<'_> {
                     new: Some(row),
                 };
                 self.check(table, &change)?;
-                let at = Version { offset: at.offset, ordinal: at.ordinal + number as u32 };
+                let at = Version { sequence: at.sequence, ordinal: at.ordinal + number as u32 };
                 units.push(Unit { at, table, change });
             }
         }
@@ -167,7 +167,7 @@ impl Writer<'_> {
             let old = Some((0..table.columns.len()).map(cell).collect());
             self.applied.held += 1;
             self.records.push(Record {
-                at: Version { offset: at.offset, ordinal: at.ordinal + number as u32 },
+                at: Version { sequence: at.sequence, ordinal: at.ordinal + number as u32 },
                 table: index,
                 change: Change { table: schema.id, schema: schema.version, op: Op::Delete, old, new: None },
                 key: Some(key),

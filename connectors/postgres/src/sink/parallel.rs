@@ -18,7 +18,7 @@ use super::{
 };
 use bytes::Bytes;
 use crossfade_connector::{Applied, Delivery, Failure, Guard, Progress, Stage, Target};
-use crossfade_event::{Identity, Partition, TableId, Version};
+use crossfade_event::{Identity, Partition, Sequence, TableId, Version};
 use futures::future::try_join_all;
 use std::collections::HashMap;
 
@@ -230,9 +230,12 @@ impl Worker {
         epoch: u64,
     ) -> Result<Outcome, Failure> {
         if let Some(done) = &self.done {
-            let has = |unit: &Unit| unit.at.offset < done.cut.next(Partition(0));
-            if done.cut.0.len() == 1 && done.stage == Stage::Streaming {
-                share.units.retain(|unit| !has(unit));
+            // A position without a number was written when the offsets of a log's one partition were the numbers.
+            let single = || (done.cut.0.len() == 1).then(|| Sequence(done.cut.next(Partition(0)).0));
+            if let Some(upto) = done.sequence.or_else(single)
+                && done.stage == Stage::Streaming
+            {
+                share.units.retain(|unit| unit.at.sequence >= upto);
             }
         }
         let (mut held, mut shapes, mut outcome) = (Held::default(), HashMap::new(), Outcome::default());

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crossfade_connector::{
     Delivery, Failure, Guard, Quarantine, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Write,
 };
-use crossfade_event::{Cell, Change, Column, Format, Key, Offset, Row, TableId, TableName, TableSchema, Version};
+use crossfade_event::{Cell, Change, Column, Format, Key, Row, Sequence, TableId, TableName, TableSchema, Version};
 use std::collections::{BTreeMap, HashSet};
 
 /// Notes the shape that a quarantined change is written in; returns its number.
@@ -86,7 +86,7 @@ async fn entries(
             Ok(Entry {
                 listed: QuarantinedChange {
                     id: row.get(0),
-                    offset: row.get::<_, i64>(1) as u64,
+                    sequence: row.get::<_, i64>(1) as u64,
                     ordinal: row.get::<_, i64>(2) as u32,
                     table: TableName::new(row.get::<_, &str>(3), row.get::<_, &str>(4)),
                     key_hash: row.get(5),
@@ -240,7 +240,7 @@ impl PostgresSink {
                 old: entry.change.old.as_ref().map(|row| laid_out(row, &entry.shape, &schema, &|_| Cell::Absent)),
                 new: entry.change.new.as_ref().map(|row| laid_out(row, &entry.shape, &schema, &missing)),
             };
-            let at = Version { offset: Offset(entry.listed.offset), ordinal: entry.listed.ordinal };
+            let at = Version { sequence: Sequence(entry.listed.sequence), ordinal: entry.listed.ordinal };
             if !self.apply_retried(at, change, entry.listed.id, &keys).await? {
                 break;
             }

@@ -28,7 +28,7 @@ impl Writer<'_> {
         let Some(table) = self.tables.get(unit.table) else { return Ok(()) };
         let schema = &table.target.schema;
         if self.on_error == OnError::Stop {
-            let doing = format!("writing {} (log offset {})", schema.name, unit.at.offset);
+            let doing = format!("writing {} (log offset {})", schema.name, unit.at.sequence);
             return Err(trouble.into_failure(doing));
         }
         let key = unit.change.key(schema);
@@ -37,7 +37,7 @@ impl Writer<'_> {
         }
         if table.target.mode == WriteMode::InsertOnce && !self.loading {
             // The row whose key it maps is the next output of the same change.
-            self.collided.insert((unit.at.offset, unit.at.ordinal + 1));
+            self.collided.insert((unit.at.sequence, unit.at.ordinal + 1));
         }
         let reason = trouble.reason();
         self.applied.rejected.push(Rejection {
@@ -64,7 +64,7 @@ impl Writer<'_> {
         let table = self.table_index(rejection.table)?;
         if self.on_error == OnError::Stop {
             let name = self.tables.get(table).map_or_else(String::new, |table| table.target.schema.name.to_string());
-            let doing = format!("transforming a change of {name} (log offset {})", rejection.at.offset);
+            let doing = format!("transforming a change of {name} (log offset {})", rejection.at.sequence);
             return Err(Failure::halt(doing, rejection.reason, "Change the spec, or set on_error = \"quarantine\""));
         }
         if let Some(key) = &rejection.key {
@@ -113,7 +113,7 @@ impl Writer<'_> {
             let hash = record.key.as_ref().map_or_else(String::new, |key| format!("{:016x}", key.hash64()));
             let params = vec![
                 Param::text(self.migration),
-                Param::i64(record.at.offset.0 as i64),
+                Param::i64(record.at.sequence.0 as i64),
                 Param::i64(i64::from(record.at.ordinal)),
                 Param::i64(i64::from(schema.id.0)),
                 Param::text(&schema.name.schema),

@@ -2,7 +2,7 @@
 
 use crate::rig::{Rig, V, column, insert, refers, table, unique, update};
 use crossfade_connector::{Delivery, Guard, Quarantine, QuarantineFilter, Sink, Stage, TargetTable, Write};
-use crossfade_event::{Offset, TableId, Version};
+use crossfade_event::{Sequence, TableId, Version};
 
 fn people() -> TargetTable {
     unique(table(1, "people", vec![column("id", "integer", Some(0)), column("name", "text", None)]), "name")
@@ -122,7 +122,7 @@ async fn what_was_held_when_its_table_was_emptied_does_not_come_back() {
     let Some(mut rig) = rig().await else { return };
     rig.stream(vec![insert(1, &person(3, "taken"))]).await.unwrap();
     let upto = rig.upto(Stage::Streaming);
-    let at = Version { offset: Offset(upto.cut.total() - 50), ordinal: 0 };
+    let at = Version { sequence: Sequence(upto.cut.total() - 50), ordinal: 0 };
     let writes = vec![Write::Truncate { at, tables: vec![TableId(1), TableId(2)] }];
     rig.sink.apply(Delivery { writes, upto, commits: true }, Guard::Forward).await.unwrap();
     rig.sink.retry(&QuarantineFilter::default()).await.unwrap();

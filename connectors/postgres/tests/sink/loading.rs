@@ -146,7 +146,7 @@ async fn a_table_that_is_copied_anew_is_made_ready_for_rows_of_different_moments
     let all = ["orders_person_fkey", "orders_pkey", "people_name_key", "people_pkey"];
     assert_eq!(rig.ask(constraints).await, all);
     let truncate = crossfade_connector::Write::Truncate {
-        at: crossfade_event::Version { offset: crossfade_event::Offset(1), ordinal: 0 },
+        at: crossfade_event::Version { sequence: crossfade_event::Sequence(1), ordinal: 0 },
         tables: vec![crossfade_event::TableId(1)],
     };
     // One name in two rows, as it was never in the source at one moment; and one row twice.

@@ -142,7 +142,7 @@ async fn a_new_key_that_comes_twice_in_the_stream_is_refused_with_its_row() {
             // The two outputs of one change stand at one place.
             for (number, write) in writes.iter_mut().enumerate() {
                 if let crossfade_connector::Write::Change { at, .. } = write {
-                    at.offset.0 -= number as u64 - number as u64 / 2;
+                    at.sequence.0 -= number as u64 - number as u64 / 2;
                     at.ordinal = (number % 2) as u32;
                 }
             }

@@ -1,7 +1,8 @@
 //! `apply = "parallel"`.
 
 use crate::rig::{Rig, V, block, column, delete, insert, parallel_sink, row, table, unique, update, update_from};
-use crossfade_connector::{Sink, TargetTable};
+use crossfade_connector::{Delivery, Guard, Progress, Sink, Stage, TargetTable, Write};
+use crossfade_event::{Cut, Offset, Sequence};
 
 fn people() -> TargetTable {
     table(1, "people", vec![column("id", "integer", Some(0)), column("name", "text", None)])
@@ -63,4 +64,38 @@ async fn a_violation_between_workers_is_tried_again_in_source_order() {
         rig.ask("SELECT name FROM app.people WHERE id IN (0, 599, 7000) ORDER BY id").await,
         ["n1", "n0", "moved"]
     );
+}
+
+#[tokio::test]
+async fn a_worker_that_was_ahead_leaves_out_what_it_has_by_the_order_of_all_partitions() {
+    // As it stands in a log of eight partitions, and as it was written when logs had one.
+    let several = |rig: &Rig, upto: &mut Progress| {
+        upto.cut = Cut(vec![Offset(3); 8]);
+        upto.sequence = Some(Sequence(rig.next + 700));
+    };
+    let single = |rig: &Rig, upto: &mut Progress| upto.cut = Cut::single(Offset(rig.next + 700));
+    let kinds: [&dyn Fn(&Rig, &mut Progress); 2] = [&several, &single];
+    for place in kinds {
+        let Some(mut rig) = rig(vec![people()]).await else { return };
+        rig.load(vec![]).await.unwrap();
+        let inserts = (0..600).map(|id| insert(1, &[V::Int(id), name("first")])).collect();
+        let mut upto = rig.upto(Stage::Streaming);
+        place(&rig, &mut upto);
+        let first = rig.writes(inserts);
+        let delivery = |writes: &[Write]| Delivery { writes: writes.to_vec(), upto: upto.clone(), commits: true };
+        rig.sink.apply(delivery(&first), Guard::Forward).await.unwrap();
+        rig.ask("UPDATE app.people SET name = 'since'").await;
+        rig.sink = parallel_sink(&rig.database.url, 3);
+        rig.sink.progress().await.unwrap();
+        rig.prepare().await.unwrap();
+        // What comes again is left out, and what is new is not.
+        rig.next += 700;
+        let new = (600..1_200).map(|id| insert(1, &[V::Int(id), name("new")])).collect();
+        let again = [first, rig.writes(new)].concat();
+        rig.sink.apply(delivery(&again), Guard::Forward).await.unwrap();
+        assert_eq!(
+            rig.ask("SELECT name, count(*) FROM app.people GROUP BY 1 ORDER BY 1").await,
+            ["new|600", "since|600"]
+        );
+    }
 }

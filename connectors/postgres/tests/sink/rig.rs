@@ -6,7 +6,7 @@ use crossfade_connector::{
 };
 use crossfade_event::{
     Cell, Change, Column, ColumnType, Cut, Format, Identity, Key, Logical, Offset, Op, Position, Row, SchemaVersion,
-    SourceId, TableId, TableName, TableSchema, Version,
+    Sequence, SourceId, TableId, TableName, TableSchema, Version,
     catalog::{Catalog, ColumnDef, Dialect, ForeignKeyDef, KeyDef, RelationKind, TableDef},
 };
 use crossfade_postgres::{Apply, Config, PostgresSink, SinkConfig};
@@ -159,7 +159,7 @@ pub(crate) struct Rig {
     pub(crate) database: Database,
     pub(crate) sink: PostgresSink,
     pub(crate) target: Target,
-    next: u64,
+    pub(crate) next: u64,
 }
 
 impl Rig {
@@ -207,6 +207,7 @@ impl Rig {
             stage,
             generation: 1,
             stream_from: Cut::single(Offset(0)),
+            sequence: None,
             position: (stage == Stage::Streaming).then_some(Position {
                 source: SourceId(1),
                 timeline: 1,
@@ -235,7 +236,7 @@ impl Rig {
             .into_iter()
             .enumerate()
             .map(|(number, change)| Write::Change {
-                at: Version { offset: Offset(self.next + number as u64), ordinal: 0 },
+                at: Version { sequence: Sequence(self.next + number as u64), ordinal: 0 },
                 change,
             })
             .collect()
@@ -289,7 +290,7 @@ pub(crate) fn block(table: u32, offset: u64, rows: &[Row]) -> Write {
     let bytes: Vec<u8> = rows.iter().flat_map(|row| row.as_bytes().to_vec()).collect();
     Write::Rows {
         table: TableId(table),
-        at: Version { offset: Offset(offset), ordinal: 0 },
+        at: Version { sequence: Sequence(offset), ordinal: 0 },
         count: rows.len() as u32,
         rows: Bytes::from(bytes),
     }

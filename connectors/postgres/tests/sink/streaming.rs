@@ -2,7 +2,7 @@
 
 use crate::rig::{Rig, V, column, delete, insert, table, unique, update, update_from};
 use crossfade_connector::{Delivery, Guard, Sink, Stage, TargetTable, Write};
-use crossfade_event::{Offset, TableId, Version};
+use crossfade_event::{Sequence, TableId, Version};
 
 fn people() -> TargetTable {
     table(
@@ -184,7 +184,7 @@ async fn a_truncate_empties_what_came_before_it_and_nothing_else() {
     let Some(mut rig) = Rig::streaming(vec![people()]).await else { return };
     rig.stream(vec![insert(1, &[V::Int(1), V::Null, V::Null])]).await.unwrap();
     let mut writes = rig.writes(vec![insert(1, &[V::Int(2), V::Null, V::Null])]);
-    writes.push(Write::Truncate { at: Version { offset: Offset(9), ordinal: 0 }, tables: vec![TableId(1)] });
+    writes.push(Write::Truncate { at: Version { sequence: Sequence(9), ordinal: 0 }, tables: vec![TableId(1)] });
     writes.extend(rig.writes(vec![insert(1, &[V::Int(3), V::Null, V::Null])]));
     let upto = rig.upto(Stage::Streaming);
     rig.sink.apply(Delivery { writes, upto, commits: true }, Guard::Forward).await.unwrap();

@@ -17,7 +17,7 @@ use crate::{
     codec::{Bound, CellError, bound},
 };
 use crossfade_connector::{Applied, Failure, Rejection, Write, WriteMode};
-use crossfade_event::{Cell, Change, Identity, Key, Offset, Op, Row, Rows, TableId, Version};
+use crossfade_event::{Cell, Change, Identity, Key, Op, Row, Rows, Sequence, TableId, Version};
 use rusqlite::{Connection, ErrorCode};
 use std::collections::HashSet;
 
@@ -94,7 +94,7 @@ impl Writer {
         }
         applied.applied += u64::from(count) - refused.len() as u64;
         for (index, row, reason) in refused {
-            let at = Version { offset: at.offset, ordinal: at.ordinal + index };
+            let at = Version { sequence: at.sequence, ordinal: at.ordinal + index };
             self.reject(rejection(&table, at, inserted(&table, row), reason), false, applied)?;
         }
         Ok(())
@@ -109,7 +109,7 @@ impl Writer {
     ) -> Result<(), Failure> {
         for (index, row) in Rows::new(rows.clone()).enumerate() {
             let row = row.map_err(|error| damaged(table, error))?;
-            let at = Version { offset: at.offset, ordinal: at.ordinal + index as u32 };
+            let at = Version { sequence: at.sequence, ordinal: at.ordinal + index as u32 };
             self.change(at, inserted(table, row), applied)?;
         }
         Ok(())
@@ -187,7 +187,7 @@ impl Writer {
                 let old = key_image(&table, &key);
                 let change =
                     Change { table: *id, schema: table.schema.version, op: Op::Delete, old: Some(old), new: None };
-                let at = Version { offset: at.offset, ordinal: at.ordinal + ordinal as u32 };
+                let at = Version { sequence: at.sequence, ordinal: at.ordinal + ordinal as u32 };
                 self.hold(at, change, "held", "the table was emptied", applied)?;
             }
         }
@@ -396,6 +396,6 @@ fn key_image(table: &Table, key: &Key) -> Row {
 }
 
 /// The version of an entry with one output.
-pub(super) fn version(offset: u64, ordinal: u32) -> Version {
-    Version { offset: Offset(offset), ordinal }
+pub(super) fn version(sequence: u64, ordinal: u32) -> Version {
+    Version { sequence: Sequence(sequence), ordinal }
 }

@@ -68,7 +68,7 @@ impl Writer {
         let name = self.table(rejection.table).map_or_else(|_| String::new(), |table| table.schema.name.to_string());
         let doing = if by_transform { "transforming a change of" } else { "writing" };
         Failure::halt(
-            format!("{doing} {name} (log offset {})", rejection.at.offset),
+            format!("{doing} {name} (log offset {})", rejection.at.sequence),
             rejection.reason,
             "Change the spec or what the target demands of the row, or set on_error = \"quarantine\"",
         )
@@ -145,7 +145,7 @@ impl Writer {
                 )?
                 .insert(rusqlite::params![
                     self.migration,
-                    rejection.at.offset.0 as i64,
+                    rejection.at.sequence.0 as i64,
                     rejection.at.ordinal,
                     rejection.table.0,
                     table.name(),
@@ -219,7 +219,7 @@ impl Writer {
             let rows = statement.query_map([&self.migration], |row| {
                 Ok(QuarantinedChange {
                     id: row.get(0)?,
-                    offset: row.get::<_, i64>(1)? as u64,
+                    sequence: row.get::<_, i64>(1)? as u64,
                     ordinal: row.get(2)?,
                     table: TableName::new("main", row.get::<_, String>(3)?),
                     key_hash: row.get(4)?,
@@ -404,7 +404,7 @@ impl Writer {
         self.connection()?
             .prepare_cached("DELETE FROM _crossfade_quarantine WHERE migration = ?1 AND log_offset = ?2 AND ordinal = ?3 AND tbl = ?4")
             .and_then(|mut statement| {
-                statement.execute((&self.migration, record.at.offset.0 as i64, record.at.ordinal, record.table.0))
+                statement.execute((&self.migration, record.at.sequence.0 as i64, record.at.ordinal, record.table.0))
             })
             .map(|_| ())
             .map_err(|error| failure("clearing the quarantine", error))

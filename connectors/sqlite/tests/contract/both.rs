@@ -7,7 +7,7 @@ use crate::{
 };
 use crossfade_connector::{Delivery, Guard, Inspect, Progress, Sink, Stage, Target, TargetTable, Write, WriteMode};
 use crossfade_event::{
-    Cut, Event, Offset, SchemaVersion, TableSchema, Version,
+    Cut, Event, Offset, SchemaVersion, Sequence, TableSchema, Version,
     catalog::{ColumnDef, TableDef},
 };
 use crossfade_sqlite::{SqliteInspect, SqliteSink};
@@ -67,6 +67,7 @@ impl Delivered {
             stage: Stage::Streaming,
             generation: 1,
             stream_from: Cut::single(Offset(0)),
+            sequence: None,
             position: None,
             schemas: Vec::new(),
         };
@@ -79,7 +80,7 @@ impl Delivered {
         let mut writes = Vec::new();
         for stamped in &it.model.events()[self.done..] {
             self.done += 1;
-            let at = Version { offset: Offset(self.done as u64), ordinal: 0 };
+            let at = Version { sequence: Sequence(self.done as u64), ordinal: 0 };
             match &stamped.event {
                 Event::Rows(block) => {
                     writes.push(Write::Rows { table: block.table, at, count: block.count, rows: block.rows.clone() });

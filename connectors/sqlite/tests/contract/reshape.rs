@@ -8,7 +8,7 @@ use crossfade_connector::{
     Delivery, Guard, Progress, Quarantine, QuarantineFilter, Sink, Stage, TargetTable, Verdict, Write,
 };
 use crossfade_event::{
-    Change, Column, Cut, Format, Logical, Offset, Op, SchemaVersion, TableName, Value, Version,
+    Change, Column, Cut, Format, Logical, Offset, Op, SchemaVersion, Sequence, TableName, Value, Version,
     catalog::{Dialect, ForeignKeyDef, IndexDef, KeyDef},
 };
 use crossfade_sqlite::OnError;
@@ -48,7 +48,7 @@ impl Bench {
         values: &[Option<Value>],
     ) -> Result<crossfade_connector::Applied, crossfade_connector::Failure> {
         self.offset += 1;
-        let at = Version { offset: Offset(self.offset), ordinal: 0 };
+        let at = Version { sequence: Sequence(self.offset), ordinal: 0 };
         let new = Some(row(&self.target.tables[0], values));
         let change = Change { table: TABLE, schema: SchemaVersion(1), op, old: None, new };
         let delivery = Delivery { writes: vec![Write::Change { at, change }], upto: self.standing(), commits: true };
@@ -61,6 +61,7 @@ impl Bench {
             stage: Stage::Streaming,
             generation: 1,
             stream_from: Cut::single(Offset(0)),
+            sequence: None,
             position: None,
             schemas: Vec::new(),
         }
@@ -315,7 +316,7 @@ async fn a_change_that_is_refused_stops_the_migration_where_the_spec_says_so() {
         assert!(said.contains("log offset") && !said.contains("secret"), "{said}");
     }
     let new = row(&bench.target.tables[0], &[int(2), text("secret")]);
-    let at = Version { offset: Offset(9), ordinal: 0 };
+    let at = Version { sequence: Sequence(9), ordinal: 0 };
     let block = Write::Rows { table: TABLE, at, count: 1, rows: new.as_bytes().clone() };
     let change = Change { table: TABLE, schema: SchemaVersion(1), op: Op::Insert, old: None, new: Some(new) };
     let reason = "the value is not in the map".to_owned();
@@ -375,7 +376,7 @@ async fn what_was_overwritten_comes_back_into_its_own_columns_or_is_left_alone()
         let mut bench = Bench { file, sink, target: target.clone(), offset: 0 };
         bench.change(Op::Update, &[int(1), text("ours")]).await.unwrap();
         let old = row(&target.tables[0], &[int(2), None]);
-        let at = Version { offset: Offset(9), ordinal: 0 };
+        let at = Version { sequence: Sequence(9), ordinal: 0 };
         let gone = Change { table: TABLE, schema: SchemaVersion(1), op: Op::Delete, old: Some(old), new: None };
         let writes = vec![Write::Change { at, change: gone }];
         let delivery = Delivery { writes, upto: bench.standing(), commits: true };

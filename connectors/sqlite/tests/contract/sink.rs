@@ -6,7 +6,7 @@ use crossfade_connector::{
 };
 use crossfade_event::{
     Cell, Change, Column, ColumnType, Cut, Format, Identity, Logical, Offset, Op, Row, RowBuilder, SchemaVersion,
-    TableId, TableName, TableSchema, Value, Version,
+    Sequence, TableId, TableName, TableSchema, Value, Version,
     catalog::{ColumnDef, Dialect, IdentityColumn, IndexDef, KeyDef, RelationKind, SequenceDef, TableDef},
     codec,
 };
@@ -97,7 +97,7 @@ impl Bench {
         let mut writes = Vec::new();
         for values in values {
             self.offset += 1;
-            let at = Version { offset: Offset(self.offset), ordinal: 0 };
+            let at = Version { sequence: Sequence(self.offset), ordinal: 0 };
             let row = row(&self.target.tables[0], &values);
             writes.push(match stage {
                 Stage::Loading => Write::Rows { table: TABLE, at, count: 1, rows: row.as_bytes().clone() },
@@ -113,6 +113,7 @@ impl Bench {
             stage,
             generation: 1,
             stream_from: Cut::single(Offset(0)),
+            sequence: None,
             position: None,
             schemas: Vec::new(),
         };
@@ -267,6 +268,7 @@ async fn a_busy_target_is_waited_for_with_a_limit() {
         stage: Stage::Streaming,
         generation: 1,
         stream_from: Cut::single(Offset(0)),
+        sequence: None,
         position: None,
         schemas: Vec::new(),
     };
@@ -284,7 +286,7 @@ async fn rows_whose_position_cannot_be_recorded_are_not_there() {
     let refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON _crossfade_positions BEGIN SELECT RAISE(ABORT, 'no'); END";
     bench.file.connection().execute_batch(refuse).unwrap();
     let row = row(&bench.target.tables[0], &[int(2)]);
-    let at = Version { offset: Offset(9), ordinal: 0 };
+    let at = Version { sequence: Sequence(9), ordinal: 0 };
     let writes = vec![Write::Rows { table: TABLE, at, count: 1, rows: row.as_bytes().clone() }];
     let upto = bench.sink.progress().await.unwrap().unwrap();
     bench.sink.apply(Delivery { writes, upto, commits: true }, Guard::Forward).await.unwrap_err();

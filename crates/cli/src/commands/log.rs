@@ -8,7 +8,7 @@ use crate::{
     spec::Spec,
     values,
 };
-use crossfade_event::{Cut, Event, Offset, TableId, TableSchema};
+use crossfade_event::{Cut, Event, Offset, Sequence, TableId, TableSchema};
 use crossfade_log::{Entry, EventLog, Lane, LogReader};
 use serde_json::{Value as Json, json};
 use std::{
@@ -76,14 +76,15 @@ pub(crate) fn verify(spec: &Spec, as_json: bool) -> Result<(), CliError> {
 pub(crate) fn cat(spec: &Spec, args: &LogCatArgs) -> Result<(), CliError> {
     let log = AnyLog::look(spec)?;
     let only = args.table.as_deref().map(|name| table_named(&log, name)).transpose()?;
-    let from = args.from.map_or_else(|| log.start(), |offset| Cut::single(Offset(offset)));
+    let first = args.from.map(Sequence);
+    let from = first.filter(|_| log.elsewhere().is_none()).map_or_else(|| log.start(), |at| Cut::single(Offset(at.0)));
     let mut reader = log.read(&from, Lane::All)?;
     let mut out = BufWriter::new(io::stdout().lock());
     let mut left = args.limit.unwrap_or(u64::MAX);
     while left > 0 {
         let Some(entries) = reader.try_next()? else { break };
         let wanted = entries.entries.iter().filter(|entry| {
-            entry.offset >= from.next(entry.partition) && only.is_none_or(|table| concerns(&entry.event, table))
+            first.is_none_or(|first| entry.sequence >= first) && only.is_none_or(|table| concerns(&entry.event, table))
         });
         for entry in wanted.take(usize::try_from(left).unwrap_or(usize::MAX)) {
             left -= 1;
@@ -126,7 +127,7 @@ fn print_entry(out: &mut impl Write, log: &AnyLog, entry: &Entry, args: &LogCatA
     let (what, detail) = describe(log, &entry.event, args.values)?;
     if args.json {
         let mut line = json!({
-            "offset": entry.offset.0, "partition": entry.partition.0,
+            "sequence": entry.sequence.0, "partition": entry.partition.0, "offset": entry.offset.0,
             "position": entry.position.to_string(), "event": what,
         });
         if let (Some(line), Json::Object(detail)) = (line.as_object_mut(), detail) {
@@ -134,7 +135,11 @@ fn print_entry(out: &mut impl Write, log: &AnyLog, entry: &Entry, args: &LogCatA
         }
         return output::json_line(out, &line);
     }
-    write!(out, "{:>10}  {:<24}  {what:<15}", entry.offset.0, entry.position.to_string())?;
+    write!(out, "{:>10}  ", entry.sequence.0)?;
+    if log.partitions() > 1 {
+        write!(out, "{:<10}  ", format!("{}:{}", entry.partition.0, entry.offset))?;
+    }
+    write!(out, "{:<24}  {what:<15}", entry.position.to_string())?;
     if let Json::Object(detail) = detail {
         for (key, value) in detail {
             match value {

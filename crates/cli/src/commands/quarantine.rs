@@ -26,11 +26,11 @@ pub(crate) async fn ls(spec: &Spec, args: &QuarantineLsArgs) -> Result<(), CliEr
     if all.is_empty() {
         return output::line("nothing is in quarantine");
     }
-    let mut table = Table::new(["id", "offset", "table", "key", "kind", "at", "reason"]);
+    let mut table = Table::new(["id", "entry", "table", "key", "kind", "at", "reason"]);
     for change in all {
         table.row([
             change.id.to_string(),
-            change.offset.to_string(),
+            change.sequence.to_string(),
             change.table.to_string(),
             change.key_hash,
             change.kind,
@@ -68,7 +68,7 @@ pub(crate) async fn show(spec: &Spec, args: &QuarantineShowArgs) -> Result<(), C
 
 fn describe(target: Option<&Target>, change: &QuarantinedChange, image: &Change, with_values: bool) -> Json {
     let mut answer = json!({
-        "id": change.id, "offset": change.offset, "ordinal": change.ordinal, "table": change.table.to_string(),
+        "id": change.id, "sequence": change.sequence, "ordinal": change.ordinal, "table": change.table.to_string(),
         "key_hash": change.key_hash, "kind": change.kind, "reason": change.reason, "at": change.at, "op": image.op,
     });
     let schema = target

@@ -159,7 +159,7 @@ async fn from_sink(mut changes: Changes, spec: &Spec, told: &mut Rebuilt) -> Res
 
 fn record(change: QuarantinedChange) -> QuarantineRecord {
     QuarantineRecord {
-        offset: change.offset,
+        offset: change.sequence,
         ordinal: change.ordinal,
         table: change.table,
         key_hash: change.key_hash,

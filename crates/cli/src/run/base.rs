@@ -8,8 +8,8 @@
 use super::word::own_word;
 use crate::{error::CliError, event_log::AnyLog, registry::AnySink, spec::Spec, wiring};
 use crossfade_connector::{Delivery, Guard, Inspect, Progress, Sink, Stage, Target, WriteMode};
-use crossfade_event::{Cut, Event, Partition, Position, SchemaVersion, TableId, TableName};
-use crossfade_log::{EventLog, Lane, LogError, LogReader};
+use crossfade_event::{Cut, Event, Position, SchemaVersion, TableId, TableName};
+use crossfade_log::{Entry, EventLog, Lane, LogError, LogReader};
 use crossfade_pipeline::{Routes, fold_snapshots};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,11 +27,12 @@ pub(super) async fn examine(
             believed(log, from, place, word.progress)?
         }
         other => {
-            if let Some(word) = other {
-                let upto = place.next(Partition(0)).0;
-                nothing_is_missing(word.held.iter().filter(|change| change.offset < upto).count())?;
-            }
             is_readable(log, from, place)?;
+            if let Some(word) = other {
+                let upto = first_entry(log, place)?.map(|entry| entry.sequence.0);
+                let is_before = |sequence: u64| upto.is_none_or(|upto| sequence < upto);
+                nothing_is_missing(word.held.iter().filter(|change| is_before(change.sequence)).count())?;
+            }
             progress_at(log, from, place)?
         }
     };
@@ -87,7 +88,7 @@ fn believed(log: &AnyLog, from: &Spec, place: &Cut, progress: Progress) -> Resul
         return Err(another(format!("it stands at offset {}, and the log ends at {}", progress.cut, tail.cut)));
     }
     is_readable(log, from, &progress.cut)?;
-    let next = first_position(log, &progress.cut)?.or(tail.position);
+    let next = first_entry(log, &progress.cut)?.map(|entry| entry.position).or(tail.position);
     if next < progress.position {
         return Err(another("the log has another history at its place".to_owned()));
     }
@@ -96,16 +97,20 @@ fn believed(log: &AnyLog, from: &Spec, place: &Cut, progress: Progress) -> Resul
             "the copy stands at offset {}, before the place named ({place}): what came between would be missing",
             progress.cut
         ))
-        .hint(format!("say --from offset:{}", progress.cut)));
+        .hint(match progress.position.filter(|_| log.elsewhere().is_some()) {
+            Some(position) => format!("say --from position:{position}"),
+            None => format!("say --from offset:{}", progress.cut),
+        }));
     }
     Ok(progress)
 }
 
-fn first_position(log: &AnyLog, from: &Cut) -> Result<Option<Position>, CliError> {
+/// The first entry of the stream from a place on.
+fn first_entry(log: &AnyLog, from: &Cut) -> Result<Option<Entry>, CliError> {
     let mut reader = log.read(from, Lane::Stream)?;
     while let Some(entries) = reader.try_next()? {
-        if let Some(entry) = entries.entries.first() {
-            return Ok(Some(entry.position));
+        if let Some(entry) = entries.entries.into_iter().next() {
+            return Ok(Some(entry));
         }
     }
     Ok(None)
@@ -147,6 +152,7 @@ fn progress_at(log: &AnyLog, from: &Spec, place: &Cut) -> Result<Progress, CliEr
         stage: Stage::Streaming,
         generation,
         stream_from: before.last().map_or_else(|| place.clone(), |begun| begun.from.clone()),
+        sequence: None,
         position: position.max(before.last().map(|begun| begun.position)),
         schemas,
     })

@@ -88,11 +88,10 @@ pub(crate) struct KafkaLog {
     /// The topics are `PREFIX.changes` and `PREFIX.meta`; `crossfade_` and the migration's name unless said. No two
     /// migrations share one.
     pub(crate) topic_prefix: Option<String>,
-    /// Partitions of the topic of changes, fixed for the log's life. More than one serves the roles on several machines,
-    /// which are not built yet.
-    #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 1))]
-    pub(crate) partitions: u32,
+    /// Partitions of the topic of changes, fixed for the log's life; changes of one key are in one of them. Unless said,
+    /// those that the topic has, and eight for one that is made.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) partitions: Option<u32>,
     /// Copies of each partition; three, or as many as there are brokers, unless said.
     #[schemars(range(min = 1))]
     pub(crate) replication: Option<u16>,
@@ -166,8 +165,4 @@ pub(crate) struct KafkaSasl {
     /// everything else.
     #[serde(default)]
     pub(crate) without_tls: bool,
-}
-
-fn one() -> u32 {
-    1
 }

@@ -115,13 +115,12 @@ pub(super) fn check_log(document: &Document<'_>, log: &LogSpec, rules: &Rules) -
             );
         }
     }
-    if log.partitions != 1 {
+    if let Some(partitions) = log.partitions
+        && !(1..=1_000).contains(&partitions)
+    {
         return refuse(
             &["log", "partitions"],
-            format!(
-                "\"partitions\" in [log] must be 1, not {}: more serve the roles on several machines, which are not built yet",
-                log.partitions
-            ),
+            format!("\"partitions\" in [log] must be from 1 to 1000, not {partitions}"),
         );
     }
     for (key, figure) in [("replication", log.replication), ("min_insync_replicas", log.min_insync_replicas)] {

@@ -148,7 +148,7 @@ fn each_wrong_spec_is_refused_with_its_place_and_the_nearest_right_word() {
 fn a_log_on_kafka_is_read_with_its_defaults() {
     let with = |rest: &str| format!("{HEAD}{SOURCE}{SINK}[log]\nkind = \"kafka\"\nbrokers = \"a:9092,b:9092\"\n{rest}");
     let LogSpec::Kafka(log) = parse(&with("")).unwrap().log else { panic!("another log") };
-    assert_eq!((log.brokers.as_str(), log.partitions, log.topic_prefix), ("a:9092,b:9092", 1, None));
+    assert_eq!((log.brokers.as_str(), log.partitions, log.topic_prefix), ("a:9092,b:9092", None, None));
     let secured = "tls = { authority = \"ca.pem\" }\nsasl = { user = \"u\", password = \"${SECRET}\" }\n";
     let spec = Spec::parse(Path::new("/etc/shop/spec.toml"), &with(secured), &environment).unwrap();
     assert!(!format!("{spec:?}").contains("hunter2"));
@@ -164,7 +164,7 @@ fn what_cannot_be_meant_in_a_log_on_kafka_is_refused_at_its_place() {
     let cases = [
         ("partition = 2\n".to_owned(), "12:1: unknown key \"partition\" in [log]; did you mean \"partitions\"?"),
         ("format = \"debezium-json\"\n".to_owned(), "12:10: format = \"debezium-json\" in [log] is not built yet"),
-        ("partitions = 8\n".to_owned(), "12:14: \"partitions\" in [log] must be 1, not 8: more serve the roles"),
+        ("partitions = 0\n".to_owned(), "12:14: \"partitions\" in [log] must be from 1 to 1000, not 0"),
         ("topic_prefix = \"a b\"\n".to_owned(), "12:16: \"a b\" in [log] cannot begin a topic's name"),
         ("replication = 0\n".to_owned(), "12:15: \"replication\" in [log] must be 1 or more, not 0"),
         ("replication = 1\nmin_insync_replicas = 2\n".to_owned(), "13:23: two rules clash: \"min_insync_replicas\""),

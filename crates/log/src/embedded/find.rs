@@ -39,7 +39,7 @@ impl Embedded {
 /// Whether nothing before a place can meet `seek`.
 fn precedes(seek: Seek, offset: Offset, before: Before) -> bool {
     match seek {
-        Seek::Offset(wanted) => offset <= wanted,
+        Seek::Sequence(wanted) => offset.0 <= wanted.0,
         Seek::Position(wanted) => before.upto.is_none_or(|upto| upto <= wanted),
         Seek::Time(wanted) => before.latest_time_us < wanted,
     }

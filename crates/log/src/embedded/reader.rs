@@ -14,7 +14,7 @@ use crate::{
     record::{FrameHeader, Records, flags, kind_of, wanted},
 };
 use bytes::Bytes;
-use crossfade_event::{Cut, Offset, Partition};
+use crossfade_event::{Cut, Event, Offset, Partition, Position, Sequence};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -124,7 +124,7 @@ impl Reader {
             for (offset, stamped) in (base.0..).map(Offset).zip(events) {
                 if offset >= self.next && kind_of(&stamped.event).lane_flag() & self.wanted != 0 {
                     let (position, event) = (stamped.position, stamped.event);
-                    entries.push(Entry { partition: Partition(0), offset, position, event });
+                    entries.push(entry(offset, position, event));
                 }
             }
         }
@@ -228,6 +228,11 @@ impl Reader {
     }
 }
 
+/// One partition: the offset is the sequence.
+fn entry(offset: Offset, position: Position, event: Event) -> Entry {
+    Entry { partition: Partition(0), offset, sequence: Sequence(offset.0), position, event }
+}
+
 fn decode(
     frame: &FrameHeader,
     body: Bytes,
@@ -241,7 +246,7 @@ fn decode(
         if record.offset >= from && record.header.kind.lane_flag() & wanted != 0 {
             let event = record.event().map_err(|malformed| malformed.0)?;
             let (offset, position) = (record.offset, record.position);
-            entries.push(Entry { partition: Partition(0), offset, position, event });
+            entries.push(entry(offset, position, event));
         }
     }
     Ok(())

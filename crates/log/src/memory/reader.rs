@@ -30,7 +30,7 @@ impl MemoryReader {
             return Err(LogError::Trimmed { asked: self.next.clone(), start });
         }
         let Some(round) = self.round(&state) else { return Ok(None) };
-        let mut found: Vec<(u64, Entry)> = Vec::new();
+        let mut found: Vec<Entry> = Vec::new();
         for (index, partition) in state.partitions.iter().enumerate() {
             let partition_id = Partition(index as u32);
             let from = self.next.next(partition_id);
@@ -38,10 +38,13 @@ impl MemoryReader {
             let mut here = Vec::new();
             for (offset, slot) in partition.slots.range(first..) {
                 match slot {
-                    Slot::Event(place, stamped) => {
-                        let (position, event) = (stamped.position, stamped.event.clone());
-                        here.push((*place, Entry { partition: partition_id, offset: *offset, position, event }));
-                    }
+                    Slot::Event(sequence, stamped) => here.push(Entry {
+                        partition: partition_id,
+                        offset: *offset,
+                        sequence: *sequence,
+                        position: stamped.position,
+                        event: stamped.event.clone(),
+                    }),
                     Slot::Mark(mark) if *mark == round => {
                         self.next.set_next(partition_id, Offset(offset.0 + 1));
                         found.append(&mut here);
@@ -52,11 +55,10 @@ impl MemoryReader {
                 }
             }
         }
-        found.sort_by_key(|(place, _)| *place);
+        found.sort_by_key(|entry| entry.sequence);
         let wanted = record::wanted(self.lane);
-        let entries = found.into_iter().map(|(_, entry)| entry);
-        let entries = entries.filter(|entry| record::kind_of(&entry.event).lane_flag() & wanted != 0).collect();
-        Ok(Some(Entries { entries, next: self.next.clone(), whole: true }))
+        found.retain(|entry| record::kind_of(&entry.event).lane_flag() & wanted != 0);
+        Ok(Some(Entries { entries: found, next: self.next.clone(), whole: true }))
     }
 
     /// The first round that some partition has not been read to the end of.

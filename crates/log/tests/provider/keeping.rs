@@ -162,7 +162,7 @@ async fn places_are_found_by_the_index_as_by_reading() {
                 Seek::Time(COMMON + n as i64),
                 Seek::Position(at(n, 0)),
                 end,
-                Seek::Offset(crossfade_event::Offset(n * 12)),
+                Seek::Sequence(crossfade_event::Sequence(n * 12)),
             ] {
                 let slow = crossfade_log::find(&log, &log.start(), seek).unwrap();
                 found += usize::from(slow.is_some());

@@ -129,7 +129,7 @@ impl Model {
     fn new(seed: u64, by_id: bool) -> Self {
         Self {
             random: StdRng::seed_from_u64(seed),
-            log: Memory::new(),
+            log: crate::log(seed / 2),
             zones_schema: zones(),
             zones: BTreeMap::new(),
             items: BTreeMap::new(),
@@ -166,7 +166,8 @@ impl Model {
     async fn backfill(&mut self, tables: &[TableId]) {
         self.generation += 1;
         let backfill = Backfill { generation: self.generation, tables: tables.to_vec(), visible: None };
-        let mut head = Vec::new();
+        // Now and then behind a transaction that comes with it in one batch.
+        let mut head = if self.generation > 1 && self.random.random() { self.changes_of_one() } else { Vec::new() };
         if self.generation == 1 {
             head.extend([Event::SchemaSeen(items()), Event::SchemaSeen(self.zones_schema.clone())]);
         }
@@ -214,6 +215,12 @@ impl Model {
 
     /// One transaction of the source.
     async fn transaction(&mut self) {
+        let events = self.changes_of_one();
+        self.append(events, false).await;
+        self.touched.push((self.log.tail().cut, BTreeSet::new()));
+    }
+
+    fn changes_of_one(&mut self) -> Vec<Event> {
         self.commit += 1;
         let mut events = vec![Event::Began(Transaction { xid: self.commit, commit_time_us: self.commit as i64 })];
         for _ in 0..self.random.random_range(1..5) {
@@ -227,8 +234,7 @@ impl Model {
             }
         }
         events.push(Event::Committed);
-        self.append(events, false).await;
-        self.touched.push((self.log.tail().cut, BTreeSet::new()));
+        events
     }
 
     fn change(table: TableId, op: Op, old: Option<Row>, new: Option<Row>) -> Event {

@@ -1,7 +1,7 @@
 //! A sink in memory that fails as servers do: before the commit, or after it without saying so.
 
 use crossfade_connector::{Applied, Delivery, Failure, Guard, Progress, Sink, Target, TargetTable, Write};
-use crossfade_event::{Cell, Change, Key, Row, Rows, TableId, TableSchema};
+use crossfade_event::{Cell, Change, Key, Row, Rows, TableId, TableSchema, Version};
 use rand::{Rng, rngs::StdRng};
 use std::{
     collections::BTreeMap,
@@ -16,9 +16,37 @@ pub(crate) struct Durable(Arc<Mutex<Kept>>);
 struct Kept {
     rows: BTreeMap<Key, Row>,
     progress: Option<Progress>,
+    /// What was ever handed over, by version: whoever applied it or not.
+    versions: BTreeMap<Version, String>,
 }
 
 impl Durable {
+    /// A version is one write's for ever: no other has it, and the same write has it when it is handed over again.
+    fn note(&self, at: Version, what: String) {
+        let mut kept = self.0.lock().unwrap();
+        let known = kept.versions.entry(at).or_insert_with(|| what.clone());
+        assert_eq!(*known, what, "two writes have the version {at:?}");
+    }
+
+    fn note_all(&self, writes: &[Write]) {
+        let mut last = None;
+        for write in writes {
+            match write {
+                Write::Rows { at, rows, .. } => {
+                    for (number, row) in Rows::new(rows.clone()).enumerate() {
+                        let at = Version { ordinal: at.ordinal + number as u32, ..*at };
+                        self.note(at, format!("{:?}", row.unwrap()));
+                    }
+                }
+                Write::Change { at, change } => {
+                    assert!(last.replace(*at).is_none_or(|last| last < *at), "versions are not in the order of writes");
+                    self.note(*at, format!("{change:?}"));
+                }
+                Write::Truncate { .. } | Write::Reject(_) | Write::Boundary => {}
+            }
+        }
+    }
+
     pub(crate) fn rows(&self) -> BTreeMap<Key, Row> {
         self.0.lock().unwrap().rows.clone()
     }
@@ -109,6 +137,9 @@ impl Sink for ModelSink {
     async fn apply(&mut self, delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
         let mut rows = self.open.take().unwrap_or_else(|| self.durable.rows());
         let mut applied = Applied::default();
+        if guard == Guard::Forward {
+            self.durable.note_all(&delivery.writes);
+        }
         for write in &delivery.writes {
             match write {
                 Write::Rows { rows: block, .. } => {

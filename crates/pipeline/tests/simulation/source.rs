@@ -5,7 +5,7 @@ use crossfade_event::{
     Backfill, Batch, Cell, Change, ChunkId, ChunkPlan, Cut, Durable, Event, Key, Offset, Op, Position, Row, RowBlock,
     SourceId, Stamped, TableId, TableSchema, Transaction,
 };
-use crossfade_log::{EventLog, Lane, LogReader, memory::Memory};
+use crossfade_log::{Entry, EventLog, Lane, LogReader, memory::Memory};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -340,29 +340,27 @@ impl Source for ModelSource {
 
 /// The places after each transaction of the stream.
 pub(crate) fn transaction_ends(log: &Memory) -> Vec<Cut> {
-    each(log, &log.start())
-        .into_iter()
-        .filter(|(_, event)| matches!(event, Event::Committed | Event::BackfillBegan(_)))
-        .map(|(offset, _)| Cut::single(Offset(offset.0 + 1)))
-        .collect()
+    let mut at = log.start();
+    let mut places = Vec::new();
+    for entry in each(log, &log.start()) {
+        at.set_next(entry.partition, Offset(entry.offset.0 + 1));
+        if matches!(entry.event, Event::Committed | Event::BackfillBegan(_)) {
+            places.push(at.clone());
+        }
+    }
+    places
 }
 
 /// The keys that the stream touches from a place on, and those of the backfill's rows when it lies after that place.
 pub(crate) fn keys_after(log: &Memory, from: &Cut) -> BTreeSet<Key> {
     let schema = crate::schema();
     let mut keys = BTreeSet::new();
-    let mut with_backfill = false;
-    for (_, event) in each(log, &log.start()) {
-        with_backfill |= matches!(event, Event::BackfillBegan(_));
-        if with_backfill {
-            break;
-        }
-    }
-    let backfill_at = each(log, &log.start()).into_iter().find(|(_, event)| matches!(event, Event::BackfillBegan(_)));
-    let whole = backfill_at.is_some_and(|(offset, _)| from.0[0].0 <= offset.0 + 1);
-    for (offset, event) in each(log, &log.start()) {
+    let all = each(log, &log.start());
+    let backfill_at = all.iter().find(|entry| matches!(entry.event, Event::BackfillBegan(_)));
+    let whole = backfill_at.is_some_and(|entry| from.next(entry.partition).0 <= entry.offset.0 + 1);
+    for Entry { partition, offset, event, .. } in all {
         match event {
-            Event::Changed(change) if offset >= from.0[0] => {
+            Event::Changed(change) if offset >= from.next(partition) => {
                 keys.extend(change.key(&schema));
                 keys.extend(change.old.as_ref().and_then(|old| schema.key_of(old)));
             }
@@ -378,7 +376,7 @@ pub(crate) fn keys_after(log: &Memory, from: &Cut) -> BTreeSet<Key> {
 /// Whether all that the stretch says of a key is a partial image: then its unchanged value cannot be healed.
 pub(crate) fn only_partial_after(log: &Memory, from: &Cut, key: &Key) -> bool {
     let schema = crate::schema();
-    each(log, from).into_iter().any(|(_, event)| match event {
+    each(log, from).into_iter().any(|entry| match entry.event {
         Event::Changed(change) => {
             change.key(&schema).as_ref() == Some(key) && change.new.as_ref().is_some_and(Row::has_unchanged)
         }
@@ -386,11 +384,11 @@ pub(crate) fn only_partial_after(log: &Memory, from: &Cut, key: &Key) -> bool {
     })
 }
 
-fn each(log: &Memory, from: &Cut) -> Vec<(Offset, Event)> {
+fn each(log: &Memory, from: &Cut) -> Vec<Entry> {
     let mut reader = log.read(from, Lane::All).unwrap();
     let mut events = Vec::new();
     while let Some(entries) = reader.try_next().unwrap() {
-        events.extend(entries.entries.into_iter().map(|entry| (entry.offset, entry.event)));
+        events.extend(entries.entries);
     }
     events
 }

@@ -1,7 +1,7 @@
 //! Order, visibility, lanes, places.
 
 use super::*;
-use crossfade_event::{Batch, ChunkId, Offset, Partition, TableId};
+use crossfade_event::{Backfill, Batch, ChunkId, Offset, Partition, Stamped, TableId};
 use std::collections::BTreeMap;
 
 fn events(batches: &[Batch]) -> Vec<Event> {
@@ -76,6 +76,76 @@ pub async fn offsets_rise_within_each_partition<L: EventLog>(make: impl Fn() -> 
     assert_eq!(offsets.len() as u32, log.partitions(), "the keys spread over all partitions");
     for (partition, offsets) in offsets {
         assert!(offsets.is_sorted_by(|a, b| a < b), "{partition:?}: {offsets:?}");
+    }
+}
+
+/// Sequences rise in the order of the appends over all partitions, and are the same for whoever reads, whatever he
+/// reads and wherever he begins.
+///
+/// # Panics
+/// When not.
+pub async fn sequences_are_the_order_of_the_whole_log<L: EventLog>(make: impl Fn() -> L) {
+    let log = make();
+    let mixed = |n: u64| (0..20).map(|k| key_change(&format!("{n}/{k}"), &format!("{n}/{}", k + 100))).collect();
+    append_all(&log, [first()]).await;
+    append_all(&log, [snapshot(vec![rows(1, &["a", "b", "c", "d", "e", "f"])])]).await;
+    append_all(&log, (2..30).map(|n| transaction(n, mixed(n)))).await;
+    let all = read_all(&log, &log.start(), Lane::All);
+    assert!(
+        all.is_sorted_by(|a, b| a.sequence < b.sequence),
+        "{:?}",
+        all.iter().map(|e| e.sequence).collect::<Vec<_>>()
+    );
+    let stream: Vec<Entry> = all.iter().filter(|entry| !entry.event.is_snapshot()).cloned().collect();
+    assert_eq!(read_all(&log, &log.start(), Lane::Stream), stream);
+    let mut cut = log.start();
+    for (index, entry) in all.iter().enumerate() {
+        cut.set_next(entry.partition, Offset(entry.offset.0 + 1));
+        if index % 97 != 0 {
+            continue;
+        }
+        let rest = read_all(&log, &cut, Lane::All);
+        assert_eq!(rest.first().map(|entry| entry.sequence), all.get(index + 1).map(|entry| entry.sequence));
+    }
+}
+
+/// The cut behind the beginning of a backfill holds for readers of every lane, whichever of them found it: nothing
+/// before it is read from there, and all behind it is.
+///
+/// # Panics
+/// When not.
+pub async fn the_cut_behind_a_backfills_beginning_holds_for_every_lane<L: EventLog>(make: impl Fn() -> L) {
+    let log = make();
+    append_all(&log, [first()]).await;
+    append_all(&log, [snapshot(vec![rows(1, &["a", "b", "c", "d", "e", "f"])])]).await;
+    // Beginning in the midst of a batch, as changes before it and behind it come.
+    let some =
+        |n: u64| -> Vec<Stamped> { transaction(n, (0..30).map(|k| insert(&format!("{n}/{k}"), "v")).collect()).events };
+    let tables = vec![TableId(1)];
+    let began = Event::BackfillBegan(Backfill { generation: 2, tables, visible: None });
+    let middle = vec![Stamped { position: at(3, u32::MAX), event: began }];
+    let events = [some(2), some(3), middle, some(4)].concat();
+    append_all(&log, [Batch { events, upto: Some(at(4, u32::MAX)), whole: true }]).await;
+    append_all(&log, [snapshot(vec![rows(2, &["g", "h", "i", "j", "k", "l"])])]).await;
+    append_all(&log, [transaction(5, vec![insert("k", "v")])]).await;
+
+    let is_begin = |entry: &Entry| matches!(&entry.event, Event::BackfillBegan(backfill) if backfill.generation == 2);
+    let all = read_all(&log, &log.start(), Lane::All);
+    let behind = all.iter().position(is_begin).map_or(0, |index| index + 1);
+    assert!(behind > 0, "the backfill began");
+    for found_by in [Lane::All, Lane::Snapshot, Lane::Stream] {
+        let mut cut = log.start();
+        let mut reader = good(log.read(&cut, found_by));
+        'found: while let Some(entries) = good(reader.try_next()) {
+            for entry in &entries.entries {
+                cut.set_next(entry.partition, Offset(entry.offset.0 + 1));
+                if is_begin(entry) {
+                    break 'found;
+                }
+            }
+            cut = entries.next;
+        }
+        assert_eq!(read_all(&log, &cut, Lane::All), all.get(behind..).unwrap_or_default(), "found in {found_by:?}");
     }
 }
 

@@ -5,7 +5,7 @@ use crossfade_connector::{
 };
 use crossfade_event::{
     Cell, Change, Column, ColumnType, Cut, Identity, Key, Logical, Offset, Op, Position, Row, RowBuilder,
-    SchemaVersion, SourceId, TableId, TableName, TableSchema, Value, Version,
+    SchemaVersion, Sequence, SourceId, TableId, TableName, TableSchema, Value, Version,
     catalog::{Catalog, ColumnDef, ForeignKeyDef, KeyDef, RelationKind, TableDef},
     codec,
 };
@@ -106,7 +106,7 @@ impl<F: SinkFixture> Bench<F> {
 
     fn at(&mut self) -> Version {
         self.offset += 1;
-        Version { offset: Offset(self.offset), ordinal: 0 }
+        Version { sequence: Sequence(self.offset), ordinal: 0 }
     }
 
     pub(super) fn change(&mut self, table: TableId, op: Op, old: Option<&[C]>, new: Option<&[C]>) -> Write {
@@ -140,6 +140,7 @@ impl<F: SinkFixture> Bench<F> {
             stage: Stage::Streaming,
             generation: 1,
             stream_from: Cut::single(Offset(0)),
+            sequence: None,
             position: Some(Position { source, timeline: 0, commit: self.offset, ordinal: u32::MAX }),
             schemas: Vec::new(),
         }
