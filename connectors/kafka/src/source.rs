@@ -9,6 +9,8 @@
 
 mod connect;
 mod envelope;
+#[cfg(test)]
+mod fixtures;
 mod follow;
 mod inspect;
 mod note;
