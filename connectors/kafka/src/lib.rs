@@ -16,5 +16,6 @@ mod source;
 
 pub use config::{Connection, ConnectionError, LogOptions, Mechanism, Retention, Sasl, Tls};
 pub use source::{
-    BinaryMode, DebeziumConfig, DebeziumInspect, DebeziumSource, DecimalMode, Handling, Loss, TimePrecision, UNAVAILABLE,
+    BinaryMode, DebeziumConfig, DebeziumInspect, DebeziumSource, DecimalMode, Handling, Loss, TimePrecision,
+    UNAVAILABLE,
 };

@@ -300,9 +300,11 @@ fn first_batches(schemas: &[Arc<TableSchema>], resume: &Resume, at: Position, no
         position.ordinal += 1;
         Stamped { position, event }
     };
-    let generation = if resume.position.is_some() { resume.snapshot.generation } else { resume.snapshot.generation + 1 };
+    let generation =
+        if resume.position.is_some() { resume.snapshot.generation } else { resume.snapshot.generation + 1 };
     if resume.position.is_none() {
-        let mut events: Vec<Stamped> = schemas.iter().map(|schema| stamped(Event::SchemaSeen(schema.clone()))).collect();
+        let mut events: Vec<Stamped> =
+            schemas.iter().map(|schema| stamped(Event::SchemaSeen(schema.clone()))).collect();
         let tables = schemas.iter().map(|schema| schema.id).collect();
         events.push(stamped(Event::BackfillBegan(Backfill { generation, tables, visible: None })));
         events.push(stamped(Event::Marked(note.mark())));
@@ -425,8 +427,7 @@ impl Source for DebeziumSource {
 
     async fn health(&mut self) -> Result<SourceHealth, Failure> {
         let Some(running) = &self.running else { return Ok(SourceHealth::default()) };
-        let (read, end) =
-            (running.figures.read.load(Ordering::Relaxed), running.figures.end.load(Ordering::Relaxed));
+        let (read, end) = (running.figures.read.load(Ordering::Relaxed), running.figures.end.load(Ordering::Relaxed));
         let status = format!("{} records of the topics are not read yet", end.saturating_sub(read));
         Ok(SourceHealth {
             status: Some(status),

@@ -141,7 +141,8 @@ struct Wrapped<'a> {
 
 /// The two halves; without a schema the whole record is the payload.
 fn unwrap(bytes: &[u8]) -> Result<(Option<&str>, &str), Foreign> {
-    let text = std::str::from_utf8(bytes).map_err(|_| foreign("it is no text: only the JSON converter's records are read"))?;
+    let text =
+        std::str::from_utf8(bytes).map_err(|_| foreign("it is no text: only the JSON converter's records are read"))?;
     let no_object = |_| foreign("it is no JSON object: only the JSON converter's records are read");
     let wrapped: Wrapped<'_> = serde_json::from_str(text).map_err(no_object)?;
     Ok(match (wrapped.schema, wrapped.payload) {
@@ -165,7 +166,11 @@ impl Reader {
         let (schema, payload) = unwrap(bytes)?;
         let payload: Payload = serde_json::from_str(payload).map_err(|error| {
             // The parser's own words may hold a value.
-            let what = if error.is_data() { "it is not Debezium's envelope (op, source, before, after)" } else { "it is broken JSON" };
+            let what = if error.is_data() {
+                "it is not Debezium's envelope (op, source, before, after)"
+            } else {
+                "it is broken JSON"
+            };
             foreign(format!("{what}; a topic whose records were flattened or rewritten cannot be read"))
         })?;
         if payload.source.connector != "postgresql" {

@@ -319,7 +319,10 @@ impl Follower {
         match (&self.note.database, &origin.db) {
             (None, Some(db)) => self.note.database = Some(db.clone()),
             (Some(known), Some(db)) if known != db => {
-                return Err(lost(format!("the topic {topic} has records of the database {db}, and had those of {known}")).into());
+                return Err(lost(format!(
+                    "the topic {topic} has records of the database {db}, and had those of {known}"
+                ))
+                .into());
             }
             _ => {}
         }
@@ -502,7 +505,8 @@ fn decode(
 /// The record must be of the table that its topic is named after.
 fn named(change: &Change, table: &Table, topic: &str, partition: u32, offset: u64) -> Step {
     let origin = &change.origin;
-    let name = format!("{}.{}", origin.schema.as_deref().unwrap_or_default(), origin.table.as_deref().unwrap_or_default());
+    let name =
+        format!("{}.{}", origin.schema.as_deref().unwrap_or_default(), origin.table.as_deref().unwrap_or_default());
     if name == table.name || change.op == Op::Message {
         return Ok(());
     }

@@ -73,7 +73,11 @@ impl Asking {
     fn look(&self, topic: &str) -> Result<Found, Failure> {
         let found = topics::look(&self.clients, &self.consumer, &[topic])?.pop();
         found.ok_or_else(|| {
-            Failure::misconfigured(format!("looking for the topic {topic}"), "there is none", "Let Debezium make it, or leave the table out")
+            Failure::misconfigured(
+                format!("looking for the topic {topic}"),
+                "there is none",
+                "Let Debezium make it, or leave the table out",
+            )
         })
     }
 
@@ -108,7 +112,10 @@ impl Asking {
                 .map_err(failure)?;
                 if let Some((offset, foreign)) = misread {
                     return Err(Failure::misconfigured(
-                        format!("reading the record at offset {offset} of partition {partition} of the topic {}", topic.name),
+                        format!(
+                            "reading the record at offset {offset} of partition {partition} of the topic {}",
+                            topic.name
+                        ),
                         foreign,
                         "Name a topic_prefix under which Debezium's PostgreSQL connector writes its own envelope, as JSON",
                     ));
@@ -182,7 +189,8 @@ pub(super) fn preflight(config: &DebeziumConfig) -> Result<Vec<Refusal>, Failure
             if there.into_iter().flatten().next().is_some() {
                 findings.push(refusal(
                     &usual,
-                    "the topic of transactions is there and is not used: each record is a transaction of its own".to_owned(),
+                    "the topic of transactions is there and is not used: each record is a transaction of its own"
+                        .to_owned(),
                     &format!("write transactions = \"{usual}\" in [source] to have whole transactions"),
                     false,
                 ));
@@ -207,7 +215,9 @@ pub(super) fn preflight(config: &DebeziumConfig) -> Result<Vec<Refusal>, Failure
             findings.push(refusal(
                 &topic,
                 format!("the brokers drop its records after {} hours, whether they were read or not", ms / 3_600_000),
-                &format!("kafka-configs --alter --topic {topic} --add-config retention.ms=-1 while the migration lasts"),
+                &format!(
+                    "kafka-configs --alter --topic {topic} --add-config retention.ms=-1 while the migration lasts"
+                ),
                 false,
             ));
         }
@@ -224,7 +234,12 @@ pub(super) fn preflight(config: &DebeziumConfig) -> Result<Vec<Refusal>, Failure
         }
         if marks.as_ref() == Some(&topic) {
             if found.bounds.len() != 1 {
-                findings.push(refusal(&topic, "it has several partitions, and so its transactions have no order".to_owned(), "give it one partition, and let Debezium begin anew", true));
+                findings.push(refusal(
+                    &topic,
+                    "it has several partitions, and so its transactions have no order".to_owned(),
+                    "give it one partition, and let Debezium begin anew",
+                    true,
+                ));
             }
             continue;
         }
@@ -289,7 +304,10 @@ impl DebeziumInspect {
             let known = if known.is_empty() { "none at all".to_owned() } else { known };
             return Err(Failure::misconfigured(
                 format!("looking for the topics of {}", patterns.join(", ")),
-                format!("{} has none that begin with {prefix} and are called like one of these tables", asking.clients.brokers()),
+                format!(
+                    "{} has none that begin with {prefix} and are called like one of these tables",
+                    asking.clients.brokers()
+                ),
                 format!("Name the connector's topic.prefix, and tables that it captures; there are: {known}"),
             ));
         }
@@ -336,13 +354,15 @@ impl DebeziumInspect {
             let column = &column.column;
             let field = change.schema.as_ref().and_then(|seen| seen.schema.get(&column.name));
             let wire = match field {
-                Some(field) => Wire::of_schema(field, Some(&column.type_.name), self.config.handling).map_err(|unread| {
-                    Failure::misconfigured(
-                        format!("reading the topic {topic}"),
-                        format!("column {} of {name}: {unread}", column.name),
-                        "Let the connector write the column otherwise, or leave it out (column.exclude.list)",
-                    )
-                })?,
+                Some(field) => {
+                    Wire::of_schema(field, Some(&column.type_.name), self.config.handling).map_err(|unread| {
+                        Failure::misconfigured(
+                            format!("reading the topic {topic}"),
+                            format!("column {} of {name}: {unread}", column.name),
+                            "Let the connector write the column otherwise, or leave it out (column.exclude.list)",
+                        )
+                    })?
+                }
                 None => Wire::of_type(&column.type_.name, self.config.handling),
             };
             found.extend(losses(&wire, &column.type_.name).into_iter().map(|text| Loss {
@@ -406,7 +426,9 @@ fn empty(name: &TableName, topic: &str) -> TableDef {
         rows_estimate: 0,
         bytes: 0,
         native_id: 0,
-        obstacle: Some(format!("the topic {topic} has no record yet that says what {name} looks like: wait for one, or exclude the table")),
+        obstacle: Some(format!(
+            "the topic {topic} has no record yet that says what {name} looks like: wait for one, or exclude the table"
+        )),
     }
 }
 
@@ -499,9 +521,10 @@ impl Fold {
     }
 
     fn rows(self) -> Vec<Row> {
-        let several = self.counted.into_iter().flat_map(|(row, count)| {
-            std::iter::repeat_n(row, usize::try_from(count).unwrap_or_default())
-        });
+        let several = self
+            .counted
+            .into_iter()
+            .flat_map(|(row, count)| std::iter::repeat_n(row, usize::try_from(count).unwrap_or_default()));
         self.keyed.into_values().chain(several).collect()
     }
 }
@@ -548,7 +571,11 @@ impl Inspect for DebeziumInspect {
         let (this, patterns) = (self.asking(), vec![table.to_string()]);
         let (catalog, _) = blocking(move || this.read_catalog(&patterns)).await?;
         let def = catalog.table(table).ok_or_else(|| {
-            Failure::misconfigured(format!("counting the rows of {table}"), "there is no topic of it", "Name a table that the connector captures")
+            Failure::misconfigured(
+                format!("counting the rows of {table}"),
+                "there is no topic of it",
+                "Name a table that the connector captures",
+            )
         })?;
         let schema = super::shape::schema_of(crossfade_event::TableId(1), def);
         let this = self.asking();

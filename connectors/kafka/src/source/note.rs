@@ -53,7 +53,10 @@ impl Note {
         let note: Self = serde_json::from_slice(&mark.content)
             .map_err(|error| lost(format!("what the log says of how far the topics were read is damaged: {error}")))?;
         if note.format > FORMAT {
-            return Err(lost(format!("the log was written by a newer crossfade (its notes have format {})", note.format)));
+            return Err(lost(format!(
+                "the log was written by a newer crossfade (its notes have format {})",
+                note.format
+            )));
         }
         Ok(note)
     }

@@ -110,9 +110,7 @@ impl Shape {
             let wire = Wire::of_schema(field, Some(&column.type_.name), self.handling);
             let wire = wire.map_err(|unread| Misfit::Unread { column: named(), unread })?;
             match (&wire, types::arguments(&column.type_.name).as_slice()) {
-                (Wire::Decimal { scale }, [_, known])
-                    if scale > known && column.type_.logical == Logical::Numeric =>
-                {
+                (Wire::Decimal { scale }, [_, known]) if scale > known && column.type_.logical == Logical::Numeric => {
                     Err(Misfit::Scale { column: named(), found: *scale, known: *known })
                 }
                 _ => Ok(wire),
@@ -291,7 +289,10 @@ pub(crate) fn table_def(
         let there = target.and_then(|target| target.column(&column)).map(|def| &def.column);
         let type_ = match (said.and_then(|said| said.get(&column)), there, field) {
             (Some(said), ..) => column_type(said, types::logical(said)),
-            (None, Some(there), _) => column_type(&there.type_.name, there.type_.logical),
+            (None, Some(there), _) => {
+                let name = &there.type_.name;
+                column_type(name, types::logical_there(name, there.type_.logical))
+            }
             (None, None, Some(field)) => match type_of(field) {
                 Ok(name) => column_type(&name, types::logical(&name)),
                 Err(unread) => {

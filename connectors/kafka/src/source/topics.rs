@@ -43,10 +43,14 @@ pub(crate) fn topic_of(prefix: &str, table: &TableName) -> String {
 }
 
 /// The topics of this prefix that are called like a table's, each with the name that it gives the table.
-pub(crate) fn of_prefix(consumer: &LogConsumer, brokers: &str, prefix: &str) -> Result<Vec<(String, TableName)>, Failure> {
-    let metadata = consumer.fetch_metadata(None, PATIENCE).map_err(|error| {
-        failure(crate::client::server(format!("asking {brokers} for its topics"), error))
-    })?;
+pub(crate) fn of_prefix(
+    consumer: &LogConsumer,
+    brokers: &str,
+    prefix: &str,
+) -> Result<Vec<(String, TableName)>, Failure> {
+    let metadata = consumer
+        .fetch_metadata(None, PATIENCE)
+        .map_err(|error| failure(crate::client::server(format!("asking {brokers} for its topics"), error)))?;
     let mut found: Vec<(String, TableName)> = metadata
         .topics()
         .iter()
@@ -89,7 +93,9 @@ pub(crate) fn is_meant(patterns: &[String], table: &TableName) -> bool {
 fn matches(glob: &[char], text: &[char]) -> bool {
     match (glob.split_first(), text.split_first()) {
         (None, None) => true,
-        (Some(('*', rest)), _) => matches(rest, text) || text.split_first().is_some_and(|(_, tail)| matches(glob, tail)),
+        (Some(('*', rest)), _) => {
+            matches(rest, text) || text.split_first().is_some_and(|(_, tail)| matches(glob, tail))
+        }
         (Some(('?', rest)), Some((_, tail))) => matches(rest, tail),
         (Some((wanted, rest)), Some((seen, tail))) => wanted == seen && matches(rest, tail),
         _ => false,

@@ -89,8 +89,9 @@ impl Follower {
 
     /// Takes so many changes of one table.
     fn collect(&mut self, open: &mut Open, table: usize, count: u64) -> Step {
-        let parts: Vec<usize> =
-            (0..self.parts.len()).filter(|at| self.parts.get(*at).is_some_and(|part| part.table == Some(table))).collect();
+        let parts: Vec<usize> = (0..self.parts.len())
+            .filter(|at| self.parts.get(*at).is_some_and(|part| part.table == Some(table)))
+            .collect();
         let (mut taken, mut waited) = (0, 0);
         while taken < count {
             let mut others = 0;

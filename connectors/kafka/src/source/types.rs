@@ -54,6 +54,19 @@ pub(crate) fn logical(name: &str) -> Logical {
     }
 }
 
+/// What a column of the target means, by its type's name and by the target's own word. A range is none of its bounds.
+pub(crate) fn logical_there(name: &str, there: Logical) -> Logical {
+    let base = base(name);
+    if base.ends_with("range") || element(name).is_some() {
+        return Logical::Opaque;
+    }
+    match logical(name) {
+        // A domain means what its base means.
+        Logical::Opaque => there,
+        known => known,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +82,7 @@ mod tests {
         assert_eq!(logical("integer[]"), Logical::Opaque);
         assert_eq!(logical("timestamp(0) with time zone"), Logical::TimestampTz);
         assert_eq!(logical("inet"), Logical::Opaque);
+        assert_eq!(logical_there("int4range", Logical::Int32), Logical::Opaque);
+        assert_eq!(logical_there("email", Logical::Text), Logical::Text);
     }
 }

@@ -1,6 +1,9 @@
 //! From a value as Debezium wrote it to PostgreSQL's text form of it. Exact, or an error: nothing is guessed.
 
-use super::{types, wire::{Unit, Wire}};
+use super::{
+    types,
+    wire::{Unit, Wire},
+};
 use bigdecimal::num_bigint::{BigInt, Sign};
 use crossfade_event::{Interval, Logical, Numeric, TimeTz, Value, codec};
 use serde_json::Value as Json;
@@ -44,11 +47,9 @@ impl Placeholder {
             }
             (Wire::Hex, Json::String(text)) => hex(text).is_some_and(|bytes| bytes == self.text.as_bytes()),
             (Wire::Hstore, Json::String(text)) if *text == self.text => true,
-            (Wire::Hstore, _) => {
-                pairs(json).is_some_and(|pairs| {
-                    matches!(pairs.as_slice(), [(key, Some(value))] if *key == self.text && *value == self.text)
-                })
-            }
+            (Wire::Hstore, _) => pairs(json).is_some_and(
+                |pairs| matches!(pairs.as_slice(), [(key, Some(value))] if *key == self.text && *value == self.text),
+            ),
             (Wire::Array(inside), Json::Array(items)) => match (&**inside, items.as_slice()) {
                 (Wire::Text, [Json::String(one)]) => *one == self.text || Some(one.as_str()) == self.uuid,
                 (Wire::Int | Wire::Days, items) if items.len() == self.text.len() => {
@@ -72,7 +73,13 @@ pub(crate) enum Fault {
 }
 
 /// Reads one value of a column of this type.
-pub(crate) fn read(wire: &Wire, type_: &str, meaning: Logical, json: &Json, placeholder: &Placeholder) -> Result<Read, Fault> {
+pub(crate) fn read(
+    wire: &Wire,
+    type_: &str,
+    meaning: Logical,
+    json: &Json,
+    placeholder: &Placeholder,
+) -> Result<Read, Fault> {
     if json.is_null() {
         return Ok(Read::Null);
     }
@@ -103,9 +110,7 @@ fn text(wire: &Wire, type_: &str, json: &Json) -> Result<String, Fault> {
             codec::to_text(&Value::Float64(value))
         }
         Wire::Text => string(json)?.to_owned(),
-        Wire::Base64 | Wire::Base64UrlSafe => {
-            codec::to_text(&Value::Bytes(base64(string(json)?).ok_or_else(wrong)?))
-        }
+        Wire::Base64 | Wire::Base64UrlSafe => codec::to_text(&Value::Bytes(base64(string(json)?).ok_or_else(wrong)?)),
         Wire::Hex => codec::to_text(&Value::Bytes(hex(string(json)?).ok_or_else(wrong)?)),
         Wire::Decimal { scale } => decimal(&base64(string(json)?).ok_or_else(wrong)?, *scale).ok_or_else(wrong)?,
         Wire::VariableDecimal => {
@@ -118,12 +123,10 @@ fn text(wire: &Wire, type_: &str, json: &Json) -> Result<String, Fault> {
             codec::to_text(&Value::Numeric(Numeric::parse(&said).ok_or_else(wrong)?))
         }
         Wire::Days => date(int(json)?).ok_or_else(wrong)?,
-        Wire::Time(unit) => {
-            codec::to_text(&Value::Time(micros(int(json)?, *unit).filter(|time| (0..=DAY_US).contains(time)).ok_or_else(wrong)?))
-        }
-        Wire::Timestamp(unit) => {
-            codec::to_text(&Value::Timestamp(moment(int(json)?, *unit).ok_or_else(wrong)?))
-        }
+        Wire::Time(unit) => codec::to_text(&Value::Time(
+            micros(int(json)?, *unit).filter(|time| (0..=DAY_US).contains(time)).ok_or_else(wrong)?,
+        )),
+        Wire::Timestamp(unit) => codec::to_text(&Value::Timestamp(moment(int(json)?, *unit).ok_or_else(wrong)?)),
         Wire::ZonedTime => zoned_time(string(json)?).ok_or_else(wrong)?,
         Wire::ZonedTimestamp => zoned_timestamp(string(json)?).ok_or_else(wrong)?,
         Wire::IsoDate => iso_date(string(json)?).ok_or_else(wrong)?,
@@ -190,23 +193,51 @@ fn decimal(bytes: &[u8], scale: i64) -> Option<String> {
     Some(codec::to_text(&Value::Numeric(numeric)))
 }
 
+/// Days since 1970 that stand for the infinities: in the stream PostgreSQL's own numbers, run over; in snapshots and arrays
+/// what is left of the driver's. None of them is a day that PostgreSQL has.
+const INFINITE_DAYS: [(i64, i32); 4] =
+    [(-2_147_472_692, i32::MAX), (-622_191_234, i32::MAX), (-2_147_472_691, i32::MIN), (-625_821_272, i32::MIN)];
+
+/// The first day that PostgreSQL has, in days since 2000, and the one after the last.
+const DAYS: std::ops::Range<i64> = -2_451_545..2_145_031_949;
+
 fn date(days: i64) -> Option<String> {
-    let days = i32::try_from(days - EPOCH_DAYS).ok()?;
-    Some(codec::to_text(&Value::Date(days)))
+    let infinite = INFINITE_DAYS.iter().find(|(said, _)| *said == days).map(|(_, infinite)| *infinite);
+    let day = || i32::try_from(Some(days - EPOCH_DAYS).filter(|day| DAYS.contains(day))?).ok();
+    Some(codec::to_text(&Value::Date(infinite.or_else(day)?)))
 }
 
 fn micros(count: i64, unit: Unit) -> Option<i64> {
+    i64::try_from(wide_micros(count, unit)?).ok()
+}
+
+fn wide_micros(count: i64, unit: Unit) -> Option<i128> {
+    let count = i128::from(count);
     match unit {
-        Unit::Milli => count.checked_mul(1_000),
+        Unit::Milli => Some(count * 1_000),
         Unit::Micro => Some(count),
         // PostgreSQL has nothing finer than microseconds.
         Unit::Nano => (count % 1_000 == 0).then_some(count / 1_000),
     }
 }
 
+/// Microseconds since 1970 that stand for the infinities: the driver's own numbers for them.
+const INFINITE_MICROS: [(i128, i64); 2] =
+    [(9_223_372_036_825_200_000, i64::MAX), (-9_223_372_036_832_400_000, i64::MIN)];
+
+/// The first moment that PostgreSQL has, in microseconds since 2000, and the one after the last.
+const MOMENTS: std::ops::Range<i128> = -211_813_488_000_000_000..9_223_371_331_200_000_000;
+
 /// Since 2000.
 fn moment(count: i64, unit: Unit) -> Option<i64> {
-    micros(count, unit)?.checked_sub(EPOCH_DAYS * DAY_US)
+    let micros = wide_micros(count, unit)?;
+    if let Some((_, infinite)) = INFINITE_MICROS.iter().find(|(said, _)| *said == micros) {
+        return Some(*infinite);
+    }
+    // A later moment than the connector can write comes as the last one that it can.
+    let is_capped = unit == Unit::Micro && count == i64::MAX;
+    let since = micros - i128::from(EPOCH_DAYS * DAY_US);
+    i64::try_from(Some(since).filter(|since| MOMENTS.contains(since) && !is_capped)?).ok()
 }
 
 fn duration(count: i64, unit: Unit) -> Option<String> {
@@ -225,7 +256,9 @@ fn iso_time(text: &str) -> Option<(i64, &str)> {
     }
     let (whole, fraction) = seconds.split_once('.').unwrap_or((seconds, ""));
     let fraction = fraction.trim_end_matches('0');
-    let two = |text: &str| (text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse::<i64>().ok())?;
+    let two = |text: &str| {
+        (text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse::<i64>().ok())?
+    };
     if fraction.len() > 6 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
@@ -283,11 +316,14 @@ fn iso_date(text: &str) -> Option<String> {
     Some(codec::to_text(&Value::Date(days)))
 }
 
+/// What becomes of `-infinity` in an array of moments; PostgreSQL has no such moment.
+const ARRAY_INFINITY: &str = "+292269055-12-02T23:00:00.000000Z";
+
 /// Microseconds since 2000, the offset reckoned in.
 fn iso_moment(text: &str) -> Option<i64> {
     match text {
         "infinity" => return Some(i64::MAX),
-        "-infinity" => return Some(i64::MIN),
+        "-infinity" | ARRAY_INFINITY => return Some(i64::MIN),
         _ => {}
     }
     let (date, time) = text.split_once('T')?;
@@ -494,10 +530,18 @@ mod tests {
             assert_eq!(one(wire, type_, json), Ok(Read::Unchanged), "{type_}");
         }
         is(Wire::Text, "text", json!("__debezium_unavailable_valu"), "__debezium_unavailable_valu");
-        is(Wire::Array(Box::new(Wire::Text)), "text[]", json!([PLACEHOLDER, PLACEHOLDER]), &format!("{{{PLACEHOLDER},{PLACEHOLDER}}}"));
+        is(
+            Wire::Array(Box::new(Wire::Text)),
+            "text[]",
+            json!([PLACEHOLDER, PLACEHOLDER]),
+            &format!("{{{PLACEHOLDER},{PLACEHOLDER}}}"),
+        );
         let other = Placeholder::new("gone");
         assert_eq!(read(&Wire::Text, "text", Logical::Text, &json!("gone"), &other), Ok(Read::Unchanged));
-        assert_eq!(read(&Wire::Text, "text", Logical::Text, &json!(PLACEHOLDER), &other), Ok(Read::Text(PLACEHOLDER.into())));
+        assert_eq!(
+            read(&Wire::Text, "text", Logical::Text, &json!(PLACEHOLDER), &other),
+            Ok(Read::Text(PLACEHOLDER.into()))
+        );
     }
 
     #[test]
@@ -509,13 +553,60 @@ mod tests {
         is(Wire::Timestamp(Unit::Nano), "timestamp without time zone", json!(1_000i64), "1970-01-01 00:00:00.000001");
         is(Wire::IsoDate, "date", json!("2026-02-28Z"), "2026-02-28");
         is(Wire::IsoTime, "time without time zone", json!("12:34:56.7Z"), "12:34:56.7");
-        is(Wire::IsoTimestamp, "timestamp without time zone", json!("2026-02-28T01:02:03.000004Z"), "2026-02-28 01:02:03.000004");
-        is(Wire::ZonedTimestamp, "timestamp with time zone", json!("2026-02-28T01:02:03+02:00"), "2026-02-27 23:02:03+00");
-        is(Wire::ZonedTimestamp, "timestamp with time zone", json!("-0043-03-15T12:00:00Z"), "0044-03-15 12:00:00+00 BC");
-        is(Wire::ZonedTimestamp, "timestamp with time zone", json!("+12345-03-15T12:00:00Z"), "12345-03-15 12:00:00+00");
+        is(
+            Wire::IsoTimestamp,
+            "timestamp without time zone",
+            json!("2026-02-28T01:02:03.000004Z"),
+            "2026-02-28 01:02:03.000004",
+        );
+        is(
+            Wire::ZonedTimestamp,
+            "timestamp with time zone",
+            json!("2026-02-28T01:02:03+02:00"),
+            "2026-02-27 23:02:03+00",
+        );
+        is(
+            Wire::ZonedTimestamp,
+            "timestamp with time zone",
+            json!("-0043-03-15T12:00:00Z"),
+            "0044-03-15 12:00:00+00 BC",
+        );
+        is(
+            Wire::ZonedTimestamp,
+            "timestamp with time zone",
+            json!("+12345-03-15T12:00:00Z"),
+            "12345-03-15 12:00:00+00",
+        );
         is(Wire::IsoInterval, "interval", json!("P1Y2M3DT4H5M6.78S"), "1 year 2 mons 3 days 04:05:06.78");
-        is(Wire::IsoInterval, "interval", json!("P-1Y-2M3DT-4H-5M-6.000001S"), "-1 years -2 mons +3 days -04:05:06.000001");
+        is(
+            Wire::IsoInterval,
+            "interval",
+            json!("P-1Y-2M3DT-4H-5M-6.000001S"),
+            "-1 years -2 mons +3 days -04:05:06.000001",
+        );
         is(Wire::AnyInterval, "interval", json!(61_000_000), "00:01:01");
+        // As Debezium 3.6 writes the infinities: in the stream, in a snapshot or an array, in milliseconds.
+        for (wire, type_, json, text) in [
+            (Wire::Days, "date", json!(-2_147_472_692i64), "infinity"),
+            (Wire::Days, "date", json!(-2_147_472_691i64), "-infinity"),
+            (Wire::Days, "date", json!(-622_191_234), "infinity"),
+            (Wire::Days, "date", json!(-625_821_272), "-infinity"),
+            (Wire::Days, "date", json!(2_145_042_905i64), "5874897-12-31"),
+            (Wire::Days, "date", json!(-2_440_550), "4713-01-01 BC"),
+            (Wire::Timestamp(Unit::Micro), "timestamp", json!(9_223_372_036_825_200_000i64), "infinity"),
+            (Wire::Timestamp(Unit::Micro), "timestamp", json!(-9_223_372_036_832_400_000i64), "-infinity"),
+            (Wire::Timestamp(Unit::Milli), "timestamp(3)", json!(9_223_372_036_825_200i64), "infinity"),
+            (Wire::Timestamp(Unit::Milli), "timestamp(3)", json!(-9_223_372_036_832_400i64), "-infinity"),
+            (Wire::Timestamp(Unit::Milli), "timestamp(3)", json!(9_224_317_929_600_000i64), "294276-12-31 00:00:00"),
+            (Wire::Timestamp(Unit::Micro), "timestamp", json!(-62_135_596_800_000_001i64), "0001-12-31 23:59:59.999999 BC"),
+            (Wire::ZonedTimestamp, "timestamptz", json!("+294276-12-31T00:00:00.000000Z"), "294276-12-31 00:00:00+00"),
+            (Wire::ZonedTimestamp, "timestamptz", json!("0000-12-31T00:00:00.000000Z"), "0001-12-31 00:00:00+00 BC"),
+            (Wire::ZonedTimestamp, "timestamptz", json!("+292269055-12-02T23:00:00.000000Z"), "-infinity"),
+        ] {
+            is(wire, type_, json, text);
+        }
+        assert!(one(Wire::Timestamp(Unit::Micro), "timestamp", json!(i64::MAX)).is_err());
+        assert!(one(Wire::Days, "date", json!(-600_000_000)).is_err());
         for (wire, type_, json) in [
             (Wire::Time(Unit::Nano), "time", json!(1)),
             (Wire::Time(Unit::Micro), "time", json!(86_400_000_001i64)),
@@ -556,7 +647,12 @@ mod tests {
         is(Wire::Hstore, "hstore", json!({"bb": null, "a\"": "x\\"}), r#""a\""=>"x\\", "bb"=>NULL"#);
         is(Wire::Point, "point", json!({"x": 1.0, "y": -2.5}), "(1,-2.5)");
         let texts = Wire::Array(Box::new(Wire::Text));
-        is(texts.clone(), "text[]", json!(["a", "", "null", "a b", null, "{", "\""]), r#"{a,"","null","a b",NULL,"{","\""}"#);
+        is(
+            texts.clone(),
+            "text[]",
+            json!(["a", "", "null", "a b", null, "{", "\""]),
+            r#"{a,"","null","a b",NULL,"{","\""}"#,
+        );
         is(Wire::Array(Box::new(Wire::Float64)), "double precision[]", json!([1.0, "NaN"]), "{1,NaN}");
         assert!(one(Wire::Bits { length: 3 }, "bit(3)", json!("/w==")).is_err());
         assert!(one(texts, "text[]", json!([1])).is_err());

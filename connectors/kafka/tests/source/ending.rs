@@ -84,11 +84,26 @@ async fn a_record_that_cannot_be_read_is_named_by_its_place_and_shows_no_value()
         ("hello secret", "no JSON"),
         (r#"{"id": 1, "x": "secret"}"#, "not Debezium's envelope"),
         (r#"{"op":"c","source":{"connector":"mysql"},"after":{"x":"secret"}}"#, "mysql"),
-        (r#"{"op":"c","source":{"connector":"postgresql","db":"shop","schema":"public","table":"u"},"after":{"id":1,"x":"secret"}}"#, "of the table public.u"),
-        (r#"{"op":"c","source":{"connector":"postgresql","db":"shop","schema":"public","table":"t"},"after":{"id":"secret","x":"a"}}"#, "column id"),
-        (r#"{"op":"c","source":{"connector":"postgresql","db":"shop","schema":"public","table":"t"},"after":{"id":1,"x":"secret","y":1}}"#, "new column y"),
-        (r#"{"op":"c","source":{"connector":"postgresql","db":"shop","schema":"public","table":"t"},"after":{"id":1}}"#, "no column x"),
-        (r#"{"op":"c","source":{"connector":"postgresql","db":"other","schema":"public","table":"t"},"after":{"id":1,"x":"a"}}"#, "database other"),
+        (
+            r#"{"op":"c","source":{"connector":"postgresql","db":"shop","schema":"public","table":"u"},"after":{"id":1,"x":"secret"}}"#,
+            "of the table public.u",
+        ),
+        (
+            r#"{"op":"c","source":{"connector":"postgresql","db":"shop","schema":"public","table":"t"},"after":{"id":"secret","x":"a"}}"#,
+            "column id",
+        ),
+        (
+            r#"{"op":"c","source":{"connector":"postgresql","db":"shop","schema":"public","table":"t"},"after":{"id":1,"x":"secret","y":1}}"#,
+            "new column y",
+        ),
+        (
+            r#"{"op":"c","source":{"connector":"postgresql","db":"shop","schema":"public","table":"t"},"after":{"id":1}}"#,
+            "no column x",
+        ),
+        (
+            r#"{"op":"c","source":{"connector":"postgresql","db":"other","schema":"public","table":"t"},"after":{"id":1,"x":"a"}}"#,
+            "database other",
+        ),
     ] {
         let Some(stand) = Stand::new("foreign", 1).await else { return };
         stand.write("t", [Record::of("r", 1, "a")]);

@@ -107,11 +107,14 @@ async fn a_row_that_moves_to_another_key_keeps_what_the_update_left_alone() {
         let Some(stand) = Stand::new("moves", partitions).await else { return };
         let order = |order| if transactions { order } else { 0 };
         stand.write("t", [Record::of("r", 1, "a"), Record::of("r", 2, "a")]);
-        stand.write("t", [
-            Record::of("d", 1, "").at(10, 200, order(1)).with("__debezium.newkey"),
-            Record::of("c", 5, UNAVAILABLE).at(10, 200, order(2)).with("__debezium.oldkey"),
-            Record::of("u", 5, "b").at(10, 201, order(3)),
-        ]);
+        stand.write(
+            "t",
+            [
+                Record::of("d", 1, "").at(10, 200, order(1)).with("__debezium.newkey"),
+                Record::of("c", 5, UNAVAILABLE).at(10, 200, order(2)).with("__debezium.oldkey"),
+                Record::of("u", 5, "b").at(10, 201, order(3)),
+            ],
+        );
         if transactions {
             stand.end(10, 210, &[("t", 3)]);
         }
@@ -122,10 +125,10 @@ async fn a_row_that_moves_to_another_key_keeps_what_the_update_left_alone() {
     }
     // Over several partitions without an order among them nobody knows whose value it was.
     let Some(stand) = Stand::new("torn", 3).await else { return };
-    stand.write("t", [
-        Record::of("d", 1, "").with("__debezium.newkey"),
-        Record::of("c", 5, UNAVAILABLE).with("__debezium.oldkey"),
-    ]);
+    stand.write(
+        "t",
+        [Record::of("d", 1, "").with("__debezium.newkey"), Record::of("c", 5, UNAVAILABLE).with("__debezium.oldkey")],
+    );
     let config = stand.config(&["public.t"], false);
     let catalog = DebeziumInspect::new(config.clone(), None).catalog(&config.tables).await.unwrap();
     let mut source = DebeziumSource::new(config, Some(&catalog));
@@ -160,8 +163,16 @@ async fn a_large_transaction_comes_in_parts_and_is_whole_at_its_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_transactions_each_record_is_its_own_and_truncates_and_messages_are_read() {
     let Some(stand) = Stand::new("alone", 1).await else { return };
-    stand.write("t", [Record::of("r", 1, "a"), Record::of("c", 2, "b").at(10, 200, 1), Record::of("d", 1, "").at(10, 201, 2)]);
-    let bare = |op| Record { key: None, before: serde_json::Value::Null, after: serde_json::Value::Null, ..Record::of(op, 0, "") };
+    stand.write(
+        "t",
+        [Record::of("r", 1, "a"), Record::of("c", 2, "b").at(10, 200, 1), Record::of("d", 1, "").at(10, 201, 2)],
+    );
+    let bare = |op| Record {
+        key: None,
+        before: serde_json::Value::Null,
+        after: serde_json::Value::Null,
+        ..Record::of(op, 0, "")
+    };
     stand.write("t", [bare("m"), bare("t"), Record::of("c", 3, "c")]);
     let reading = stand.reading(&["public.t"], false).await;
     assert_eq!(reading.words(), ["+1=a", "+2=b", "-1=?", "+3=c"]);

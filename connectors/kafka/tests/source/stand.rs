@@ -61,7 +61,9 @@ impl Record {
     fn value(&self, table: &str) -> Value {
         let transaction = match self.order {
             0 => Value::Null,
-            order => json!({"id": format!("{}:{}", self.xid, self.lsn), "total_order": order, "data_collection_order": order}),
+            order => {
+                json!({"id": format!("{}:{}", self.xid, self.lsn), "total_order": order, "data_collection_order": order})
+            }
         };
         let snapshot = if self.op == "r" { "true" } else { "false" };
         json!({
@@ -103,7 +105,14 @@ impl Stand {
         let name = self.topic(table);
         let topic = NewTopic::new(&name, 1, TopicReplication::Fixed(1));
         let made = self.admin.create_topics([&topic], &AdminOptions::new()).await.unwrap();
-        made.into_iter().try_for_each(|made| made.map(drop).map_err(|(_, code)| code))
+        made.into_iter().try_for_each(|made| made.map(drop).map_err(|(_, code)| code))?;
+        // It is announced a moment later.
+        let there = || {
+            let metadata = self.producer.client().fetch_metadata(Some(&name), Duration::from_secs(30)).unwrap();
+            metadata.topics().iter().any(|topic| topic.partitions().len() == 1)
+        };
+        while !there() {}
+        Ok(())
     }
 
     pub(crate) async fn delete(&self, table: &str) {
@@ -147,7 +156,8 @@ impl Stand {
         let id = format!("{xid}:{lsn}");
         let total: u64 = counts.iter().map(|(_, count)| count).sum();
         let began = json!({"status": "BEGIN", "id": id, "event_count": null, "data_collections": null, "ts_ms": 1});
-        let ended = json!({"status": "END", "id": id, "event_count": total, "data_collections": collections, "ts_ms": 1});
+        let ended =
+            json!({"status": "END", "id": id, "event_count": total, "data_collections": collections, "ts_ms": 1});
         for mark in [began, ended] {
             self.send("transaction", Some(&json!({"id": id})), Some(&mark.to_string()), None);
         }
@@ -175,7 +185,8 @@ impl Stand {
     }
 
     pub(crate) fn config(&self, tables: &[&str], transactions: bool) -> DebeziumConfig {
-        let types = |pairs: &[(&str, &str)]| pairs.iter().map(|(name, type_)| ((*name).into(), (*type_).into())).collect();
+        let types =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(name, type_)| ((*name).into(), (*type_).into())).collect();
         DebeziumConfig {
             connection: Connection::plain(self.kafka.brokers()),
             topic_prefix: self.prefix.clone(),
@@ -265,7 +276,10 @@ impl Reading {
 
     /// The changes, as words: `+1=a` for an insert, `1=b` for an update, `-1` for a delete, `1>2=…` for a move.
     pub(crate) fn words(&self) -> Vec<String> {
-        self.events.iter().filter_map(|event| if let Event::Changed(change) = event { Some(word(change)) } else { None }).collect()
+        self.events
+            .iter()
+            .filter_map(|event| if let Event::Changed(change) = event { Some(word(change)) } else { None })
+            .collect()
     }
 
     /// How many transactions have ended.

@@ -28,10 +28,7 @@ pub(super) fn options(spec: &Spec, keys: &Keys, folder: &Path) -> LogOptions {
         retention,
         segment_bytes: keys.segment_bytes.map(|size| size.0),
         pin: Some(folder.join("topics.json")),
-        ..LogOptions::new(
-            connection(&keys.brokers, keys.tls.as_ref(), keys.sasl.as_ref()),
-            prefix(spec, keys),
-        )
+        ..LogOptions::new(connection(&keys.brokers, keys.tls.as_ref(), keys.sasl.as_ref()), prefix(spec, keys))
     }
 }
 

@@ -15,9 +15,9 @@ mod source;
 
 pub(crate) use crossfade_control::Gates;
 pub(crate) use error::{SpecError, nearest};
+pub(crate) use log::{EmbeddedLog, KafkaLog, LogSpec};
 #[cfg(feature = "kafka")]
 pub(crate) use log::{KafkaSasl, KafkaTls, Mechanism};
-pub(crate) use log::{EmbeddedLog, KafkaLog, LogSpec};
 pub(crate) use rules::has_plain_password;
 pub(crate) use scalar::{Name, Secret, Span};
 pub(crate) use sink::{Apply, Existing, OnError, PostgresSink, SinkSpec, WriteTo};

@@ -93,7 +93,10 @@ fn check_debezium(
         );
     }
     if source.topic_prefix.is_empty() {
-        return refuse(&["source", "topic_prefix"], "\"topic_prefix\" in [source] is empty; it is the connector's topic.prefix");
+        return refuse(
+            &["source", "topic_prefix"],
+            "\"topic_prefix\" in [source] is empty; it is the connector's topic.prefix",
+        );
     }
     let beside = matches!(sink, SinkSpec::Postgres(sink) if sink.write == WriteTo::ShadowColumns);
     if beside || rules.table.iter().any(|table| table.write == Some(WriteKind::ShadowColumns)) {
@@ -195,7 +198,8 @@ fn check_security(
     if let Some(tls) = tls
         && tls.certificate.is_some() != tls.key.is_some()
     {
-        let message = format!("a client certificate and its key belong together: name both in [{section}.tls], or neither");
+        let message =
+            format!("a client certificate and its key belong together: name both in [{section}.tls], or neither");
         return Err(document.error(document.span_of(&[section, "tls"]), message));
     }
     let Some(sasl) = sasl else { return Ok(()) };

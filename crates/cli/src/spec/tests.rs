@@ -205,14 +205,20 @@ fn what_topics_cannot_do_is_refused_by_name_and_at_its_place() {
     let plain = "sasl = { user = \"u\", password = \"${SECRET}\", mechanism = \"plain\" }\n";
     let said_plainly = "tls = {}\nsasl = { user = \"u\", password = \"hunter2\" }\n";
     for (text, word) in [
-        (format!("{HEAD}{DEBEZIUM}{TARGET}{columns}"), "10:9: write = \"shadow-columns\" is not built for kind = \"debezium\""),
+        (
+            format!("{HEAD}{DEBEZIUM}{TARGET}{columns}"),
+            "10:9: write = \"shadow-columns\" is not built for kind = \"debezium\"",
+        ),
         (format!("{HEAD}{DEBEZIUM}{TARGET}{lookup}"), "lookups are not built for kind = \"debezium\""),
         (format!("{HEAD}{}{TARGET}", DEBEZIUM.replace("b:9092", " ")), "4:11: \"brokers\" in [source] names no broker"),
         (format!("{HEAD}{}{TARGET}", DEBEZIUM.replace("\"shop\"", "\"\"")), "\"topic_prefix\" in [source] is empty"),
         (format!("{HEAD}{DEBEZIUM}{plain}{TARGET}"), "without [source.tls] sends the password in the clear"),
         (format!("{HEAD}{DEBEZIUM}{said_plainly}{TARGET}"), "\"password\" in [source.sasl] stands in plain text"),
         (format!("{HEAD}{DEBEZIUM}snapshot = {{ workers = 2 }}\n{TARGET}"), "unknown key \"snapshot\" in [source]"),
-        (format!("{HEAD}{DEBEZIUM}time_precision = \"exact\"\n{TARGET}"), "\"time_precision\" in [source] cannot be \"exact\""),
+        (
+            format!("{HEAD}{DEBEZIUM}time_precision = \"exact\"\n{TARGET}"),
+            "\"time_precision\" in [source] cannot be \"exact\"",
+        ),
     ] {
         let said = refusal(&text);
         assert!(said.contains(word) && !said.contains("hunter2"), "{said}\nis not {word}");
