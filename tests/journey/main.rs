@@ -7,6 +7,8 @@ mod bad_input;
 mod bench;
 mod beside;
 mod changes;
+#[cfg(feature = "kafka")]
+mod debezium;
 mod defaults;
 mod demo;
 mod desk;

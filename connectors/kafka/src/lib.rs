@@ -12,5 +12,10 @@ pub mod codec;
 mod config;
 mod ids;
 pub mod log;
+mod source;
 
 pub use config::{Connection, ConnectionError, LogOptions, Mechanism, Retention, Sasl, Tls};
+pub use source::{
+    BinaryMode, DebeziumConfig, DebeziumInspect, DebeziumSource, DecimalMode, Handling, Loss, TimePrecision,
+    UNAVAILABLE,
+};

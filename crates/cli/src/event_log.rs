@@ -2,7 +2,7 @@
 //! [`EventLog`] stays generic; here the log is opened, and asked what only one of them can tell.
 
 #[cfg(feature = "kafka")]
-mod kafka;
+pub(crate) mod kafka;
 
 use crate::{
     commands::{Finding, folder},
@@ -81,6 +81,10 @@ impl EventLog for AnyLog {
 
     fn tail(&self) -> Tail {
         each!(self, one => one.tail())
+    }
+
+    fn near_end(&self) -> Cut {
+        each!(self, one => one.near_end())
     }
 
     fn start(&self) -> Cut {

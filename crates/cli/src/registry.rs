@@ -1,5 +1,8 @@
 //! The connectors that this binary knows: one line each. The pipeline stays generic; here a closed set is chosen from.
 
+#[cfg(feature = "kafka")]
+mod debezium;
+
 use crate::{
     error::CliError,
     spec::{
@@ -20,6 +23,7 @@ use crossfade_postgres::{
 use crossfade_sqlite::{
     Config as SqliteConfig, OnError as SqliteOnError, SourceOptions, SqliteInspect, SqliteSink, SqliteSource,
 };
+use crossfade_transform::Note;
 use std::path::{Path, PathBuf};
 
 /// Where changes come from.
@@ -28,6 +32,9 @@ pub(crate) enum AnySource {
     Postgres(Box<PostgresSource>),
     /// SQLite
     Sqlite(Box<SqliteSource>),
+    /// Debezium's topics
+    #[cfg(feature = "kafka")]
+    Debezium(Box<crossfade_kafka::DebeziumSource>),
 }
 
 /// Where they go.
@@ -44,10 +51,25 @@ pub(crate) enum AnyInspect {
     Postgres(Box<PostgresInspect>),
     /// SQLite
     Sqlite(Box<SqliteInspect>),
+    /// Debezium's topics
+    #[cfg(feature = "kafka")]
+    Debezium(Box<debezium::Asking>),
 }
 
 /// The name of a look at a database that belongs to no migration yet.
 const LOOKING: &str = "init";
+
+/// The same call, whichever it is; where Debezium's topics are one of them.
+macro_rules! any {
+    ($any:expr, $one:ident => $call:expr) => {
+        match $any {
+            Self::Postgres($one) => $call,
+            Self::Sqlite($one) => $call,
+            #[cfg(feature = "kafka")]
+            Self::Debezium($one) => $call,
+        }
+    };
+}
 
 /// The same call, whichever it is.
 macro_rules! each {
@@ -61,19 +83,23 @@ macro_rules! each {
 
 impl Source for AnySource {
     async fn open(&mut self, resume: Resume) -> Result<(), Failure> {
-        each!(self, one => one.open(resume).await)
+        any!(self, one => one.open(resume).await)
     }
 
     async fn next(&mut self) -> Result<Option<Batch>, Failure> {
-        each!(self, one => one.next().await)
+        any!(self, one => one.next().await)
     }
 
     async fn confirm(&mut self, durable: Durable) -> Result<(), Failure> {
-        each!(self, one => one.confirm(durable).await)
+        any!(self, one => one.confirm(durable).await)
     }
 
     async fn health(&mut self) -> Result<SourceHealth, Failure> {
-        each!(self, one => one.health().await)
+        any!(self, one => one.health().await)
+    }
+
+    fn marks(&self) -> Option<&'static str> {
+        any!(self, one => one.marks())
     }
 }
 
@@ -148,27 +174,27 @@ impl Rollback for AnySink {
 
 impl Inspect for AnyInspect {
     async fn catalog(&mut self, patterns: &[String]) -> Result<Catalog, Failure> {
-        each!(self, one => one.catalog(patterns).await)
+        any!(self, one => one.catalog(patterns).await)
     }
 
     async fn scan(&mut self, schema: &TableSchema) -> Result<Option<Position>, Failure> {
-        each!(self, one => one.scan(schema).await)
+        any!(self, one => one.scan(schema).await)
     }
 
     async fn scan_next(&mut self) -> Result<RowPage, Failure> {
-        each!(self, one => one.scan_next().await)
+        any!(self, one => one.scan_next().await)
     }
 
     async fn fetch(&mut self, schema: &TableSchema, keys: &[Key]) -> Result<(Vec<Row>, Option<Position>), Failure> {
-        each!(self, one => one.fetch(schema, keys).await)
+        any!(self, one => one.fetch(schema, keys).await)
     }
 
     async fn barrier(&mut self) -> Result<Option<Position>, Failure> {
-        each!(self, one => one.barrier().await)
+        any!(self, one => one.barrier().await)
     }
 
     async fn count(&mut self, table: &TableName) -> Result<u64, Failure> {
-        each!(self, one => one.count(table).await)
+        any!(self, one => one.count(table).await)
     }
 }
 
@@ -211,21 +237,25 @@ impl AnySource {
                 let source = SqliteSource::new(config, spec.name.as_str(), keys.tables.clone(), options);
                 Ok(Self::Sqlite(Box::new(source)))
             }
+            #[cfg(feature = "kafka")]
+            SourceSpec::Debezium(keys) => debezium::source(spec, keys).map(|source| Self::Debezium(Box::new(source))),
+            #[cfg(not(feature = "kafka"))]
+            SourceSpec::Debezium(_) => Err(without_kafka()),
         }
     }
 }
 
 impl AnySource {
     async fn uninstall(&mut self) -> Result<(), Failure> {
-        each!(self, one => one.uninstall().await)
+        any!(self, one => one.uninstall().await)
     }
 
     async fn preflight(&self) -> Result<Vec<Refusal>, Failure> {
-        each!(self, one => one.preflight().await)
+        any!(self, one => one.preflight().await)
     }
 
     async fn ddl(&self) -> Result<Vec<String>, Failure> {
-        each!(self, one => one.ddl().await)
+        any!(self, one => one.ddl().await)
     }
 }
 
@@ -278,6 +308,19 @@ impl AnyInspect {
                 Ok(Self::Postgres(Box::new(inspect)))
             }
             SourceSpec::Sqlite(keys) => Ok(Self::sqlite(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str())),
+            #[cfg(feature = "kafka")]
+            SourceSpec::Debezium(keys) => debezium::Asking::new(spec, keys).map(|one| Self::Debezium(Box::new(one))),
+            #[cfg(not(feature = "kafka"))]
+            SourceSpec::Debezium(_) => Err(without_kafka()),
+        }
+    }
+
+    /// What the source has lost of its values before they come here; known once its catalog has been read.
+    pub(crate) fn losses(&self) -> Vec<Note> {
+        match self {
+            #[cfg(feature = "kafka")]
+            Self::Debezium(asking) => asking.losses(),
+            _ => Vec::new(),
         }
     }
 
@@ -326,6 +369,10 @@ pub(crate) fn place_words(spec: &Spec, position: &Position) -> String {
     match &spec.source {
         SourceSpec::Postgres(_) => PostgresSource::place_words(position),
         SourceSpec::Sqlite(_) => SqliteSource::place_words(position),
+        #[cfg(feature = "kafka")]
+        SourceSpec::Debezium(_) => crossfade_kafka::DebeziumSource::place_words(position),
+        #[cfg(not(feature = "kafka"))]
+        SourceSpec::Debezium(_) => position.to_string(),
     }
 }
 
@@ -342,6 +389,12 @@ pub(crate) async fn preflight_sink(spec: &Spec, target: &Target) -> Result<Vec<R
             SqliteInspect::new(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str()).preflight_sink().await?
         }
     })
+}
+
+/// A spec for Kafka is refused where it is read; nobody comes here.
+#[cfg(not(feature = "kafka"))]
+fn without_kafka() -> CliError {
+    CliError::not_built("reading Debezium's topics, in a crossfade without Kafka,")
 }
 
 fn source_connection(keys: &SourceKeys) -> Result<PostgresConfig, CliError> {

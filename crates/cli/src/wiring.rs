@@ -15,7 +15,7 @@ use crossfade_event::{
     catalog::{Catalog, Dialect},
 };
 use crossfade_pipeline::Routes;
-use crossfade_transform::{Fidelity, Plan, PlanOptions, WriteKind, Writing, plan};
+use crossfade_transform::{Fidelity, Note, Plan, PlanOptions, WriteKind, Writing, plan};
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 /// The source, not connected yet.
@@ -97,12 +97,15 @@ pub(crate) struct Planned {
     pub(crate) plan: Arc<Plan>,
     /// What the sink must make.
     pub(crate) target: Target,
+    /// What has been lost of the values before they come here.
+    pub(crate) losses: Vec<Note>,
 }
 
 /// Plans from the source as it is now. Writes nothing.
 pub(crate) async fn plan_from_source(spec: &Spec) -> Result<Planned, CliError> {
-    let catalog = source_inspect(spec)?.catalog(spec.source.tables()).await?;
-    planned(spec, catalog)
+    let mut source = source_inspect(spec)?;
+    let catalog = source.catalog(spec.source.tables()).await?;
+    Ok(Planned { losses: source.losses(), ..planned(spec, catalog)? })
 }
 
 /// The plan that the migration was begun with, if it was; looks at no database.
@@ -118,7 +121,7 @@ fn planned(spec: &Spec, catalog: Catalog) -> Result<Planned, CliError> {
     let options = Arc::new(plan_options(spec, secret));
     let rules = Arc::new(spec.rules.clone());
     let routes = Routes::new(catalog.clone(), rules, options, spec.name.as_str(), 0, into_existing(spec))?;
-    Ok(Planned { catalog, plan: routes.plan().clone(), target: routes.target().clone() })
+    Ok(Planned { catalog, plan: routes.plan().clone(), target: routes.target().clone(), losses: Vec::new() })
 }
 
 /// What a preflight found.
@@ -139,7 +142,8 @@ pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
         registry::preflight_sink(spec, &planned.target).await?.into_iter().map(|refusal| finding("sink", refusal)),
     );
     findings.extend(AnyLog::preflight(spec).await?);
-    for note in planned.plan.notes().iter().filter(|note| note.fidelity == Fidelity::Inexact) {
+    let inexact = planned.plan.notes().iter().filter(|note| note.fidelity == Fidelity::Inexact);
+    for note in inexact.chain(&planned.losses) {
         let column = note.column.as_ref().map(|column| format!(" column {column}")).unwrap_or_default();
         findings.push(Finding {
             end: "spec",
@@ -238,6 +242,7 @@ pub(crate) fn source_kind(spec: &Spec) -> &'static str {
     match &spec.source {
         SourceSpec::Postgres(_) => "postgres",
         SourceSpec::Sqlite(_) => "sqlite",
+        SourceSpec::Debezium(_) => "debezium",
     }
 }
 

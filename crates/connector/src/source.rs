@@ -1,7 +1,7 @@
 //! Where changes come from.
 
 use crate::Failure;
-use crossfade_event::{Batch, ChunkId, ChunkPlan, Durable, Position, TableId, TableSchema, Visibility};
+use crossfade_event::{Batch, ChunkId, ChunkPlan, Durable, Mark, Position, TableId, TableSchema, Visibility};
 use std::{collections::BTreeSet, future::Future, sync::Arc};
 
 /// How far one table's copy has come, folded from the log.
@@ -37,6 +37,8 @@ pub struct Resume {
     pub schemas: Vec<Arc<TableSchema>>,
     /// The backfill under way.
     pub snapshot: SnapshotState,
+    /// The source's last mark in the log, where it wants one back ([`Source::marks`]).
+    pub mark: Option<Mark>,
 }
 
 /// What a source says of its own health; shown by `status`.
@@ -85,4 +87,10 @@ pub trait Source: Send {
     /// # Errors
     /// When it cannot be asked.
     fn health(&mut self) -> impl Future<Output = Result<SourceHealth, Failure>> + Send;
+
+    /// The prefix of marks of which the source wants the last one back when it is opened again. Each batch that ends a
+    /// transaction must hold one then, at its end: what is not at the log's end is not looked for.
+    fn marks(&self) -> Option<&'static str> {
+        None
+    }
 }

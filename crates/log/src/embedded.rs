@@ -188,6 +188,10 @@ impl EventLog for Embedded {
         Tail { cut: Cut::single(end.next), position: end.upto }
     }
 
+    fn near_end(&self) -> Cut {
+        Cut::single(self.near_the_end())
+    }
+
     fn start(&self) -> Cut {
         Cut::single(self.0.shared.start())
     }

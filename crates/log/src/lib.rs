@@ -113,6 +113,11 @@ pub trait EventLog: Clone + Send + Sync + 'static {
     /// The latest schema of every table, sorted by table.
     fn latest_schemas(&self) -> Vec<Arc<TableSchema>>;
 
+    /// A place before the last batch that moved the tail's position, as near to the end as the log knows one.
+    fn near_end(&self) -> Cut {
+        self.start()
+    }
+
     /// About how many bytes of the latest appends a reader that is near the tail has not come to yet; nothing where no
     /// reader is near, and in a log that does not know.
     fn unread_bytes(&self) -> u64 {

@@ -7,8 +7,8 @@ use crate::{
     watch::{Copying, Ingested},
 };
 use crossfade_connector::{Failure, Resume, Source};
-use crossfade_event::{Batch, Cut, Event, Frontier, TableId, Ticket};
-use crossfade_log::{EventLog, LogError};
+use crossfade_event::{Batch, Cut, Event, Frontier, Mark, TableId, Ticket};
+use crossfade_log::{EventLog, Lane, LogError, LogReader};
 use futures::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -91,7 +91,7 @@ async fn session<S: Source, L: EventLog>(
     stop: &mut Stop,
 ) -> Result<(), Broken> {
     log.abandon().await?;
-    let resume = resume(log, &options.folds).map_err(Broken::Log)?;
+    let resume = resume(log, &options.folds, source.marks()).map_err(Broken::Log)?;
     let mut frontier = Frontier::at(resume.position);
     #[cfg(defect = "ack-before-append")]
     let mut hasty = Frontier::at(resume.position);
@@ -156,9 +156,26 @@ async fn session<S: Source, L: EventLog>(
     Ok(())
 }
 
-fn resume<L: EventLog>(log: &L, folds: &Folds) -> Result<Resume, PipelineError> {
+fn resume<L: EventLog>(log: &L, folds: &Folds, marks: Option<&str>) -> Result<Resume, PipelineError> {
     let snapshot = folds.refreshed(log)?.state;
-    Ok(Resume { position: log.tail().position, schemas: log.latest_schemas(), snapshot })
+    let mark = marks.map(|prefix| last_mark(log, prefix)).transpose()?.flatten();
+    Ok(Resume { position: log.tail().position, schemas: log.latest_schemas(), snapshot, mark })
+}
+
+/// The last mark of a source, which stands at the log's end if anywhere.
+fn last_mark<L: EventLog>(log: &L, prefix: &str) -> Result<Option<Mark>, PipelineError> {
+    let mut reader = log.read(&log.near_end(), Lane::Stream)?;
+    let mut last = None;
+    while let Some(entries) = reader.try_next()? {
+        for entry in entries.entries {
+            if let Event::Marked(mark) = entry.event
+                && *mark.prefix == *prefix
+            {
+                last = Some(mark);
+            }
+        }
+    }
+    Ok(last)
 }
 
 fn describe(batch: &Batch) -> Ingested {

@@ -12,6 +12,7 @@
 
 pub mod compare;
 pub mod crossfade;
+pub mod debezium;
 pub mod history;
 pub mod kafka;
 pub mod log_suite;

@@ -28,7 +28,7 @@ struct Answer<'a> {
     tables: Vec<TableAnswer>,
     left_out: Vec<LeftOut>,
     steps: Vec<Step>,
-    notes: &'a [crossfade_transform::Note],
+    notes: Vec<crossfade_transform::Note>,
 }
 
 /// One table of the target.
@@ -93,7 +93,7 @@ fn answer<'a>(spec: &'a Spec, planned: &'a Planned, steps: Vec<Step>) -> Answer<
         tables,
         left_out,
         steps,
-        notes: planned.plan.notes(),
+        notes: planned.plan.notes().iter().chain(&planned.losses).cloned().collect(),
     }
 }
 
@@ -191,6 +191,7 @@ fn capture_words(spec: &Spec) -> &'static str {
             "publish the tables and make a replication slot in the source (its command goes over a replication \
              connection); an idle source gets the mark below from time to time"
         }
+        "debezium" => "read the topics that Debezium writes, from their beginning; nothing is made there",
         _ => {
             "put triggers on the source's tables, which record every change in the writer's own transaction; one \
              transaction makes all of it"
@@ -237,13 +238,14 @@ fn render(answer: &Answer<'_>) -> String {
             text.insert(text.len() - 1, ';');
         }
     }
-    text.push_str(&render_notes(answer.notes));
+    text.push_str(&render_notes(&answer.notes));
     text.push_str("\nnothing has been written\n");
     text
 }
 
 fn render_notes(notes: &[crossfade_transform::Note]) -> String {
-    const KINDS: [(Fidelity, &str); 5] = [
+    const KINDS: [(Fidelity, &str); 6] = [
+        (Fidelity::Lossy, "lossy: Debezium has lost it before it comes here"),
         (Fidelity::Inexact, "the target cannot hold every value exactly"),
         (Fidelity::OneWay, "one-way: no way back from the new value alone"),
         (Fidelity::LossyBack, "lossy on the way back"),

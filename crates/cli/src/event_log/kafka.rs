@@ -5,7 +5,7 @@ use crate::{
     commands::Finding,
     error::CliError,
     output,
-    spec::{KafkaLog as Keys, Mechanism, Spec},
+    spec::{KafkaLog as Keys, KafkaSasl, KafkaTls, Mechanism, Spec},
 };
 use crossfade_event::Event;
 use crossfade_kafka::{
@@ -28,18 +28,19 @@ pub(super) fn options(spec: &Spec, keys: &Keys, folder: &Path) -> LogOptions {
         retention,
         segment_bytes: keys.segment_bytes.map(|size| size.0),
         pin: Some(folder.join("topics.json")),
-        ..LogOptions::new(connection(keys), prefix(spec, keys))
+        ..LogOptions::new(connection(&keys.brokers, keys.tls.as_ref(), keys.sasl.as_ref()), prefix(spec, keys))
     }
 }
 
-fn connection(keys: &Keys) -> Connection {
-    let tls = keys.tls.as_ref().map(|tls| Tls {
+/// How a spec's brokers are reached.
+pub(crate) fn connection(brokers: &str, tls: Option<&KafkaTls>, sasl: Option<&KafkaSasl>) -> Connection {
+    let tls = tls.map(|tls| Tls {
         authority: tls.authority.clone(),
         certificate: tls.certificate.clone(),
         key: tls.key.clone(),
         key_password: tls.key_password.as_ref().map(|password| SecretString::from(password.expose())),
     });
-    let sasl = keys.sasl.as_ref().map(|sasl| Sasl {
+    let sasl = sasl.map(|sasl| Sasl {
         mechanism: match sasl.mechanism {
             Mechanism::ScramSha512 => KafkaMechanism::ScramSha512,
             Mechanism::ScramSha256 => KafkaMechanism::ScramSha256,
@@ -49,7 +50,7 @@ fn connection(keys: &Keys) -> Connection {
         password: SecretString::from(sasl.password.expose()),
         without_tls: sasl.without_tls,
     });
-    Connection { brokers: keys.brokers.clone(), tls, sasl }
+    Connection { brokers: brokers.to_owned(), tls, sasl }
 }
 
 /// Whether the migration has noted its topics.

@@ -54,6 +54,9 @@ pub(super) enum Adder {
     Postgres(crossfade_postgres::TableAdder),
     /// SQLite
     Sqlite(crossfade_sqlite::TableAdder),
+    /// Debezium's topics: the tables are those that were planned.
+    #[cfg(feature = "kafka")]
+    Never,
 }
 
 impl Adder {
@@ -61,6 +64,8 @@ impl Adder {
         match source {
             AnySource::Postgres(source) => Self::Postgres(source.adder()),
             AnySource::Sqlite(source) => Self::Sqlite(source.adder()),
+            #[cfg(feature = "kafka")]
+            AnySource::Debezium(_) => Self::Never,
         }
     }
 
@@ -68,6 +73,12 @@ impl Adder {
         match self {
             Self::Postgres(adder) => adder.add_tables(Some(only)).await,
             Self::Sqlite(adder) => adder.add_tables(only).await,
+            #[cfg(feature = "kafka")]
+            Self::Never => Err(Failure::misconfigured(
+                "taking in new tables",
+                "`resume --add` is not built for kind = \"debezium\"",
+                "Move the new tables by a migration of their own",
+            )),
         }
     }
 }

@@ -4,7 +4,8 @@ use crate::{error::CliError, event_log::AnyLog, registry::AnySink};
 use crossfade_connector::{Quarantine, QuarantineFilter, QuarantineOutcome, Sink};
 use crossfade_event::Cut;
 use crossfade_pipeline::{
-    Again, DeliverOptions, Ending, HealReport, PipelineError, Routes, Scratch, Stop, Valve, Watch, deliver, heal, stop_channel,
+    Again, DeliverOptions, Ending, HealReport, PipelineError, Routes, Scratch, Stop, Valve, Watch, deliver, heal,
+    stop_channel,
 };
 use std::{pin::pin, sync::Arc};
 use tokio::sync::{mpsc, oneshot};

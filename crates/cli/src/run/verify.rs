@@ -19,7 +19,7 @@ use crossfade_event::{
     Position, SchemaVersion, TableId, TableName, TableSchema,
     catalog::{Catalog, RelationKind, TableDef},
 };
-use crossfade_transform::{Plan, Writing};
+use crossfade_transform::{Note, Plan, Writing};
 use crossfade_verify::{Options, Report, SinkPosition, Subject, TableReport};
 use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc};
@@ -52,11 +52,11 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
     if caught_up_first && !args.json {
         output::line(format!("nobody runs {}: it catches up first", spec.name))?;
     }
-    let (report, dropped) = while_followed(spec, args.json, Box::pin(compare(spec, args))).await?;
+    let Compared { report, dropped, lossy } = while_followed(spec, args.json, Box::pin(compare(spec, args))).await?;
     if args.json {
-        output::json(&Answer { report: &report, dropped: &dropped, caught_up_first })?;
+        output::json(&Answer { report: &report, dropped: &dropped, lossy: &lossy, caught_up_first })?;
     } else {
-        output::print(&render(&report, &dropped))?;
+        output::print(&render(&report, &dropped, &lossy))?;
     }
     // A row that the transforms refuse is missing in the target, whatever the reason.
     match report.differences + report.refused_rows {
@@ -72,6 +72,8 @@ struct Answer<'a> {
     report: &'a Report,
     /// Planned tables that the source no longer has.
     dropped: &'a [Dropped],
+    /// Columns of which something was lost before it came here: both sides agree, and the database behind may not.
+    lossy: &'a [Note],
     /// Nobody ran the migration, so this command did until both sides were compared.
     caught_up_first: bool,
 }
@@ -85,8 +87,15 @@ struct Dropped {
     rows: u64,
 }
 
+/// What was found.
+struct Compared {
+    report: Report,
+    dropped: Vec<Dropped>,
+    lossy: Vec<Note>,
+}
+
 /// Compares both sides, while somebody brings the target up to the source.
-async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<(Report, Vec<Dropped>), CliError> {
+async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
     let folder = folder::existing(spec)?;
     let plan = PlanFile::read(&folder)?.ok_or_else(|| CliError::failed("the plan has gone"))?;
     let mut source = wiring::source_inspect(spec)?;
@@ -98,6 +107,7 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<(Report, Vec<Dropped>
         // and a pattern may match nothing any more.
         _ => source.catalog(&EVERYTHING.map(str::to_owned)).await?,
     };
+    let lossy = source.losses();
     let paired = Paired::of(&plan.catalog, &catalog);
     let secret = secret_of(&folder)?;
     let now = PlanFile::with_tables(&plan, paired.planned);
@@ -113,7 +123,7 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<(Report, Vec<Dropped>
             left_of(names, whole.plan(), spec.source.by_root(), &mut target, &mut report).await?
         }
     };
-    Ok((report, dropped))
+    Ok(Compared { report, dropped, lossy })
 }
 
 /// Every table of a database.
@@ -202,7 +212,7 @@ pub(super) fn schema_of(id: TableId, table: &TableDef) -> TableSchema {
     }
 }
 
-fn render(report: &Report, dropped: &[Dropped]) -> String {
+fn render(report: &Report, dropped: &[Dropped], lossy: &[Note]) -> String {
     let mut table = Table::new(["table", "expected", "target", "differences"]);
     for one in &report.tables {
         table.row([
@@ -230,6 +240,10 @@ fn render(report: &Report, dropped: &[Dropped]) -> String {
             rows => format!("{} of its rows are", output::count(rows)),
         };
         text.push_str(&format!("dropped: {} is no longer in the source; {left} left in {}\n", one.table, one.target));
+    }
+    for note in lossy {
+        let column = note.column.as_deref().unwrap_or_default();
+        text.push_str(&format!("lossy: {}.{column}: {}\n", note.table, note.text));
     }
     if report.refused_rows > 0 {
         text.push_str(&format!("{} source rows are refused by the transforms\n", output::count(report.refused_rows)));

@@ -15,12 +15,14 @@ mod source;
 
 pub(crate) use crossfade_control::Gates;
 pub(crate) use error::{SpecError, nearest};
-#[cfg(feature = "kafka")]
-pub(crate) use log::Mechanism;
 pub(crate) use log::{EmbeddedLog, KafkaLog, LogSpec};
+#[cfg(feature = "kafka")]
+pub(crate) use log::{KafkaSasl, KafkaTls, Mechanism};
 pub(crate) use rules::has_plain_password;
 pub(crate) use scalar::{Name, Secret, Span};
 pub(crate) use sink::{Apply, Existing, OnError, PostgresSink, SinkSpec, WriteTo};
+#[cfg(feature = "kafka")]
+pub(crate) use source::{BinaryHandling, DebeziumSource, DecimalHandling, TimePrecision};
 pub(crate) use source::{OnRewrite, PostgresSource, SourceSpec};
 
 use document::Document;
@@ -71,6 +73,13 @@ impl Spec {
             return Err(SpecError::whole(
                 path,
                 "kind = \"kafka\" in [log] needs a crossfade with Kafka, and this one was built without",
+            )
+            .advise("build it with: cargo build --release -p crossfade-cli --features kafka"));
+        }
+        if cfg!(not(feature = "kafka")) && matches!(spec.source, SourceSpec::Debezium(_)) {
+            return Err(SpecError::whole(
+                path,
+                "kind = \"debezium\" in [source] needs a crossfade with Kafka, and this one was built without",
             )
             .advise("build it with: cargo build --release -p crossfade-cli --features kafka"));
         }
@@ -140,7 +149,7 @@ fn kind_of(
     document: &Document<'_>,
     section: &str,
     value: &Spanned<DeValue<'_>>,
-    known: [&'static str; 2],
+    known: &[&'static str],
 ) -> Result<&'static str, SpecError> {
     let Some(table) = value.get_ref().as_table() else {
         return Err(document.error(value.span(), format!("{section:?} must be a table: write [{section}]")));
@@ -150,23 +159,24 @@ fn kind_of(
         return Err(document.error(value.span(), message));
     };
     let text = kind.get_ref().as_str().unwrap_or_default();
-    known.into_iter().find(|known| *known == text).ok_or_else(|| {
-        let suggestion = error::suggestion(text, known);
+    known.iter().copied().find(|known| *known == text).ok_or_else(|| {
+        let suggestion = error::suggestion(text, known.iter().copied());
         document.error(kind.span(), format!("\"kind\" in [{section}] cannot be {text:?}{suggestion}"))
     })
 }
 
 fn read_source(document: &mut Document<'_>) -> Result<SourceSpec, SpecError> {
     let value = required(document, "source")?;
-    match kind_of(document, "source", &value, ["postgres", "sqlite"])? {
+    match kind_of(document, "source", &value, &["postgres", "sqlite", "debezium"])? {
         "postgres" => document.read(value).map(SourceSpec::Postgres),
+        "debezium" => document.read(value).map(|source| SourceSpec::Debezium(Box::new(source))),
         _ => document.read(value).map(SourceSpec::Sqlite),
     }
 }
 
 fn read_sink(document: &mut Document<'_>) -> Result<SinkSpec, SpecError> {
     let value = required(document, "sink")?;
-    match kind_of(document, "sink", &value, ["postgres", "sqlite"])? {
+    match kind_of(document, "sink", &value, &["postgres", "sqlite"])? {
         "postgres" => document.read(value).map(SinkSpec::Postgres),
         _ => document.read(value).map(SinkSpec::Sqlite),
     }
@@ -176,7 +186,7 @@ fn read_sink(document: &mut Document<'_>) -> Result<SinkSpec, SpecError> {
 fn read_log(document: &mut Document<'_>) -> Result<LogSpec, SpecError> {
     let Some(value) = document.take("log") else { return Ok(LogSpec::default()) };
     let has_kind = value.get_ref().as_table().is_none_or(|table| table.contains_key("kind"));
-    match has_kind.then(|| kind_of(document, "log", &value, ["embedded", "kafka"])).transpose()? {
+    match has_kind.then(|| kind_of(document, "log", &value, &["embedded", "kafka"])).transpose()? {
         Some("kafka") => document.read(value).map(|log| LogSpec::Kafka(Box::new(log))),
         _ => document.read(value).map(LogSpec::Embedded),
     }
@@ -196,6 +206,13 @@ fn anchor_source(source: &mut SourceSpec, folder: &Path) {
             }
         }
         SourceSpec::Sqlite(source) => source.path = anchored(folder, &source.path),
+        SourceSpec::Debezium(source) => {
+            if let Some(tls) = &mut source.tls {
+                for path in [&mut tls.authority, &mut tls.certificate, &mut tls.key].into_iter().flatten() {
+                    *path = anchored(folder, path);
+                }
+            }
+        }
     }
 }
 

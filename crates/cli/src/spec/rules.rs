@@ -3,13 +3,13 @@
 use super::{
     document::Document,
     error::SpecError,
-    log::{KafkaLog, LogSpec, Mechanism},
+    log::{KafkaSasl, KafkaTls, LogSpec, Mechanism},
     scalar::Secret,
     sink::{Apply, SinkSpec, WriteTo},
-    source::SourceSpec,
+    source::{DebeziumSource, SourceSpec},
 };
 use crossfade_control::Gates;
-use crossfade_transform::{Rules, Step};
+use crossfade_transform::{Rules, Step, WriteKind};
 
 /// What the design has and this build has not: where it would stand, as which word, and what it would be.
 const UNBUILT: [(&[&str], &str); 12] = [
@@ -69,7 +69,49 @@ pub(super) fn check(
     check_ranges(document, source, sink)?;
     check_sink(document, sink)?;
     check_same_database(document, source, sink)?;
+    if let SourceSpec::Debezium(source) = source {
+        check_debezium(document, source, sink, rules)?;
+    }
     check_tables(document, rules)
+}
+
+/// What topics cannot do, and what a source that is read from its database can.
+fn check_debezium(
+    document: &Document<'_>,
+    source: &DebeziumSource,
+    sink: &SinkSpec,
+    rules: &Rules,
+) -> Result<(), SpecError> {
+    let refuse = |path: &[&str], message: &str| Err(document.error(document.span_of(path), message));
+    for path in [["source", "sasl", "password"], ["source", "tls", "key_password"]] {
+        refuse_literal(document, &path)?;
+    }
+    if source.brokers.split(',').any(|broker| broker.trim().is_empty()) {
+        return refuse(
+            &["source", "brokers"],
+            "\"brokers\" in [source] names no broker; write host:port, several with commas between",
+        );
+    }
+    if source.topic_prefix.is_empty() {
+        return refuse(
+            &["source", "topic_prefix"],
+            "\"topic_prefix\" in [source] is empty; it is the connector's topic.prefix",
+        );
+    }
+    let beside = matches!(sink, SinkSpec::Postgres(sink) if sink.write == WriteTo::ShadowColumns);
+    if beside || rules.table.iter().any(|table| table.write == Some(WriteKind::ShadowColumns)) {
+        return refuse(
+            &["sink", "write"],
+            "write = \"shadow-columns\" is not built for kind = \"debezium\" in [source]: the tables beside which they would stand are not known",
+        );
+    }
+    if rules.table.iter().flat_map(|table| &table.steps).any(|step| matches!(step, Step::Lookup(_))) {
+        return refuse(
+            &["table"],
+            "lookups are not built for kind = \"debezium\" in [source]: a row may come before the one that it looks up",
+        );
+    }
+    check_security(document, "source", source.tls.as_ref(), source.sasl.as_ref())
 }
 
 /// The fewest characters of a secret: fewer can be tried out.
@@ -143,28 +185,36 @@ pub(super) fn check_log(document: &Document<'_>, log: &LogSpec, rules: &Rules) -
         let message = "two rules clash: lookups are made anew from the log's beginning, and \"retention\" in [log] lets the broker drop it";
         return refuse(&["log", "retention"], message.to_owned());
     }
-    check_security(document, log)
+    check_security(document, "log", log.tls.as_ref(), log.sasl.as_ref())
 }
 
-fn check_security(document: &Document<'_>, log: &KafkaLog) -> Result<(), SpecError> {
-    if let Some(tls) = &log.tls
+fn check_security(
+    document: &Document<'_>,
+    section: &str,
+    tls: Option<&KafkaTls>,
+    sasl: Option<&KafkaSasl>,
+) -> Result<(), SpecError> {
+    if let Some(tls) = tls
         && tls.certificate.is_some() != tls.key.is_some()
     {
-        let message = "a client certificate and its key belong together: name both in [log.tls], or neither";
-        return Err(document.error(document.span_of(&["log", "tls"]), message));
+        let message =
+            format!("a client certificate and its key belong together: name both in [{section}.tls], or neither");
+        return Err(document.error(document.span_of(&[section, "tls"]), message));
     }
-    let Some(sasl) = &log.sasl else { return Ok(()) };
-    let refuse = |key: &str, message: &str| Err(document.error(document.span_of(&["log", "sasl", key]), message));
-    match (&log.tls, sasl.mechanism) {
+    let Some(sasl) = sasl else { return Ok(()) };
+    let refuse = |key: &str, message: String| Err(document.error(document.span_of(&[section, "sasl", key]), message));
+    match (tls, sasl.mechanism) {
         (None, Mechanism::Plain) => refuse(
             "mechanism",
-            "mechanism = \"plain\" without [log.tls] sends the password in the clear; use TLS, or \"scram-sha-512\"",
+            format!(
+                "mechanism = \"plain\" without [{section}.tls] sends the password in the clear; use TLS, or \"scram-sha-512\""
+            ),
         ),
         (None, _) if !sasl.without_tls => Err(document
-            .error(document.span_of(&["log", "sasl"]), "SCRAM without TLS lets whoever listens try passwords")
-            .advise("add [log.tls]; or ask for it by name: without_tls = true in [log.sasl]")),
+            .error(document.span_of(&[section, "sasl"]), "SCRAM without TLS lets whoever listens try passwords")
+            .advise(format!("add [{section}.tls]; or ask for it by name: without_tls = true in [{section}.sasl]"))),
         (Some(_), _) if sasl.without_tls => {
-            refuse("without_tls", "two rules clash: \"without_tls\" in [log.sasl] and [log.tls]")
+            refuse("without_tls", format!("two rules clash: \"without_tls\" in [{section}.sasl] and [{section}.tls]"))
         }
         _ => Ok(()),
     }
@@ -186,6 +236,8 @@ fn check_ranges(document: &Document<'_>, source: &SourceSpec, sink: &SinkSpec) -
     let snapshot = match source {
         SourceSpec::Postgres(source) => source.snapshot,
         SourceSpec::Sqlite(source) => source.snapshot,
+        // Debezium cuts its own.
+        SourceSpec::Debezium(_) => super::source::Snapshot::default(),
     };
     let mut figures = vec![
         (["source", "snapshot", "workers"].as_slice(), u64::from(snapshot.workers), 1, 64),

@@ -1,11 +1,14 @@
 //! `[source]`: where rows and changes come from.
 
-use super::scalar::{Secret, Span};
+use super::{
+    log::{KafkaSasl, KafkaTls},
+    scalar::{Secret, Span},
+};
 use crossfade_postgres::SslMode;
 use crossfade_sqlite::OldRows;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 /// Where rows and changes come from.
 #[derive(Debug, Clone, JsonSchema)]
@@ -15,6 +18,8 @@ pub(crate) enum SourceSpec {
     Postgres(PostgresSource),
     /// A SQLite file, by triggers.
     Sqlite(SqliteSource),
+    /// Topics that Debezium's PostgreSQL connector writes.
+    Debezium(Box<DebeziumSource>),
 }
 
 impl SourceSpec {
@@ -28,6 +33,7 @@ impl SourceSpec {
         match self {
             Self::Postgres(source) => &source.tables,
             Self::Sqlite(source) => &source.tables,
+            Self::Debezium(source) => &source.tables,
         }
     }
 }
@@ -162,6 +168,103 @@ pub(crate) struct SqliteSource {
     /// How long a locked database is waited for.
     #[serde(default = "ten_seconds")]
     pub(crate) busy_timeout: Span,
+}
+
+/// `kind = "debezium"`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DebeziumKind {
+    /// Topics that Debezium's PostgreSQL connector writes.
+    Debezium,
+}
+
+/// The connector's `decimal.handling.mode`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DecimalHandling {
+    /// Bytes with the scale: every digit.
+    #[default]
+    Precise,
+    /// Floats: digits are lost.
+    Double,
+    /// Texts.
+    String,
+}
+
+/// The connector's `time.precision.mode`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TimePrecision {
+    /// Milliseconds where the column has no finer ones, else microseconds.
+    #[default]
+    Adaptive,
+    /// The same, but for times of day, which are always in microseconds.
+    AdaptiveTimeMicroseconds,
+    /// Kafka Connect's own types: milliseconds.
+    Connect,
+    /// ISO 8601.
+    Isostring,
+    /// Microseconds everywhere.
+    Microseconds,
+    /// Nanoseconds everywhere.
+    Nanoseconds,
+}
+
+/// The connector's `binary.handling.mode`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum BinaryHandling {
+    /// Bytes, which JSON writes as base64.
+    #[default]
+    Bytes,
+    /// The same as a text.
+    Base64,
+    /// base64 with `-` and `_`.
+    Base64UrlSafe,
+    /// Hexadecimal digits.
+    Hex,
+}
+
+/// Topics that Debezium's PostgreSQL connector writes, as the source.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(
+    not(feature = "kafka"),
+    expect(dead_code, reason = "read, checked and then refused in a build without Kafka")
+)]
+pub(crate) struct DebeziumSource {
+    /// Always `debezium`.
+    #[expect(dead_code, reason = "it chooses the type, and has done so when it is read")]
+    pub(crate) kind: DebeziumKind,
+    /// `host:port`, several with commas between.
+    pub(crate) brokers: String,
+    /// The connector's `topic.prefix`: a table's topic is `PREFIX.schema.table`.
+    pub(crate) topic_prefix: String,
+    /// Which tables: `schema.table` with `*` and `?`; `!` in front excludes; later patterns win.
+    #[schemars(length(min = 1))]
+    pub(crate) tables: Vec<String>,
+    /// The topic of transactions' marks, `PREFIX.transaction`, where the connector has `provide.transaction.metadata`; without
+    /// it each record is a transaction of its own.
+    pub(crate) transactions: Option<String>,
+    /// The connector's `unavailable.value.placeholder`; `__debezium_unavailable_value` unless said.
+    pub(crate) unavailable_value: Option<String>,
+    /// The connector's `decimal.handling.mode`; asked only where records have no schema.
+    #[serde(default)]
+    pub(crate) decimal_handling: DecimalHandling,
+    /// The connector's `time.precision.mode`; asked only where records have no schema.
+    #[serde(default)]
+    pub(crate) time_precision: TimePrecision,
+    /// The connector's `binary.handling.mode`; asked where records have no schema, and where bytes come as texts.
+    #[serde(default)]
+    pub(crate) binary_handling: BinaryHandling,
+    /// Types of columns, by table: `[source.types."public.orders"]`, then `total = "numeric(10,2)"`. They count before those
+    /// of the target's table, and those before what the records say.
+    #[serde(default)]
+    pub(crate) types: BTreeMap<String, BTreeMap<String, String>>,
+    /// TLS; without it everything travels in the clear. `tls = {}` trusts the system's authorities.
+    pub(crate) tls: Option<KafkaTls>,
+    /// Who we are.
+    pub(crate) sasl: Option<KafkaSasl>,
 }
 
 pub(super) fn ten_seconds() -> Span {

@@ -193,6 +193,39 @@ fn what_cannot_be_meant_in_a_log_on_kafka_is_refused_at_its_place() {
 
 #[cfg(not(feature = "kafka"))]
 #[test]
+fn what_topics_cannot_do_is_refused_by_name_and_at_its_place() {
+    const DEBEZIUM: &str =
+        "[source]\nkind = \"debezium\"\nbrokers = \"b:9092\"\ntopic_prefix = \"shop\"\ntables = [\"public.*\"]\n";
+    const TARGET: &str = "[sink]\nkind = \"postgres\"\nurl = \"${TARGET_URL}\"\n";
+    let spec = parse(&format!("{HEAD}{DEBEZIUM}[source.types.\"public.t\"]\nx = \"uuid\"\n{TARGET}")).unwrap();
+    let SourceSpec::Debezium(source) = &spec.source else { panic!("another source") };
+    assert_eq!((source.transactions.as_deref(), source.types["public.t"]["x"].as_str()), (None, "uuid"));
+    let columns = "write = \"shadow-columns\"\n";
+    let lookup = "[[table]]\nfrom = \"public.t\"\nsteps = [{ lookup = \"public.u\", on = { id = \"x\" }, take = { y = \"z\" } }]\n";
+    let plain = "sasl = { user = \"u\", password = \"${SECRET}\", mechanism = \"plain\" }\n";
+    let said_plainly = "tls = {}\nsasl = { user = \"u\", password = \"hunter2\" }\n";
+    for (text, word) in [
+        (
+            format!("{HEAD}{DEBEZIUM}{TARGET}{columns}"),
+            "10:9: write = \"shadow-columns\" is not built for kind = \"debezium\"",
+        ),
+        (format!("{HEAD}{DEBEZIUM}{TARGET}{lookup}"), "lookups are not built for kind = \"debezium\""),
+        (format!("{HEAD}{}{TARGET}", DEBEZIUM.replace("b:9092", " ")), "4:11: \"brokers\" in [source] names no broker"),
+        (format!("{HEAD}{}{TARGET}", DEBEZIUM.replace("\"shop\"", "\"\"")), "\"topic_prefix\" in [source] is empty"),
+        (format!("{HEAD}{DEBEZIUM}{plain}{TARGET}"), "without [source.tls] sends the password in the clear"),
+        (format!("{HEAD}{DEBEZIUM}{said_plainly}{TARGET}"), "\"password\" in [source.sasl] stands in plain text"),
+        (format!("{HEAD}{DEBEZIUM}snapshot = {{ workers = 2 }}\n{TARGET}"), "unknown key \"snapshot\" in [source]"),
+        (
+            format!("{HEAD}{DEBEZIUM}time_precision = \"exact\"\n{TARGET}"),
+            "\"time_precision\" in [source] cannot be \"exact\"",
+        ),
+    ] {
+        let said = refusal(&text);
+        assert!(said.contains(word) && !said.contains("hunter2"), "{said}\nis not {word}");
+    }
+}
+
+#[test]
 fn a_crossfade_without_kafka_says_how_to_have_one_with_it() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("spec.toml");

@@ -5,8 +5,8 @@ use super::{
     index::{Index, Mark},
     segment::{Before, SEGMENT_HEADER},
 };
-use crate::{LogError, Seek, find::find};
-use crossfade_event::{Cut, Offset};
+use crate::{EventLog, LogError, Seek, find::find};
+use crossfade_event::{Cut, Offset, Position};
 
 impl Embedded {
     /// As [`crate::find`] from the start of the log, without reading what cannot hold the place.
@@ -15,6 +15,17 @@ impl Embedded {
     /// As reading.
     pub fn find(&self, seek: Seek) -> Result<Option<Cut>, LogError> {
         find(self, &Cut::single(self.near(seek)), seek)
+    }
+
+    /// A place before the batch that moved the tail's position last.
+    pub(super) fn near_the_end(&self) -> Offset {
+        let Some(end) = self.tail().position else { return self.0.shared.start() };
+        let before = match (end.commit, end.ordinal) {
+            (0, 0) => return self.0.shared.start(),
+            (commit, 0) => Position { commit: commit - 1, ordinal: u32::MAX, ..end },
+            (_, ordinal) => Position { ordinal: ordinal - 1, ..end },
+        };
+        self.near(Seek::Position(before))
     }
 
     /// A place with nothing before it that meets `seek`.

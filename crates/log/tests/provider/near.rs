@@ -138,3 +138,32 @@ async fn what_a_near_reader_has_not_come_to_is_told_and_what_nobody_reads_is_let
     assert!(told.first().is_some_and(|first| *first > 20 << 20), "also beyond what is kept in memory: {told:?}");
     assert_eq!(read_all(&log, &log.start(), Lane::Stream).len(), 1 + 302 * 3);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_place_near_the_end_has_the_last_batch_behind_it_and_is_near_the_end() {
+    let home = tempfile::tempdir().unwrap();
+    let mut random = StdRng::seed_from_u64(seed());
+    let log = open(home.path());
+    assert_eq!(log.near_end(), log.start());
+    good(log.append(first()).await);
+    for commit in 2..200u64 {
+        let events = some(&mut random);
+        good(log.append(transaction(commit, events)).await);
+        if commit % 50 == 0 {
+            // Rows of a backfill move nothing.
+            good(log.append(snapshot(vec![rows(0, &["k"])])).await);
+        }
+        if commit % 20 == 0 {
+            let position = log.tail().position.unwrap();
+            let behind = read_all(&log, &log.near_end(), Lane::Stream);
+            assert!(behind.iter().any(|entry| entry.position == position), "commit {commit}");
+        }
+    }
+    let (near, end) = (log.near_end().total(), log.tail().cut.total());
+    assert!(near > end / 2, "{near} of {end}");
+    drop(log);
+    // And in one that was opened again.
+    let log = open(home.path());
+    let position = log.tail().position.unwrap();
+    assert!(read_all(&log, &log.near_end(), Lane::Stream).iter().any(|entry| entry.position == position));
+}

@@ -94,7 +94,12 @@ impl Model {
         for ((id, _), schema) in &self.schemas {
             latest.insert(*id, schema.clone());
         }
-        Resume { position: self.position, schemas: latest.into_values().collect(), snapshot: self.snapshot() }
+        Resume {
+            position: self.position,
+            schemas: latest.into_values().collect(),
+            snapshot: self.snapshot(),
+            mark: None,
+        }
     }
 
     fn snapshot(&self) -> SnapshotState {

@@ -159,6 +159,8 @@ pub enum Fidelity {
     OneWay,
     /// The target cannot hold every value exactly; one that does not fit is quarantined.
     Inexact,
+    /// Whoever wrote the source's records has lost something of the values before they come here.
+    Lossy,
     /// Nothing about values: something to know, or to do.
     Advice,
 }

@@ -1,0 +1,597 @@
+//! What the topics say of their tables, and the rows that they amount to.
+
+use super::{
+    DebeziumConfig, GROUP, blocking,
+    envelope::{self, Change, Op, RecordKey},
+    note::kept,
+    shape::{Described, Misfit, Shape, table_def},
+    source_id, topics,
+    topics::{Found, failure, is_meant, of_prefix, topic_of},
+    value::Placeholder,
+    wire::{Wire, losses},
+};
+use crate::client::{Clients, LogConsumer, scan};
+use crossfade_connector::{Failure, Inspect, Refusal, RowPage};
+use crossfade_event::{
+    Cell, Identity, Key, Position, Row, TableName, TableSchema,
+    catalog::{Catalog, Dialect, TableDef},
+};
+use crossfade_log::LogError;
+use rdkafka::Message;
+use serde::Serialize;
+use std::{collections::HashMap, sync::Arc};
+
+/// Bytes of rows that one look at a table may hold.
+const FOLD_BYTES_MAX: usize = 1 << 30;
+
+/// Rows of a page.
+const PAGE: usize = 1_024;
+
+/// A column of which Debezium has lost something before anybody reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Loss {
+    /// The table.
+    pub table: TableName,
+    /// The column.
+    pub column: String,
+    /// What is lost.
+    pub text: String,
+}
+
+/// Asks the topics about the tables.
+#[derive(Debug)]
+pub struct DebeziumInspect {
+    config: DebeziumConfig,
+    /// The target's tables, and the schema that all of them are in where that is not the source's own.
+    target: Option<(Catalog, Option<String>)>,
+    /// The tables that are read, once that is settled.
+    begun: Option<Vec<TableName>>,
+    rows: Vec<Row>,
+    losses: Vec<Loss>,
+}
+
+/// What one record says of a table.
+struct Sample {
+    name: TableName,
+    key: Vec<String>,
+    change: Change,
+}
+
+/// Clients for a few questions.
+struct Asking {
+    clients: Clients,
+    consumer: LogConsumer,
+}
+
+impl Asking {
+    fn new(config: &DebeziumConfig) -> Result<Self, Failure> {
+        let clients = Clients::new(config.connection.clone()).map_err(failure)?;
+        let consumer = clients.consumer(GROUP, true).map_err(failure)?;
+        Ok(Self { clients, consumer })
+    }
+
+    fn look(&self, topic: &str) -> Result<Found, Failure> {
+        let found = topics::look(&self.clients, &self.consumer, &[topic])?.pop();
+        found.ok_or_else(|| {
+            Failure::misconfigured(
+                format!("looking for the topic {topic}"),
+                "there is none",
+                "Let Debezium make it, or leave the table out",
+            )
+        })
+    }
+
+    /// The first change with an image in a topic; the last one with `last`. `None` where there is none yet.
+    fn sample(&self, topic: &Found, last: bool) -> Result<Option<Sample>, Failure> {
+        let mut reader = envelope::Reader::default();
+        let mut found: Option<(i64, Sample)> = None;
+        // Newer records stand at the end; if there is none among so many, all are read.
+        for depth in if last { vec![200, u64::MAX] } else { vec![u64::MAX] } {
+            for (partition, (low, high)) in topic.bounds.iter().enumerate() {
+                let from = (*low).max(high.saturating_sub(depth));
+                if from >= *high {
+                    continue;
+                }
+                let mut misread = None;
+                scan(&self.consumer, &topic.name, &[(partition as i32, from)], |message| {
+                    match sample(&mut reader, message) {
+                        Ok(Some((time, sample))) => {
+                            let newer = found.as_ref().is_none_or(|(known, _)| *known <= time);
+                            if newer || !last {
+                                found = Some((time, sample));
+                            }
+                            Ok(!last)
+                        }
+                        Ok(None) => Ok(u64::try_from(message.offset()).unwrap_or_default() + 1 >= *high),
+                        Err(foreign) => {
+                            misread = Some((message.offset(), foreign));
+                            Ok(true)
+                        }
+                    }
+                })
+                .map_err(failure)?;
+                if let Some((offset, foreign)) = misread {
+                    return Err(Failure::misconfigured(
+                        format!(
+                            "reading the record at offset {offset} of partition {partition} of the topic {}",
+                            topic.name
+                        ),
+                        foreign,
+                        "Name a topic_prefix under which Debezium's PostgreSQL connector writes its own envelope, as JSON",
+                    ));
+                }
+                if found.is_some() && !last {
+                    break;
+                }
+            }
+            if found.is_some() {
+                break;
+            }
+        }
+        Ok(found.map(|(_, sample)| sample))
+    }
+}
+
+fn sample(
+    reader: &mut envelope::Reader,
+    message: &rdkafka::message::BorrowedMessage<'_>,
+) -> Result<Option<(i64, Sample)>, envelope::Foreign> {
+    let Some(value) = message.payload().filter(|value| *value != b"null") else { return Ok(None) };
+    let change = reader.change(value)?;
+    if matches!(change.op, Op::Truncate | Op::Message) || (change.after.is_none() && change.schema.is_none()) {
+        return Ok(None);
+    }
+    let key = message.key().filter(|key| *key != b"null").map(envelope::key).transpose()?;
+    let name = TableName::new(
+        change.origin.schema.clone().unwrap_or_default(),
+        change.origin.table.clone().unwrap_or_default(),
+    );
+    let key = key.map_or_else(Vec::new, |key| key.cells.keys().cloned().collect());
+    Ok(Some((change.origin.time_us(), Sample { name, key, change })))
+}
+
+/// Why a table without a key cannot be read from these topics.
+pub(crate) fn keyless(table: &str, transactions: bool, in_order: bool) -> Option<Refusal> {
+    let refusal = |problem: &str, remedy: &str| {
+        Some(Refusal { object: table.to_owned(), problem: problem.to_owned(), remedy: remedy.to_owned(), fatal: true })
+    };
+    if !transactions {
+        return refusal(
+            "the table has no key, and without transaction metadata a record that Debezium sent twice cannot be told from two equal rows",
+            "Set provide.transaction.metadata=true in the connector and name the topic in [source]: transactions = \"PREFIX.transaction\"; or give the table a primary key; or exclude it",
+        );
+    }
+    if !in_order {
+        return refusal(
+            "the table has no key, and its topic has several partitions: its changes have no order",
+            "Give the topic one partition, and let Debezium begin anew; or give the table a primary key; or exclude it",
+        );
+    }
+    None
+}
+
+/// What stands against the topics as a source.
+pub(super) fn preflight(config: &DebeziumConfig) -> Result<Vec<Refusal>, Failure> {
+    let asking = Asking::new(config)?;
+    let all = of_prefix(&asking.consumer, asking.clients.brokers(), &config.topic_prefix)?;
+    let mut findings = Vec::new();
+    let refusal = |object: &str, problem: String, remedy: &str, fatal| Refusal {
+        object: object.to_owned(),
+        problem,
+        remedy: remedy.to_owned(),
+        fatal,
+    };
+    let usual = format!("{}.transaction", config.topic_prefix);
+    let marks = match &config.transactions {
+        Some(topic) => Some(topic.clone()),
+        None => {
+            let there = asking.clients.describe(&[&usual]).map_err(failure)?;
+            if there.into_iter().flatten().next().is_some() {
+                findings.push(refusal(
+                    &usual,
+                    "the topic of transactions is there and is not used: each record is a transaction of its own"
+                        .to_owned(),
+                    &format!("write transactions = \"{usual}\" in [source] to have whole transactions"),
+                    false,
+                ));
+            }
+            None
+        }
+    };
+    let meant = all.iter().filter(|(_, name)| is_meant(&config.tables, name)).map(|(topic, _)| topic.clone());
+    for topic in meant.chain(marks.clone()) {
+        let found = asking.look(&topic)?;
+        let settings = asking.clients.settings(&[&topic]).map_err(failure)?;
+        let setting = |name: &str| settings.get(&topic).and_then(|of| of.get(name)).map(String::as_str);
+        if setting("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
+            findings.push(refusal(
+                &topic,
+                "it is compacted: what an update left alone may have been dropped with the record that had it".to_owned(),
+                &format!("kafka-configs --alter --topic {topic} --add-config cleanup.policy=delete, and let Debezium begin anew"),
+                true,
+            ));
+        }
+        if let Some(ms) = setting("retention.ms").and_then(|ms| ms.parse::<u64>().ok()) {
+            findings.push(refusal(
+                &topic,
+                format!("the brokers drop its records after {} hours, whether they were read or not", ms / 3_600_000),
+                &format!(
+                    "kafka-configs --alter --topic {topic} --add-config retention.ms=-1 while the migration lasts"
+                ),
+                false,
+            ));
+        }
+        for (partition, (low, high)) in found.bounds.iter().enumerate() {
+            if let Err(expired) = kept(&topic, partition, 0, *low, *high) {
+                findings.push(refusal(
+                    &topic,
+                    expired.to_string(),
+                    "let Debezium take another snapshot into topics of another prefix, and name that one",
+                    true,
+                ));
+                break;
+            }
+        }
+        if marks.as_ref() == Some(&topic) {
+            if found.bounds.len() != 1 {
+                findings.push(refusal(
+                    &topic,
+                    "it has several partitions, and so its transactions have no order".to_owned(),
+                    "give it one partition, and let Debezium begin anew",
+                    true,
+                ));
+            }
+            continue;
+        }
+        if let Some(sample) = asking.sample(&found, false)?
+            && sample.key.is_empty()
+        {
+            findings.extend(keyless(&sample.name.to_string(), config.transactions.is_some(), found.bounds.len() == 1));
+        }
+    }
+    Ok(findings)
+}
+
+impl DebeziumInspect {
+    /// Asks the topics of `config`; `begun` holds the tables of a migration that has begun.
+    pub fn new(config: DebeziumConfig, begun: Option<&Catalog>) -> Self {
+        let begun = begun.map(|catalog| catalog.tables.iter().map(|table| table.name.clone()).collect());
+        Self { config, target: None, begun, rows: Vec::new(), losses: Vec::new() }
+    }
+
+    /// What the target has: where it has a table already, its columns' types count. `schema` is the one that all its tables
+    /// are in, where that is not the source's own.
+    pub fn know_target(&mut self, catalog: Catalog, schema: Option<String>) {
+        self.target = Some((catalog, schema));
+    }
+
+    /// The columns of which Debezium has lost something; known once the catalog has been read.
+    pub fn losses(&self) -> &[Loss] {
+        &self.losses
+    }
+
+    /// The topics that are read: those of a migration that has begun, else those that are meant now.
+    fn topics(&self, asking: &Asking) -> Result<Vec<String>, Failure> {
+        let mut topics: Vec<String> = match &self.begun {
+            Some(tables) => tables.iter().map(|table| topic_of(&self.config.topic_prefix, table)).collect(),
+            None => of_prefix(&asking.consumer, asking.clients.brokers(), &self.config.topic_prefix)?
+                .into_iter()
+                .filter(|(_, name)| is_meant(&self.config.tables, name))
+                .map(|(topic, _)| topic)
+                .collect(),
+        };
+        topics.extend(self.config.transactions.clone());
+        Ok(topics)
+    }
+
+    /// Where everything ends now, as the source will name it.
+    fn end(&self) -> Result<Position, Failure> {
+        let asking = Asking::new(&self.config)?;
+        let topics = self.topics(&asking)?;
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let found = topics::look(&asking.clients, &asking.consumer, &names)?;
+        let commit = found.iter().flat_map(|topic| &topic.bounds).map(|(_, high)| high).sum();
+        Ok(Position { source: source_id(&self.config), timeline: 0, commit, ordinal: 0 })
+    }
+
+    fn read_catalog(&self, patterns: &[String]) -> Result<(Catalog, Vec<Loss>), Failure> {
+        let asking = Asking::new(&self.config)?;
+        let prefix = &self.config.topic_prefix;
+        let all = of_prefix(&asking.consumer, asking.clients.brokers(), prefix)?;
+        let meant: Vec<_> = all.iter().filter(|(_, name)| is_meant(patterns, name)).collect();
+        if meant.is_empty() {
+            let known = all.iter().map(|(_, name)| name.to_string()).collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "none at all".to_owned() } else { known };
+            return Err(Failure::misconfigured(
+                format!("looking for the topics of {}", patterns.join(", ")),
+                format!(
+                    "{} has none that begin with {prefix} and are called like one of these tables",
+                    asking.clients.brokers()
+                ),
+                format!("Name the connector's topic.prefix, and tables that it captures; there are: {known}"),
+            ));
+        }
+        let (mut tables, mut lost) = (Vec::new(), Vec::new());
+        for (topic, name) in meant {
+            let found = asking.look(topic)?;
+            let Some(sample) = asking.sample(&found, self.begun.is_some())? else {
+                tables.push(empty(name, topic));
+                continue;
+            };
+            let (def, losses) = self.describe(&sample, topic)?;
+            tables.push(def);
+            lost.extend(losses);
+        }
+        tables.sort_by(|one: &TableDef, other| one.name.cmp(&other.name));
+        let (types, extensions) = (Vec::new(), Vec::new());
+        Ok((Catalog { dialect: Dialect::Postgres, tables, types, sequences: Vec::new(), extensions }, lost))
+    }
+
+    fn describe(&self, sample: &Sample, topic: &str) -> Result<(TableDef, Vec<Loss>), Failure> {
+        let Sample { name, key, change } = sample;
+        if topic_of(&self.config.topic_prefix, name) != topic {
+            return Err(Failure::misconfigured(
+                format!("reading the topic {topic}"),
+                format!("its records are of the table {name}, which has its records elsewhere"),
+                "Topics that hold several tables, or were renamed, cannot be read",
+            ));
+        }
+        let target = self.target.as_ref().and_then(|(catalog, schema)| {
+            let there = schema.as_deref().unwrap_or(&name.schema);
+            catalog.table(&TableName::new(there, name.name.clone()))
+        });
+        let said = self.config.types.get(&name.to_string());
+        let described = Described { key: key.clone(), change };
+        let def = table_def(&described, name, said, target).map_err(|columns| {
+            Failure::misconfigured(
+                format!("reading the topic {topic}"),
+                format!("the records do not say the types of these columns of {name}: {}", columns.join(", ")),
+                format!("Make the table in the target first, with the types that the source has; or name them in the spec: [source.types.\"{name}\"]; or let the connector write schemas (value.converter.schemas.enable=true)"),
+            )
+        })?;
+        let mut found = Vec::new();
+        for column in &def.columns {
+            let column = &column.column;
+            let field = change.schema.as_ref().and_then(|seen| seen.schema.get(&column.name));
+            let wire = match field {
+                Some(field) => {
+                    Wire::of_schema(field, Some(&column.type_.name), self.config.handling).map_err(|unread| {
+                        Failure::misconfigured(
+                            format!("reading the topic {topic}"),
+                            format!("column {} of {name}: {unread}", column.name),
+                            "Let the connector write the column otherwise, or leave it out (column.exclude.list)",
+                        )
+                    })?
+                }
+                None => Wire::of_type(&column.type_.name, self.config.handling),
+            };
+            found.extend(losses(&wire, &column.type_.name).into_iter().map(|text| Loss {
+                table: name.clone(),
+                column: column.name.to_string(),
+                text: text.to_owned(),
+            }));
+        }
+        Ok((def, found))
+    }
+
+    /// The rows that a table's topic amounts to.
+    fn fold(&self, schema: &TableSchema) -> Result<(Vec<Row>, Position), Failure> {
+        let position = self.end()?;
+        let asking = Asking::new(&self.config)?;
+        let topic = topic_of(&self.config.topic_prefix, &schema.name);
+        let found = asking.look(&topic)?;
+        let mut fold = Fold::new(schema, &self.config);
+        for (partition, (low, high)) in found.bounds.iter().enumerate() {
+            kept(&topic, partition, 0, *low, *high)?;
+            if low == high {
+                continue;
+            }
+            let mut misread = None;
+            scan(&asking.consumer, &topic, &[(partition as i32, *low)], |message| {
+                let offset = u64::try_from(message.offset()).unwrap_or_default();
+                if offset >= *high {
+                    return Ok(true);
+                }
+                if let Err(why) = fold.take(message) {
+                    misread = Some((offset, why));
+                    return Ok(true);
+                }
+                Ok(offset + 1 >= *high)
+            })
+            .map_err(|error: LogError| failure(error))?;
+            if let Some((offset, why)) = misread {
+                return Err(Failure::halt(
+                    format!("reading the record at offset {offset} of partition {partition} of the topic {topic}"),
+                    why,
+                    "Compare the target with the database that Debezium reads instead",
+                ));
+            }
+        }
+        Ok((fold.rows(), position))
+    }
+}
+
+/// A table of which no record is there yet.
+fn empty(name: &TableName, topic: &str) -> TableDef {
+    TableDef {
+        name: name.clone(),
+        kind: crossfade_event::catalog::RelationKind::Table,
+        columns: Vec::new(),
+        identity: Identity::InsertOnly,
+        primary_key: None,
+        uniques: Vec::new(),
+        checks: Vec::new(),
+        foreign_keys: Vec::new(),
+        indexes: Vec::new(),
+        rows_estimate: 0,
+        bytes: 0,
+        native_id: 0,
+        obstacle: Some(format!(
+            "the topic {topic} has no record yet that says what {name} looks like: wait for one, or exclude the table"
+        )),
+    }
+}
+
+/// A table's rows, put together from its changes.
+struct Fold {
+    shape: Shape,
+    reader: envelope::Reader,
+    placeholder: Placeholder,
+    keyed: HashMap<Key, Row>,
+    /// Without a key: how many of each.
+    counted: HashMap<Row, i64>,
+    bytes: usize,
+    last: HashMap<u64, u64>,
+}
+
+impl Fold {
+    fn new(schema: &TableSchema, config: &DebeziumConfig) -> Self {
+        Self {
+            shape: Shape::new(Arc::new(schema.clone()), config.handling),
+            reader: envelope::Reader::default(),
+            placeholder: Placeholder::new(&config.unavailable),
+            keyed: HashMap::new(),
+            counted: HashMap::new(),
+            bytes: 0,
+            last: HashMap::new(),
+        }
+    }
+
+    fn take(&mut self, message: &rdkafka::message::BorrowedMessage<'_>) -> Result<(), String> {
+        let Some(value) = message.payload().filter(|value| *value != b"null") else { return Ok(()) };
+        let change = self.reader.change(value).map_err(|foreign| foreign.to_string())?;
+        let key = message.key().filter(|key| *key != b"null").map(envelope::key).transpose();
+        let key = key.map_err(|foreign| foreign.to_string())?;
+        if self.bytes > FOLD_BYTES_MAX {
+            return Err("the table's rows are more than one look at it may hold (1 GiB)".to_owned());
+        }
+        self.apply(&change, key.as_ref()).map_err(|misfit| misfit.to_string())
+    }
+
+    fn apply(&mut self, change: &Change, key: Option<&RecordKey>) -> Result<(), Misfit> {
+        let wires = self.shape.wires_now(change)?;
+        let row = |image: &Option<envelope::Image>| match image {
+            Some(image) => self.shape.row_now(&wires, image, &self.placeholder).map(Some),
+            None => Ok(None),
+        };
+        if change.op == Op::Truncate {
+            self.keyed.clear();
+            self.counted.clear();
+            return Ok(());
+        }
+        if self.shape.schema.identity != Identity::Key {
+            return self.count(change, row(&change.before)?, row(&change.after)?);
+        }
+        let Some(key) = key else { return Ok(()) };
+        let at = self.shape.key_now(&wires, &key.cells, &self.placeholder)?;
+        match row(&change.after)? {
+            Some(new) => {
+                let new = match self.keyed.get(&at) {
+                    Some(old) => filled(&new, old),
+                    None => new,
+                };
+                self.bytes += new.as_bytes().len() + 128;
+                self.keyed.insert(at, new);
+            }
+            None => drop(self.keyed.remove(&at)),
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, change: &Change, old: Option<Row>, new: Option<Row>) -> Result<(), Misfit> {
+        // Sent twice: the same place in the same transaction.
+        if let Some(block) = &change.block
+            && let Some(xid) = envelope::xid(&block.id)
+            && self.last.insert(xid, block.total_order).is_some_and(|last| last >= block.total_order)
+        {
+            self.last.insert(xid, block.total_order);
+            return Ok(());
+        }
+        let new = match (new, &old) {
+            (Some(new), Some(old)) => Some(filled(&new, old)),
+            (new, _) => new,
+        };
+        for (row, by) in [(old, -1), (new, 1)] {
+            if let Some(row) = row {
+                self.bytes += if by > 0 { row.as_bytes().len() + 64 } else { 0 };
+                *self.counted.entry(row).or_default() += by;
+            }
+        }
+        Ok(())
+    }
+
+    fn rows(self) -> Vec<Row> {
+        let several = self
+            .counted
+            .into_iter()
+            .flat_map(|(row, count)| std::iter::repeat_n(row, usize::try_from(count).unwrap_or_default()));
+        self.keyed.into_values().chain(several).collect()
+    }
+}
+
+/// What an update left alone is what it was.
+fn filled(new: &Row, old: &Row) -> Row {
+    new.cells().zip(old.cells()).map(|(new, old)| if new == Cell::Unchanged { old } else { new }).collect()
+}
+
+impl Inspect for DebeziumInspect {
+    async fn catalog(&mut self, patterns: &[String]) -> Result<Catalog, Failure> {
+        let (this, patterns) = (self.asking(), patterns.to_vec());
+        let (catalog, losses) = blocking(move || this.read_catalog(&patterns)).await?;
+        self.losses = losses;
+        Ok(catalog)
+    }
+
+    async fn scan(&mut self, schema: &TableSchema) -> Result<Option<Position>, Failure> {
+        let (this, schema) = (self.asking(), schema.clone());
+        let (rows, position) = blocking(move || this.fold(&schema)).await?;
+        self.rows = rows;
+        Ok(Some(position))
+    }
+
+    async fn scan_next(&mut self) -> Result<RowPage, Failure> {
+        let rest = self.rows.len().saturating_sub(PAGE);
+        Ok(self.rows.split_off(rest))
+    }
+
+    async fn fetch(&mut self, schema: &TableSchema, keys: &[Key]) -> Result<(Vec<Row>, Option<Position>), Failure> {
+        let (this, asked) = (self.asking(), schema.clone());
+        let (rows, position) = blocking(move || this.fold(&asked)).await?;
+        let wanted: std::collections::HashSet<&Key> = keys.iter().collect();
+        let rows = rows.into_iter().filter(|row| schema.key_of(row).is_some_and(|key| wanted.contains(&key))).collect();
+        Ok((rows, Some(position)))
+    }
+
+    async fn barrier(&mut self) -> Result<Option<Position>, Failure> {
+        let this = self.asking();
+        blocking(move || this.end().map(Some)).await
+    }
+
+    async fn count(&mut self, table: &TableName) -> Result<u64, Failure> {
+        let (this, patterns) = (self.asking(), vec![table.to_string()]);
+        let (catalog, _) = blocking(move || this.read_catalog(&patterns)).await?;
+        let def = catalog.table(table).ok_or_else(|| {
+            Failure::misconfigured(
+                format!("counting the rows of {table}"),
+                "there is no topic of it",
+                "Name a table that the connector captures",
+            )
+        })?;
+        let schema = super::shape::schema_of(crossfade_event::TableId(1), def);
+        let this = self.asking();
+        Ok(blocking(move || this.fold(&schema)).await?.0.len() as u64)
+    }
+}
+
+impl DebeziumInspect {
+    /// The same questions, to be asked on another thread.
+    fn asking(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            target: self.target.clone(),
+            begun: self.begun.clone(),
+            rows: Vec::new(),
+            losses: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! A real Debezium as a process: Kafka Connect with one worker and one connector, in a temporary folder, stopped by its
+//! process id. What it knows of how far it is stands in a file there, so that a killed one goes on when it is started again.
+//!
+//! A Debezium that cannot be had is a loud skip on a person's machine, and a failure where `CI` is set.
+
+use crate::{
+    kafka::Kafka,
+    ports,
+    postgres::{Database, REPOSITORY, cache_folder, signal},
+    unavailable,
+    watchdog::Watchdog,
+};
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+const VERSION: &str = "3.6.0.Final";
+
+/// How long it may take to stop.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// One worker with one connector, which captures one database.
+#[derive(Debug)]
+pub struct Debezium {
+    programs: PathBuf,
+    folder: TempDir,
+    process: Mutex<Option<(Child, Watchdog)>>,
+}
+
+impl Debezium {
+    /// Starts one that captures `database` into topics of `prefix`; further settings are the connector's. `None`, said
+    /// loudly, where it cannot be had.
+    pub fn start(kafka: &Kafka, database: &Database, prefix: &str, settings: &[(&str, &str)]) -> Option<Self> {
+        let programs = match find() {
+            Ok(programs) => programs,
+            Err(reason) => {
+                unavailable("Debezium", &reason);
+                return None;
+            }
+        };
+        let folder = tempfile::Builder::new().prefix("crossfade-debezium-").tempdir();
+        let folder = folder.unwrap_or_else(|error| panic!("no temporary folder for Debezium: {error}"));
+        let write = |name: &str, text: String| {
+            fs::write(folder.path().join(name), text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        };
+        write(
+            "worker.properties",
+            format!(
+                "bootstrap.servers={}\n\
+                 key.converter=org.apache.kafka.connect.json.JsonConverter\n\
+                 value.converter=org.apache.kafka.connect.json.JsonConverter\n\
+                 offset.storage.file.filename={}\n\
+                 offset.flush.interval.ms=1000\n\
+                 listeners=http://127.0.0.1:{}\n\
+                 plugin.path={}\n",
+                kafka.brokers(),
+                folder.path().join("offsets").display(),
+                ports::free(),
+                programs.join("plugins").display()
+            ),
+        );
+        let url = database.url.strip_prefix("postgres://").unwrap_or(&database.url);
+        let (login, rest) = url.split_once('@').unwrap_or(("postgres", url));
+        let (place, name) = rest.split_once('/').unwrap_or((rest, "postgres"));
+        let (host, port) = place.split_once(':').unwrap_or((place, "5432"));
+        let slot: String =
+            prefix.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
+        let mut connector = format!(
+            "name={prefix}\n\
+             connector.class=io.debezium.connector.postgresql.PostgresConnector\n\
+             database.hostname={host}\ndatabase.port={port}\n\
+             database.user={}\ndatabase.password=none\n\
+             database.dbname={}\n\
+             topic.prefix={prefix}\n\
+             plugin.name=pgoutput\nslot.name={slot}\npublication.name={slot}\n\
+             publication.autocreate.mode=filtered\n",
+            login.split(':').next().unwrap_or("postgres"),
+            name.split('?').next().unwrap_or(name)
+        );
+        for (name, value) in settings {
+            connector.push_str(&format!("{name}={value}\n"));
+        }
+        write("source.properties", connector);
+        let debezium = Self { programs, folder, process: Mutex::new(None) };
+        debezium.start_again();
+        Some(debezium)
+    }
+
+    /// Starts it after [`Debezium::kill`]; it goes on from what it knows.
+    pub fn start_again(&self) {
+        let open = || {
+            let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("connect.log"));
+            log.unwrap_or_else(|error| panic!("no log file for Debezium: {error}"))
+        };
+        let child = Command::new("java")
+            .args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx512m"])
+            .args(["-Djava.net.preferIPv4Stack=true", "-Dorg.slf4j.simpleLogger.defaultLogLevel=info", "-cp"])
+            .arg(format!("{}/lib/*", self.programs.display()))
+            .args(["org.apache.kafka.connect.cli.ConnectStandalone", "worker.properties", "source.properties"])
+            .current_dir(self.folder.path())
+            .env_remove("JAVA_TOOL_OPTIONS")
+            .stdin(Stdio::null())
+            .stdout(open())
+            .stderr(open())
+            .process_group(0)
+            .spawn()
+            .unwrap_or_else(|error| panic!("java cannot be run: {error}"));
+        let watchdog = Watchdog::over_process(child.id());
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some((child, watchdog));
+    }
+
+    /// Ends it with SIGKILL: what it had sent and not noted it sends again.
+    pub fn kill(&self) {
+        let mut held = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((mut child, mut watchdog)) = held.take() else { return };
+        signal("KILL", &[child.id()]);
+        let started = Instant::now();
+        while child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            assert!(started.elapsed() < DEADLINE, "Debezium does not end:\n{}", self.log());
+            thread::sleep(Duration::from_millis(5));
+        }
+        watchdog.end();
+    }
+
+    /// What it has written to its log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("connect.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Debezium {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The folder with `lib` and `plugins`, fetched once.
+fn find() -> Result<PathBuf, String> {
+    let java = Command::new("java").arg("-version").stdin(Stdio::null()).output();
+    if !java.is_ok_and(|out| out.status.success()) {
+        return Err("there is no `java`; install the package default-jre-headless".to_owned());
+    }
+    let cache = cache_folder();
+    let there = cache.join(format!("debezium-{VERSION}"));
+    if there.join("complete").exists() {
+        return Ok(there);
+    }
+    let fetched = Command::new(Path::new(REPOSITORY).join("ci/debezium-binaries"))
+        .arg(&cache)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("ci/debezium-binaries cannot be run: {error}"))?;
+    if fetched.status.success() { Ok(there) } else { Err(String::from_utf8_lossy(&fetched.stderr).trim().to_owned()) }
+}
