@@ -74,8 +74,8 @@ async fn a_worker_that_was_ahead_leaves_out_what_it_has_by_the_order_of_all_part
         upto.sequence = Some(Sequence(rig.next + 700));
     };
     let single = |rig: &Rig, upto: &mut Progress| upto.cut = Cut::single(Offset(rig.next + 700));
-    let kinds: [&dyn Fn(&Rig, &mut Progress); 2] = [&several, &single];
-    for place in kinds {
+    type Place<'a> = &'a dyn Fn(&Rig, &mut Progress);
+    for place in [&several as Place<'_>, &single] {
         let Some(mut rig) = rig(vec![people()]).await else { return };
         rig.load(vec![]).await.unwrap();
         let inserts = (0..600).map(|id| insert(1, &[V::Int(id), name("first")])).collect();
