@@ -1,6 +1,7 @@
 //! Opening: what is in the folder, and where the log really ends.
 //!
-//! Only the last segment can have a torn tail, for a segment is synced before the next one is made. In it the log ends
+//! Only the last segment can have a torn tail, for a segment is synced before the next one is made; closing the log seals
+//! one that has grown, so that only after a crash is there much to look at. In it the log ends
 //! after the last frame that ends a whole batch: what follows was never visible to anybody, be it torn, or a head
 //! whose rest never came (which may reach back over several segments). Everything is looked at before anything is
 //! changed, so that a damaged log is left as it was found.
