@@ -233,8 +233,8 @@ fn a_row_that_a_sqlite_target_refuses_stops_the_run_where_the_spec_says_so() {
         )
         .unwrap();
     // Asked again it stops again, and nothing of that transaction is in.
-    for run in [run, desk.start()] {
-        assert_said(&run.wait(), 1, &["main.items", "log offset", "on_error = \"quarantine\""]);
+    for ended in [run.wait(), desk.start().wait()] {
+        assert_said(&ended, 1, &["main.items", "log offset", "on_error = \"quarantine\""]);
         assert_same("nothing is half done", &before, &there());
         let listed = desk.expect(0, &["quarantine", "ls"], &[]);
         assert!(listed.stdout.contains("nothing is in quarantine"), "{listed}");

@@ -13,6 +13,7 @@ use crossfade_testkit::{
     crossfade::{Finished, Running, binary},
     postgres::{Postgres, Settings, Version},
     seeded, unavailable,
+    wait::wait_until,
 };
 use std::{
     fs::{self, File},
@@ -109,13 +110,15 @@ fn may_mount() -> bool {
 
 /// Changes in the source until the run has ended by itself.
 async fn press(stand: &Stand, mut run: Running) -> Finished {
-    for turn in 0..400 {
-        if !run.is_running() {
-            break;
+    let mut turn = 0;
+    wait_until("the run to end by itself", async || {
+        if run.is_running() {
+            turn = (turn + 1) % 8;
+            stand.source.execute(&format!("UPDATE ballast SET filler = filler || '.' WHERE id % 8 = {turn}")).await;
         }
-        stand.source.execute(&format!("UPDATE ballast SET filler = filler || '.' WHERE id % 8 = {}", turn % 8)).await;
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+        !run.is_running()
+    })
+    .await;
     run.wait()
 }
 

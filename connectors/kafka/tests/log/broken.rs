@@ -3,7 +3,10 @@
 use super::*;
 use crossfade_event::{Event, Op};
 use crossfade_log::{EventLog, Lane, LogError};
-use crossfade_testkit::log_suite::{at, batch, good, insert, read_all, schema, transaction};
+use crossfade_testkit::{
+    log_suite::{at, batch, good, insert, read_all, schema, transaction},
+    wait::wait_until,
+};
 use std::{collections::BTreeMap, time::Duration};
 
 fn seen() -> crossfade_event::Batch {
@@ -26,7 +29,7 @@ async fn appends_go_on_by_themselves_over_kills_and_a_hanging_broker_and_nothing
     });
     let position = |log: &KafkaLog| log.tail().position.map_or(0, |position| position.commit);
     for (fault, at) in [("kill", 60), ("freeze", 160), ("kill", 260)] {
-        crossfade_testkit::wait::wait_until("some appends", async || position(&log) >= at).await;
+        wait_until("some appends", async || position(&log) >= at).await;
         match fault {
             "kill" => {
                 kafka.kill();
@@ -34,8 +37,12 @@ async fn appends_go_on_by_themselves_over_kills_and_a_hanging_broker_and_nothing
             }
             _ => {
                 kafka.freeze();
-                tokio::time::sleep(Duration::from_secs(3)).await;
+                // A reader has nothing either, and the log says so when that has lasted.
+                let mut reader = good(log.read(&log.start(), Lane::All));
+                let reading = tokio::spawn(async move { good(crossfade_log::LogReader::next(&mut reader).await) });
+                wait_until("the log to say that it waits", async || log.waiting().is_some()).await;
                 kafka.thaw();
+                tokio::time::timeout(Duration::from_secs(120), reading).await.expect("the reader goes on").unwrap();
             }
         }
     }
@@ -75,7 +82,7 @@ async fn a_reader_waits_for_a_broker_that_is_away() {
             events += good(crossfade_log::LogReader::next(&mut reader).await).entries.len();
         }
     });
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    wait_until("the log to say that it waits", async || log.waiting().is_some()).await;
     assert!(!reading.is_finished());
     kafka.start_again();
     tokio::time::timeout(Duration::from_secs(120), reading).await.expect("the reader goes on").unwrap();

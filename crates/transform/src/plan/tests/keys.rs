@@ -1,0 +1,145 @@
+//! Keys that become others, and the references that follow.
+
+use super::*;
+
+#[test]
+fn every_integer_key_and_every_reference_becomes_a_uuid() {
+    let catalog = shop();
+    let plan = plan(&catalog, &rekey("uuid-v5"), &options(Dialect::Postgres)).unwrap();
+    let types = |name: &str| -> Vec<String> {
+        let table = plan.tables().iter().find(|table| &*table.schema.name.name == name).unwrap();
+        table.def.columns.iter().map(|def| def.column.type_.name.to_string()).collect()
+    };
+    assert_eq!(types("users"), ["uuid", "text", "uuid", "jsonb"]);
+    assert_eq!(types("orders"), ["uuid", "uuid", "numeric", "text"]);
+    assert_eq!(types("lines"), ["uuid", "integer", "text"]);
+    assert_eq!(types("parts"), ["uuid", "uuid", "integer"]);
+    assert_eq!(types("uuid_migration_mapping"), ["text", "text", "uuid", "timestamp with time zone"]);
+    let order: Vec<&str> = plan.tables().iter().map(|table| &*table.schema.name.name).collect();
+    assert_eq!(order, ["uuid_migration_mapping", "users", "orders", "lines", "parts"]);
+    let mapping = &plan.tables()[0];
+    assert_eq!((mapping.write.clone(), mapping.schema.columns.len()), (Writing::InsertOnce, 3));
+
+    let user = run(&catalog, &plan, "users", RowOp::Insert, None, Some(&["42", "a@b", "7", "~"]));
+    let order = run(&catalog, &plan, "orders", RowOp::Insert, None, Some(&["1", "42", "1.50", "~"]));
+    assert_eq!(user.len(), 2);
+    let new: Vec<&str> = user[0].split(' ').collect();
+    assert!(user[0].starts_with("insert uuid_migration_mapping [] [public.users 42 "), "{}", user[0]);
+    let new = new.last().unwrap().trim_end_matches(']');
+    // docs/key-vectors.md has this one.
+    assert_eq!(new, vector("uuid-v5", "public.users", 42));
+    assert!(user[1].starts_with(&format!("insert users [] [{new} a@b ")), "{}", user[1]);
+    assert!(order[1].contains(&format!(" {new} 1.50 ~]")), "{}", order[1]);
+}
+
+#[test]
+fn updates_and_deletes_go_by_the_new_key() {
+    let catalog = shop();
+    let plan = plan(&catalog, &rekey("uuid-v8-sha256"), &options(Dialect::Postgres)).unwrap();
+    let (one, two) = (vector("uuid-v8-sha256", "public.users", 1), vector("uuid-v8-sha256", "public.users", 42));
+    let update = run(&catalog, &plan, "users", RowOp::Update, None, Some(&["1", "x", "~", "="]));
+    assert_eq!(update, [format!("update users [] [{one} x ~ =]")]);
+    let moved = run(&catalog, &plan, "users", RowOp::Update, Some(&["1", "-", "-", "-"]), Some(&["42", "x", "~", "="]));
+    assert_eq!(
+        moved,
+        [
+            format!("insert uuid_migration_mapping [] [public.users 42 {two}]"),
+            format!("update users [{one} - - -] [{two} x ~ =]"),
+        ]
+    );
+    let gone = run(&catalog, &plan, "users", RowOp::Delete, Some(&["1", "-", "-", "-"]), None);
+    assert_eq!(gone, [format!("delete users [{one} - - -] []")]);
+}
+
+#[test]
+fn a_composite_key_gets_a_surrogate_and_references_follow() {
+    let catalog = shop();
+    let mut rules = rekey("uuid-v5");
+    rules.table = vec![TableRule { from: "lines".into(), surrogate: Some("id".into()), ..Default::default() }];
+    let plan = plan(&catalog, &rules, &options(Dialect::Postgres)).unwrap();
+    let lines = plan.tables().iter().find(|table| &*table.schema.name.name == "lines").unwrap();
+    assert_eq!(lines.def.primary_key.as_ref().unwrap().columns, ["id"]);
+    assert_eq!(lines.def.uniques[0].columns, ["order_id", "line_no"]);
+    assert_eq!(lines.schema.key_columns(), [0]);
+    let parts = plan.tables().iter().find(|table| &*table.schema.name.name == "parts").unwrap();
+    assert_eq!(parts.def.foreign_keys[0].columns, ["lines_id"]);
+    assert_eq!(parts.def.foreign_keys[0].referenced_columns, ["id"]);
+    let line = run(&catalog, &plan, "lines", RowOp::Insert, None, Some(&["7", "3", "a"]));
+    let part = run(&catalog, &plan, "parts", RowOp::Insert, None, Some(&["1", "7", "3"]));
+    assert!(line[0].starts_with("insert uuid_migration_mapping [] [public.lines (7,3) "), "{}", line[0]);
+    let id = line[0].rsplit(' ').next().unwrap().trim_end_matches(']');
+    assert!(part[1].ends_with(&format!(" 3 {id}]")), "{} {id}", part[1]);
+    let unset = run(&catalog, &plan, "parts", RowOp::Insert, None, Some(&["1", "~", "3"]));
+    assert!(unset[1].ends_with(" ~ 3 ~]"), "{}", unset[1]);
+}
+
+#[test]
+fn a_v7_key_has_the_time_of_its_own_row_also_in_references() {
+    let catalog = catalog(vec![
+        table("users", "id integer!, created timestamptz", &[]),
+        table("orders", "id text!, user_id bigint", &[("user_id", "users", "id")]),
+    ]);
+    let mut rules = rekey("uuid-v7");
+    rules.keys.get_mut("default").unwrap().time = Some("created".into());
+    let plan = plan(&catalog, &rules, &options(Dialect::Postgres)).unwrap();
+    let users = schema_of(&catalog, "users");
+    let stored = row(&users, &["42", "2023-11-14 22:13:20.123+00"]);
+    let cells: Vec<Cell<'_>> = stored.cells().collect();
+    let views = Kept(HashMap::from([(
+        (plan.lookups()[0].view, Key::from([cells[0]].into_iter().collect::<Row>())),
+        [cells[1]].into_iter().collect(),
+    )]));
+    let expected = vector("uuid-v7", "public.users", 42);
+    let user = run(&catalog, &plan, "users", RowOp::Insert, None, Some(&["42", "2023-11-14 22:13:20.123+00"]));
+    assert_eq!(user[1], format!("insert users [] [{expected} 2023-11-14 22:13:20.123+00]"));
+    let order = run_with(&catalog, &plan, "orders", RowOp::Insert, None, Some(&["o", "42"]), &views);
+    assert_eq!(order, [format!("insert orders [] [o {expected}]")]);
+    let dangling = run(&catalog, &plan, "orders", RowOp::Insert, None, Some(&["o", "43"]));
+    assert_eq!(dangling, ["rejected public.orders: it refers to a row of public.users that is not there"]);
+    let gone = run_with(&catalog, &plan, "users", RowOp::Delete, Some(&["42", "-"]), None, &views);
+    assert_eq!(gone, [format!("delete users [{expected} -] []")]);
+    let moved = run(
+        &catalog,
+        &plan,
+        "users",
+        RowOp::Update,
+        Some(&["42", "2023-11-14 22:13:20.123+00"]),
+        Some(&["42", "2024-01-01 00:00:00+00"]),
+    );
+    assert!(moved[0].starts_with("rejected public.users: the column that its key takes the time from"), "{moved:?}");
+    let unknown =
+        run(&catalog, &plan, "users", RowOp::Update, Some(&["42", "-"]), Some(&["43", "2023-11-14 22:13:20.123+00"]));
+    assert!(unknown[0].starts_with("rejected public.users: the old image lacks"), "{unknown:?}");
+}
+
+#[test]
+fn from_sqlite_to_sqlite_keys_become_texts() {
+    let catalog = sqlite(shop());
+    let plan = plan(&catalog, &rekey("uuid-v5"), &options(Dialect::Sqlite)).unwrap();
+    let user = run(&catalog, &plan, "users", RowOp::Insert, None, Some(&["42", "a", "text:7", "~"]));
+    assert_eq!(plan.tables()[0].schema.name, TableName::new("main", "uuid_migration_mapping"));
+    let (own, boss) = (vector("uuid-v5", "public.users", 42), {
+        let seven = run(&catalog, &plan, "users", RowOp::Insert, None, Some(&["7", "a", "~", "~"]));
+        seven[0].rsplit(' ').next().unwrap().trim_end_matches(']').to_owned()
+    });
+    assert_eq!(user[1], format!("insert users [] [{own} a {boss} ~]"));
+}
+
+#[test]
+fn a_refused_row_is_known_by_its_new_key() {
+    let catalog = shop();
+    let mut rules = rekey("uuid-v5");
+    rules.table = steps("users", r#"{"cast": "email", "to": "integer"}"#).table;
+    let plan = plan(&catalog, &rules, &options(Dialect::Postgres)).unwrap();
+    let schema = schema_of(&catalog, "users");
+    let mut out = Vec::new();
+    let new = row(&schema, &["42", "not a number", "~", "~"]);
+    plan.bind(&schema).unwrap().apply(&change(RowOp::Insert, None, Some(new)), &Kept::default(), &mut out);
+    let [Output::Rejected { key: Some(key), reason, .. }] = out.as_slice() else { panic!("{out:?}") };
+    assert_eq!(reason, "public.users: a text value cannot become integer");
+    let cells: Vec<Cell<'_>> = key.cells().collect();
+    let Value::Uuid(expected) = codec::from_text(Logical::Uuid, &vector("uuid-v5", "public.users", 42)).unwrap() else {
+        panic!()
+    };
+    assert_eq!(cells, [Cell::Bytes(&expected)]);
+}
