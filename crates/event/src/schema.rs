@@ -126,10 +126,10 @@ pub struct Column {
 
 impl Column {
     /// Whether both are the same column of one table, whatever it is called: by the source's number for it, or by name
-    /// where the source has none.
+    /// where one of them has none.
     pub fn is_same(&self, other: &Column) -> bool {
         match (self.native_id, other.native_id) {
-            (0, 0) => self.name == other.name,
+            (0, _) | (_, 0) => self.name == other.name,
             (one, another) => one == another,
         }
     }
