@@ -73,19 +73,39 @@ pub async fn heal<K: Sink, L: EventLog>(
     for pass in 0..passes {
         replay.report.read = 0;
         let finals = replay.fold(pass, passes).await?;
-        let mut rest = replay.writes(finals);
-        loop {
-            let later = rest.split_off(step.map_or(rest.len(), |step| step.min(rest.len())));
-            let commits = step.is_some() || pass + 1 == passes;
-            let delivery = Delivery { writes: rest, upto: replay.progress.clone(), commits };
-            sink.apply(delivery, Guard::Heal).await.map_err(PipelineError::Sink)?;
-            if later.is_empty() {
-                break;
+        let writes = replay.writes(finals);
+        let upto = replay.progress.clone();
+        let refused = match step {
+            Some(step) => in_steps(sink, &writes, step, &upto).await?,
+            None => true,
+        };
+        // What the rows of two steps exchange can only be written together.
+        if refused {
+            if step.is_some() {
+                // What was refused is not to wait behind itself.
+                sink.prepare(replay.routes.target()).await.map_err(PipelineError::Sink)?;
             }
-            rest = later;
+            let delivery = Delivery { writes, upto, commits: step.is_some() || pass + 1 == passes };
+            sink.apply(delivery, Guard::Heal).await.map_err(PipelineError::Sink)?;
         }
     }
     Ok(replay.report)
+}
+
+/// Writes so many at a time, each step committed; true when something was refused.
+async fn in_steps<K: Sink>(
+    sink: &mut K,
+    writes: &[Write],
+    step: usize,
+    upto: &Progress,
+) -> Result<bool, PipelineError> {
+    let mut refused = false;
+    for writes in writes.chunks(step) {
+        let delivery = Delivery { writes: writes.to_vec(), upto: upto.clone(), commits: true };
+        let applied = sink.apply(delivery, Guard::Heal).await.map_err(PipelineError::Sink)?;
+        refused |= !applied.rejected.is_empty() || applied.held > 0;
+    }
+    Ok(refused)
 }
 
 struct Replay<L> {

@@ -212,7 +212,8 @@ impl Shared {
     fn oldest_sealed_below(&self, below: Offset) -> Option<Arc<Segment>> {
         let oldest = self.segments().first()?.clone();
         let sealed = oldest.sealed()?;
-        (sealed.next <= below).then_some(oldest)
+        // The last record stays, also where closing the log has sealed its segment: a source may read there how far it came.
+        (sealed.next <= below && sealed.next < self.end().next).then_some(oldest)
     }
 
     /// Drops what the retention says; nothing as long as there never was a consumer.

@@ -59,6 +59,18 @@ struct Meant {
     version: SchemaVersion,
     key: Vec<Column>,
     keep: Vec<Column>,
+    /// All columns of that version, whatever is kept of them.
+    all: Vec<Column>,
+}
+
+impl Meant {
+    /// The first column that was there already while its values were not kept: it bears a name of the lookup's only now.
+    fn not_kept_before(&self, before: &Self) -> Option<&Column> {
+        let among = |columns: &[Column], column: &Column| columns.iter().any(|have| have.is_same(column));
+        let fresh = |column: &&Column, kept: &[Column]| !among(kept, column) && among(&before.all, column);
+        let key = self.key.iter().find(|column| fresh(column, &before.key));
+        key.or_else(|| self.keep.iter().find(|column| fresh(column, &before.keep)))
+    }
 }
 
 /// Why a view cannot follow its table.
@@ -74,6 +86,10 @@ pub(crate) enum ViewError {
         "{0}, which lookups read, lost a column that they need; take the column out of the spec's lookup, or put it back"
     )]
     Column(TableName),
+    #[error(
+        "the name \"{1}\" of {0}, which lookups read, went to another column that was there before, and the values of that one were not kept. Give the column its old name back, or begin again: `crossfade rollback --wipe`, then `crossfade run`"
+    )]
+    Renamed(TableName, String),
     #[error(
         "a change of {0}, which lookups read, came without all of its values, and the log does not have the row from before. Give the table `REPLICA IDENTITY FULL`, and begin again"
     )]
@@ -190,10 +206,13 @@ impl View {
         };
         // What is missing is said when a row comes.
         let (Some(key), Some(keep)) = (columns(&self.key), columns(&self.keep)) else { return Ok(()) };
-        let meant = Meant { version: schema.version, key, keep };
+        let meant = Meant { version: schema.version, key, keep, all: schema.columns.to_vec() };
         self.layout = None;
         let Some(before) = self.meant.replace(meant).filter(|_| !self.rows.is_empty()) else { return Ok(()) };
         let Some(now) = &self.meant else { return Ok(()) };
+        if let Some(column) = now.not_kept_before(&before) {
+            return Err(ViewError::Renamed(self.table.clone(), column.name.to_string()));
+        }
         let key = self.places(&now.key, &before.key)?;
         let keep = self.places(&now.keep, &before.keep)?;
         let stays = |places: &[Place]| {
