@@ -316,9 +316,6 @@ impl Engine {
         if !self.again.is_empty() {
             Box::pin(self.begin_again()).await?;
         }
-        if !self.suspects.is_empty() {
-            Box::pin(self.believe_shapes()).await?;
-        }
         // A stream that never rests says the end all the same.
         Box::pin(self.end_backfill()).await
     }
@@ -378,16 +375,8 @@ impl Engine {
             }
             Followed::Changed(next) => self.announce(next),
             Followed::Rewritten(next, why) => {
-                match live.get(&relation.oid).filter(|table| self.may_copy_later(table)) {
-                    Some(table) => {
-                        self.may_rewrite(&next, &why)?;
-                        self.suspect(vec![table.clone()]).await?;
-                    }
-                    None => {
-                        self.rewritten(&next, &why).await?;
-                        self.note_own_rewrite(live.get(&relation.oid));
-                    }
-                }
+                self.rewritten(&next, &why).await?;
+                self.note_own_rewrite(live.get(&relation.oid));
                 self.announce(next)
             }
         };

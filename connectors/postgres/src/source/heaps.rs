@@ -87,11 +87,6 @@ impl Heaps {
         }
     }
 
-    /// The same, told by what the file has of the table, so that a restart will find it as well.
-    pub(super) fn remembers_rewrite(&self, oid: u32, now: &Heap) -> bool {
-        now.file != 0 && self.known.get(&oid).is_some_and(|(_, known)| now.rewriters(known).next().is_some())
-    }
-
     /// Whether whatever computed the table's values anew was this transaction.
     pub(super) fn is_rewritten_by(&self, oid: u32, now: &Heap, xid: u64) -> bool {
         let Some((_, known)) = self.known.get(&oid) else { return false };
@@ -168,8 +163,6 @@ mod tests {
         }
         assert!(heaps.is_rewritten_by(5, &heap(11, &[(1, 700), (2, 800)]), (7 << 32) + 800));
         assert!(!heaps.is_rewritten_by(5, &heap(11, &[(1, 801), (2, 800)]), 800), "one of two");
-        assert!(heaps.remembers_rewrite(5, &heap(11, &[(1, 700), (2, 800)])));
-        assert!(!heaps.remembers_rewrite(6, &heap(11, &[(1, 700), (2, 800)])), "a table that was never looked at");
 
         // One after the other they are no rewrite either, whoever notices.
         let now = heap(10, &[(1, 700), (2, 800)]);

@@ -391,49 +391,6 @@ async fn values_that_were_computed_anew_are_copied_again_whatever_became_of_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_was_retyped_before_somebody_wrote_to_it_is_copied_again_once() {
-    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, a int); CREATE TABLE app.u (id int PRIMARY KEY, a int);
-        INSERT INTO app.t SELECT n, n FROM generate_series(1, 200) n; INSERT INTO app.u SELECT * FROM app.t";
-    let Some(fixture) = Fixture::new(Version::V15, "retyped_before", sql).await else { return };
-    let (mut source, mut log) = fixture.copied().await;
-    let ended = |event: &Event| matches!(event, Event::BackfillEnded { .. });
-    fixture.database.execute("ALTER TABLE app.t ALTER a TYPE text USING 'was ' || a").await;
-    fixture.database.execute("INSERT INTO app.t VALUES (9999, 'new')").await;
-    take_until(&mut source, &mut log, "the copy", async |log: &Log| log.count(ended) == 2).await;
-    // The look that finds this one would find the other once more; a process that was just started looks as well.
-    for (copies, restart) in [(3, false), (4, true)] {
-        if restart {
-            drop(std::mem::replace(&mut source, fixture.source()));
-        }
-        fixture.database.execute("ALTER TABLE app.u ALTER a TYPE int USING a * 2").await;
-        if restart {
-            open(&mut source, &mut log).await;
-        }
-        take_until(&mut source, &mut log, "the next copy", async |log: &Log| log.count(ended) == copies).await;
-    }
-    ingest_all(&fixture, &mut source, &mut log).await;
-    let retyped = log.schema("app.t").id;
-    let copied = |event: &Event| matches!(event, Event::BackfillBegan(backfill) if backfill.tables.contains(&retyped));
-    assert_eq!(log.count(copied), 2, "once at first, and once for its new type");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_retyped_table_whose_copy_was_still_to_begin_is_copied_after_a_restart() {
-    let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, a int); INSERT INTO app.t SELECT n, n FROM generate_series(1, 200) n";
-    let Some(fixture) = Fixture::new(Version::V15, "retyped_restart", sql).await else { return };
-    let (mut source, mut log) = fixture.copied().await;
-    fixture.database.execute("ALTER TABLE app.t ALTER a TYPE text USING 'was ' || a").await;
-    fixture.database.execute("INSERT INTO app.t VALUES (9999, 'new')").await;
-    // The log has the new shape, and ends before the copy begins.
-    take_until(&mut source, &mut log, "the new shape", async |log: &Log| log.schema("app.t").version.0 == 2).await;
-    drop(std::mem::replace(&mut source, fixture.source()));
-    open(&mut source, &mut log).await;
-    let ended = |event: &Event| matches!(event, Event::BackfillEnded { .. });
-    take_until(&mut source, &mut log, "the copy", async |log: &Log| log.count(ended) == 2).await;
-    ingest_all(&fixture, &mut source, &mut log).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn values_that_are_computed_anew_where_the_spec_says_so_stop_the_source() {
     let sql = "CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, a int); INSERT INTO app.t VALUES (1, 1)";
     let Some(fixture) = Fixture::new(Version::V15, "computed_stop", sql).await else { return };

@@ -62,7 +62,7 @@ impl Engine {
         Ok(changed)
     }
 
-    pub(super) async fn suspect(&mut self, tables: Vec<LiveTable>) -> Result<(), Failure> {
+    async fn suspect(&mut self, tables: Vec<LiveTable>) -> Result<(), Failure> {
         if tables.is_empty() {
             return Ok(());
         }
@@ -153,15 +153,6 @@ impl Engine {
 }
 
 impl Engine {
-    /// Whether a table of which the stream says that it was rewritten can be copied once the stream has passed what the
-    /// catalog says now. Copied at once it would be copied twice where another transaction than the one that is read has
-    /// computed its values anew: nobody can say then whether that was before this place or is still to come. Until it is
-    /// copied only the file of the heaps knows that it must be, after a restart too.
-    pub(super) fn may_copy_later(&self, table: &LiveTable) -> bool {
-        let own = self.assembler.xid().is_some_and(|xid| self.heaps.is_rewritten_by(table.oid, &table.heap, xid));
-        !own && !self.is_copying() && self.again.is_empty() && self.heaps.remembers_rewrite(table.oid, &table.heap)
-    }
-
     /// Where the transaction that the stream is in has itself computed a table's values anew, the copy that follows it has
     /// them; otherwise it may have been another one, later than the stream is, and the next look will tell.
     pub(super) fn note_own_rewrite(&mut self, table: Option<&LiveTable>) {
