@@ -18,6 +18,7 @@
 
 mod build;
 mod ended;
+mod follow;
 mod meta;
 mod pin;
 mod place;
@@ -46,9 +47,13 @@ use std::{
     fs,
     sync::{Arc, Mutex, mpsc},
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 use topics::Names;
 use writer::{Job, Writer};
+
+/// How long the two topics may take until what was committed in both can be read in both.
+const AGREE: Duration = Duration::from_secs(2);
 
 /// The log on Kafka. All clones are one log.
 #[derive(Debug, Clone)]
@@ -60,15 +65,16 @@ struct Inner {
     /// Where a log that is only looked at has read its notes to.
     notes: Mutex<Notes>,
     jobs: Option<mpsc::Sender<Job>>,
-    watcher: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+    watchers: Vec<(mpsc::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Drop for Inner {
     /// Consumers' places are written once more; the writer ends with its queue.
     fn drop(&mut self) {
         self.jobs = None;
-        if let Some((closing, watcher)) = self.watcher.take() {
-            drop(closing);
+        let (closing, watchers): (Vec<_>, Vec<_>) = self.watchers.drain(..).unzip();
+        drop(closing);
+        for watcher in watchers {
             // It ends by itself; only its last places would be older.
             let _ = watcher.join();
         }
@@ -125,11 +131,8 @@ impl KafkaLog {
         writer.write(&Group::of_notes(notes, tail.has_head))?;
         writer.before = None;
         start("kafka-log-writer", move || writer.run())?;
-        let (closing, closed) = mpsc::channel();
-        let watched = shared.clone();
-        let watcher = start("kafka-log-watcher", move || watcher::run(&watched, &closed))?;
-        let (notes, jobs, watcher) = (Mutex::default(), Some(jobs), Some((closing, watcher)));
-        Ok(Self(Arc::new(Inner { shared, notes, jobs, watcher })))
+        let watchers = vec![watch(&shared)?];
+        Ok(Self(Arc::new(Inner { shared, notes: Mutex::default(), jobs: Some(jobs), watchers })))
     }
 
     /// Opens the log for looking, also while another process writes it. It shows the log as it is now; see
@@ -144,15 +147,35 @@ impl KafkaLog {
         let standing = topics::open(&clients, &names, &options, pin.as_ref(), false)?;
         let asking = clients.consumer(&names.readers, true)?;
         let made = Made { names, options, pin, standing, asking, noting: None, clients };
-        let mut notes = Notes::default();
-        let look = looked(&made.asking, &made.names, &made.standing, made.pin.as_ref(), &mut notes)?;
-        refuse_anothers(&made.names, &made.options, made.pin.as_ref(), &look.meta)?;
-        let (shared, ..) = made.shared(look.meta, look.tail, look.birth)?;
+        let (shared, notes) = made.to_be_seen()?;
         let (shared, notes) = (Arc::new(shared), Mutex::new(notes));
-        Ok(Self(Arc::new(Inner { shared, notes, jobs: None, watcher: None })))
+        Ok(Self(Arc::new(Inner { shared, notes, jobs: None, watchers: Vec::new() })))
     }
 
-    /// For a log that was opened for looking: shows it as it is now. Says whether more has come. Asks the brokers, so call
+    /// Opens a log that another process writes, and follows it: what is appended there can be read here a moment later, and
+    /// consumers' places may be noted here. Nothing can be appended.
+    ///
+    /// # Errors
+    /// As [`KafkaLog::open_read_only`].
+    pub fn open_following(options: LogOptions) -> Result<Self, LogError> {
+        let names = Names::new(&options.topic_prefix)?;
+        let clients = Clients::new(options.connection.clone())?;
+        let pin = pin_of(&options)?;
+        let standing = topics::open(&clients, &names, &options, pin.as_ref(), false)?;
+        let asking = clients.consumer(&names.readers, true)?;
+        let noting = clients.producer(standing.message_bytes_max)?;
+        let made = Made { names, options, pin, standing, asking, noting: Some(noting), clients };
+        let (mut shared, notes) = made.to_be_seen()?;
+        shared.writes = false;
+        let shared = Arc::new(shared);
+        let (closing, closed) = mpsc::channel();
+        let followed = shared.clone();
+        let follower = start("kafka-log-follower", move || follow::run(&followed, notes, &closed))?;
+        let watchers = vec![(closing, follower), watch(&shared)?];
+        Ok(Self(Arc::new(Inner { shared, notes: Mutex::default(), jobs: None, watchers })))
+    }
+
+    /// For a log that was opened for looking, or is followed: shows it as it is now. Says whether more has come. Asks the brokers, so call
     /// it where blocking is allowed.
     ///
     /// # Errors
@@ -160,7 +183,8 @@ impl KafkaLog {
     pub fn look_again(&self) -> Result<bool, LogError> {
         let shared = &self.0.shared;
         if !shared.read_only {
-            return Ok(false);
+            // It sees by itself what comes, and what goes wrong.
+            return shared.trouble().map_or(Ok(false), |trouble| Err(trouble.error()));
         }
         let mut notes = lock(&self.0.notes);
         let look = {
@@ -230,7 +254,7 @@ impl KafkaLog {
     fn ended(&self) -> LogError {
         match self.0.shared.trouble() {
             Some(trouble) => trouble.error(),
-            None if self.0.shared.read_only => self.0.shared.is_read_only(),
+            None if !self.0.shared.writes => self.0.shared.is_read_only(),
             None => LogError::Poisoned { why: "the thread that writes the log has ended".to_owned() },
         }
     }
@@ -307,7 +331,8 @@ struct Look {
     birth: Option<Birth>,
 }
 
-/// Looks at both topics. The writer may go on between the two: then we look again.
+/// Looks at both topics, while somebody else may be writing them: what is noted of the end was committed with the entries
+/// before it, so the end that was noted is one, and the other topic may only have more.
 fn looked(
     asking: &LogConsumer,
     names: &Names,
@@ -315,18 +340,19 @@ fn looked(
     pin: Option<&Pin>,
     notes: &mut Notes,
 ) -> Result<Look, LogError> {
-    let mut tries = 0;
+    let began = Instant::now();
     loop {
         let meta = meta::read_on(asking, names, notes)?;
-        match look(asking, names, standing, pin, &meta) {
-            Ok((mut tail, birth)) => {
-                if tail.has_head {
-                    // Somebody may be writing it just now: for a look it is not there yet.
-                    tail.settled.abandoned = meta.tail.as_ref().map(|tail| tail.abandoned.clone()).unwrap_or_default();
-                }
-                return Ok(Look { meta, tail, birth });
+        let seen = match &meta.birth {
+            Some(birth) if birth.changes == standing.changes.id => {
+                tail::noted(asking, names, standing.changes.partitions, meta.tail.clone()).map(|tail| (tail, None))
             }
-            Err(LogError::Lost { .. }) if tries < 50 => tries += 1,
+            _ => look(asking, names, standing, pin, &meta),
+        };
+        match seen {
+            Ok((tail, birth)) => return Ok(Look { meta, tail, birth }),
+            // Committed in one of the topics, and not to be read in the other yet.
+            Err(LogError::Lost { .. }) if began.elapsed() < AGREE => thread::sleep(Duration::from_millis(20)),
             Err(error) => return Err(error),
         }
     }
@@ -374,6 +400,15 @@ struct Made {
 }
 
 impl Made {
+    /// For a log that another process writes.
+    fn to_be_seen(self) -> Result<(Shared, Notes), LogError> {
+        let mut notes = Notes::default();
+        let look = looked(&self.asking, &self.names, &self.standing, self.pin.as_ref(), &mut notes)?;
+        refuse_anothers(&self.names, &self.options, self.pin.as_ref(), &look.meta)?;
+        let (shared, ..) = self.shared(look.meta, look.tail, look.birth)?;
+        Ok((shared, notes))
+    }
+
     fn settle(self, meta: Meta) -> Result<(Shared, tail::Tail, Option<Birth>), LogError> {
         let (tail, birth) = look(&self.asking, &self.names, &self.standing, self.pin.as_ref(), &meta)?;
         self.shared(meta, tail, birth)
@@ -394,12 +429,13 @@ impl Made {
         let end = End { round: tail.settled.round, cut: tail.settled.cut.clone(), position: tail.settled.position };
         let shared = Shared {
             id,
+            writes: self.noting.is_some(),
             read_only: self.noting.is_none(),
             end: tokio::sync::watch::Sender::new(end),
             start: Mutex::new(meta.start.unwrap_or_else(|| Cut::start(partitions))),
             schemas: Mutex::new(schemas),
             abandoned: Mutex::new(tail.settled.abandoned.clone()),
-            holds: Mutex::new(Holds { all: meta.holds, ..Holds::default() }),
+            holds: Mutex::new(Holds::heard(meta.holds)),
             trouble: Mutex::new(None),
             asking: Mutex::new(self.asking),
             noting: self.noting.map(Mutex::new),
@@ -412,6 +448,13 @@ impl Made {
         shared.look_at_the_start()?;
         Ok((shared, tail, birth))
     }
+}
+
+/// Looks after the log beside its work.
+fn watch(shared: &Arc<Shared>) -> Result<(mpsc::Sender<()>, JoinHandle<()>), LogError> {
+    let (closing, closed) = mpsc::channel();
+    let watched = shared.clone();
+    Ok((closing, start("kafka-log-watcher", move || watcher::run(&watched, &closed))?))
 }
 
 fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, LogError> {

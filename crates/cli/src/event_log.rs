@@ -163,6 +163,19 @@ impl AnyLog {
         })
     }
 
+    /// The log of a migration that another process runs, for following it as it grows.
+    pub(crate) fn follow(spec: &Spec) -> Result<Self, CliError> {
+        #[cfg(feature = "kafka")]
+        if let LogSpec::Kafka(keys) = &spec.log {
+            let folder = folder::existing(spec)?;
+            let options = kafka::options(spec, keys, &folder);
+            if kafka::is_pinned(&options) {
+                return Ok(Self::Kafka(in_place(|| KafkaLog::open_following(options))?, Arc::from(folder)));
+            }
+        }
+        Self::look(spec)
+    }
+
     /// The log of a migration, for looking; `None` where there is none yet.
     pub(crate) fn if_there(spec: &Spec, folder: &Path) -> Result<Option<Self>, CliError> {
         match &spec.log {
@@ -184,7 +197,7 @@ impl AnyLog {
         }
     }
 
-    /// For a log that is only looked at: the log as it is now.
+    /// For a log that is only looked at, or followed: the log as it is now.
     pub(crate) fn looked_again(&mut self, spec: &Spec) -> Result<(), CliError> {
         match self {
             Self::Embedded(_) => *self = Self::look(spec)?,

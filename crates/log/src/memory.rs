@@ -36,8 +36,8 @@ struct Shared {
 enum Slot {
     /// An event, and its place in the order of all.
     Event(Sequence, Stamped),
-    /// Everything of this round is in.
-    Mark(u64),
+    /// Everything of this round is in; and whether no transaction is left open.
+    Mark(u64, bool),
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +55,8 @@ struct State {
     next_sequence: u64,
     /// The head that is not whole yet, with the schemas that it brought.
     head: Vec<Stamped>,
+    /// Where its parts end.
+    head_parts: Vec<usize>,
     head_schemas: Vec<(TableId, SchemaVersion)>,
     inside: bool,
     upto: Option<Position>,
@@ -83,6 +85,7 @@ impl Memory {
             rounds: 0,
             next_sequence: 0,
             head: Vec::new(),
+            head_parts: Vec::new(),
             head_schemas: Vec::new(),
             inside: false,
             upto: None,
@@ -133,6 +136,7 @@ impl State {
             route::check(&stamped.event, &self.schemas)?;
         }
         self.head.extend(batch.events);
+        self.head_parts.push(self.head.len());
         self.inside = !batch.whole && (self.inside || !self.head.is_empty());
         if batch.whole {
             self.upto = self.upto.max(batch.upto);
@@ -144,16 +148,21 @@ impl State {
     /// Gives offsets to everything since the last mark, and marks it in every partition.
     fn land(&mut self) -> Result<(), LogError> {
         self.head_schemas.clear();
-        let head = std::mem::take(&mut self.head);
+        let (head, parts) = (std::mem::take(&mut self.head), std::mem::take(&mut self.head_parts));
         if head.is_empty() {
             return Ok(());
         }
         let count = self.partitions.len() as u32;
         let mut elsewhere = false;
-        for stamped in head {
+        for (index, stamped) in head.into_iter().enumerate() {
+            // Each part of a transaction is a round, as large ones are divided elsewhere.
+            if index > 0 && parts.contains(&index) {
+                self.mark(false);
+                elsewhere = false;
+            }
             // What the other partitions have of a round stands behind a backfill's beginning, never before it.
             if elsewhere && matches!(stamped.event, Event::BackfillBegan(_)) {
-                self.mark();
+                self.mark(true);
                 elsewhere = false;
             }
             for (partition, event) in divide(stamped.event, &self.schemas, count)? {
@@ -163,15 +172,16 @@ impl State {
                 self.put(partition, Slot::Event(sequence, Stamped { position: stamped.position, event }));
             }
         }
-        self.mark();
+        self.mark(true);
         Ok(())
     }
 
     /// Ends the round in every partition.
-    fn mark(&mut self) {
+    fn mark(&mut self, whole: bool) {
         let round = self.rounds;
         self.rounds += 1;
-        (0..self.partitions.len() as u32).for_each(|partition| self.put(Partition(partition), Slot::Mark(round)));
+        (0..self.partitions.len() as u32)
+            .for_each(|partition| self.put(Partition(partition), Slot::Mark(round, whole)));
     }
 
     fn put(&mut self, partition: Partition, slot: Slot) {
@@ -193,6 +203,7 @@ impl State {
 
     fn abandon(&mut self) {
         self.head.clear();
+        self.head_parts.clear();
         self.inside = false;
         for (table, version) in self.head_schemas.drain(..) {
             self.schemas.remove(table, version);
@@ -227,7 +238,7 @@ impl State {
             for partition in &mut self.partitions {
                 while let Some((offset, slot)) = partition.slots.pop_front() {
                     partition.start = Offset(offset.0 + 1);
-                    if matches!(slot, Slot::Mark(_)) {
+                    if matches!(slot, Slot::Mark(..)) {
                         break;
                     }
                 }
@@ -238,7 +249,7 @@ impl State {
 
     fn first_round_ends_below(&self, limit: &Cut) -> bool {
         self.partitions.iter().enumerate().all(|(index, partition)| {
-            let mut marks = partition.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Mark(_)));
+            let mut marks = partition.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Mark(..)));
             marks.next().is_some_and(|(offset, _)| *offset < limit.next(Partition(index as u32)))
         })
     }

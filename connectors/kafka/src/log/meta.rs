@@ -16,7 +16,7 @@ use super::topics::Names;
 use crate::client::{LogConsumer, bounds, scan};
 use crossfade_event::{Cut, Position, TableSchema};
 use crossfade_log::LogError;
-use rdkafka::Message;
+use rdkafka::{Message, message::BorrowedMessage};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -111,6 +111,18 @@ pub(super) struct Notes {
 }
 
 impl Notes {
+    /// The offset after the last note that was taken.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Takes a note.
+    pub(super) fn take(&mut self, message: &BorrowedMessage<'_>) {
+        let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
+        self.by_key.insert(key, (message.offset(), message.payload().map(<[u8]>::to_vec)));
+        self.next = message.offset().unsigned_abs() + 1;
+    }
+
     /// Whether all notes below `end` have been read.
     pub(super) fn covers(&self, end: u64) -> bool {
         self.read_to >= end
@@ -126,9 +138,7 @@ pub(super) fn read(consumer: &LogConsumer, names: &Names) -> Result<Meta, LogErr
 pub(super) fn read_on(consumer: &LogConsumer, names: &Names, notes: &mut Notes) -> Result<Meta, LogError> {
     let (low, end) = bounds(consumer, &names.meta, 0)?;
     scan(consumer, &names.meta, &[(0, low.max(notes.next))], |message| {
-        let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
-        notes.by_key.insert(key, (message.offset(), message.payload().map(<[u8]>::to_vec)));
-        notes.next = message.offset().unsigned_abs() + 1;
+        notes.take(message);
         Ok(false)
     })?;
     notes.read_to = end;
@@ -150,6 +160,13 @@ pub(super) fn read_on(consumer: &LogConsumer, names: &Names, notes: &mut Notes) 
         }
     }
     Ok(meta)
+}
+
+/// What one record says, and of what; nothing where it takes something back.
+pub(super) fn note(names: &Names, message: &BorrowedMessage<'_>) -> Result<(String, Option<Says>), LogError> {
+    let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
+    let says = message.payload().map(|value| parse(value).map_err(|what| refused(names, message.offset(), what)));
+    Ok((key, says.transpose()?))
 }
 
 enum Wrong {

@@ -61,6 +61,46 @@ impl Trouble {
 pub(super) struct Holds {
     pub(super) all: BTreeMap<String, Cut>,
     pub(super) unwritten: BTreeSet<String>,
+    /// Those whose places this process says; the others it hears of.
+    own: BTreeSet<String>,
+}
+
+impl Holds {
+    /// What others have said.
+    pub(super) fn heard(all: BTreeMap<String, Cut>) -> Self {
+        Self { all, ..Self::default() }
+    }
+
+    /// Notes the place of a consumer of this process; nothing when it is released.
+    fn say(&mut self, consumer: &str, cut: Option<&Cut>) {
+        self.own.insert(consumer.to_owned());
+        let changed = match cut {
+            Some(cut) => self.all.insert(consumer.to_owned(), cut.clone()).as_ref() != Some(cut),
+            None => self.all.remove(consumer).is_some(),
+        };
+        if changed {
+            self.unwritten.insert(consumer.to_owned());
+        }
+    }
+
+    /// Notes what another process says of a consumer's place.
+    pub(super) fn hear(&mut self, consumer: &str, cut: Option<Cut>) {
+        if self.own.contains(consumer) {
+            return;
+        }
+        match cut {
+            Some(cut) => self.all.insert(consumer.to_owned(), cut),
+            None => self.all.remove(consumer),
+        };
+    }
+
+    /// Notes all that others say.
+    pub(super) fn hear_all(&mut self, others: BTreeMap<String, Cut>) {
+        self.all.retain(|name, _| self.own.contains(name) || others.contains_key(name));
+        for (name, cut) in others {
+            self.hear(&name, Some(cut));
+        }
+    }
 }
 
 pub(super) struct Shared {
@@ -69,6 +109,9 @@ pub(super) struct Shared {
     pub(super) options: LogOptions,
     pub(super) standing: Standing,
     pub(super) id: u64,
+    /// Whether this process writes the entries.
+    pub(super) writes: bool,
+    /// Nothing is written at all, consumers' places neither.
     pub(super) read_only: bool,
     pub(super) end: watch::Sender<End>,
     pub(super) start: Mutex<Cut>,
@@ -89,6 +132,7 @@ pub(super) struct Shared {
 pub(super) enum Waiter {
     Writer,
     Reader,
+    Follower,
 }
 
 impl std::fmt::Debug for Shared {
@@ -169,9 +213,7 @@ impl Shared {
             Err(LogError::Trimmed { .. }) => return Err(self.expired(consumer, cut)),
             Err(error) => return Err(error),
         }
-        let mut holds = lock(&self.holds);
-        holds.all.insert(consumer.to_owned(), cut.clone());
-        holds.unwritten.insert(consumer.to_owned());
+        lock(&self.holds).say(consumer, Some(cut));
         Ok(())
     }
 
@@ -179,10 +221,7 @@ impl Shared {
         if self.read_only {
             return Err(self.is_read_only());
         }
-        let mut holds = lock(&self.holds);
-        if holds.all.remove(consumer).is_some() {
-            holds.unwritten.insert(consumer.to_owned());
-        }
+        lock(&self.holds).say(consumer, None);
         Ok(())
     }
 
@@ -237,7 +276,7 @@ impl Shared {
     }
 
     pub(super) fn trim(&self, below: &Cut, force: bool) -> Result<Cut, LogError> {
-        let Some(noting) = &self.noting else { return Err(self.is_read_only()) };
+        let Some(noting) = self.noting.as_ref().filter(|_| self.writes) else { return Err(self.is_read_only()) };
         let (start, end) = (self.start(), self.end().cut);
         let mut limit = below.clone();
         if !force {

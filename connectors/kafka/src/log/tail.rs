@@ -5,7 +5,7 @@ use crate::{
     client::{LogConsumer, bounds, scan},
     codec::{Head, Unreadable, What},
 };
-use crossfade_event::{Cut, Offset, Position};
+use crossfade_event::{Cut, Offset, Partition, Position};
 use crossfade_log::LogError;
 use rdkafka::Message;
 use std::collections::BTreeMap;
@@ -78,16 +78,35 @@ pub(super) fn ends(consumer: &LogConsumer, names: &Names, partitions: u32) -> Re
     }
 }
 
+/// The end as it was noted, for whoever does not write: the topic may have more since, and not less.
+pub(super) fn noted(
+    consumer: &LogConsumer,
+    names: &Names,
+    partitions: u32,
+    noted: Option<LastRound>,
+) -> Result<Tail, LogError> {
+    let settled = noted.unwrap_or_else(|| nothing(partitions));
+    for partition in 0..partitions {
+        let (_, end) = bounds(consumer, &names.changes, partition)?;
+        if end < settled.cut.next(Partition(partition)).0 {
+            return Err(LogError::Lost {
+                what: format!("partition {partition} of the topic {} has lost its end", names.changes),
+                remedy: REMEDY.to_owned(),
+            });
+        }
+    }
+    Ok(Tail { last_round: settled.round, has_head: false, settled })
+}
+
+/// What is noted before the first round.
+fn nothing(partitions: u32) -> LastRound {
+    LastRound { round: 0, cut: Cut::start(partitions), position: None, at_ms: 0, abandoned: Vec::new() }
+}
+
 /// Holds what the topic says against what was noted, so that a topic which lost its end is never taken for whole.
 pub(super) fn settle(names: &Names, ends: &Ends, noted: Option<LastRound>) -> Result<Tail, LogError> {
     let partitions = ends.last.len() as u32;
-    let noted = noted.unwrap_or_else(|| LastRound {
-        round: 0,
-        cut: Cut::start(partitions),
-        position: None,
-        at_ms: 0,
-        abandoned: Vec::new(),
-    });
+    let noted = noted.unwrap_or_else(|| nothing(partitions));
     let found: Vec<&Last> = ends.last.iter().flatten().collect();
     let last_round = found.iter().map(|last| last.round).max();
     let lost = |what: String| Err(LogError::Lost { what, remedy: REMEDY.to_owned() });

@@ -2,6 +2,7 @@
 //! before the broker drops what somebody still needs.
 
 use super::{
+    meta::{Notes, read_on},
     place::near,
     shared::{Shared, lock},
     topics,
@@ -27,7 +28,7 @@ const WARN_EVERY: Duration = Duration::from_secs(600);
 
 /// Works until the log is closed: then `closed` ends.
 pub(super) fn run(shared: &Arc<Shared>, closed: &Receiver<()>) {
-    let (mut looked, mut warned) = (Instant::now(), None);
+    let (mut looked, mut warned, mut notes) = (Instant::now(), None, Notes::default());
     loop {
         let ended = matches!(closed.recv_timeout(HOLDS_EVERY), Err(RecvTimeoutError::Disconnected) | Ok(()));
         if let Err(error) = shared.write_holds() {
@@ -38,9 +39,22 @@ pub(super) fn run(shared: &Arc<Shared>, closed: &Receiver<()>) {
         }
         if looked.elapsed() >= LOOK_EVERY && shared.trouble().is_none() {
             looked = Instant::now();
+            if let Err(error) = hear_others(shared, &mut notes) {
+                tracing::debug!(%error, "the places of the log's other consumers could not be read");
+            }
             look(shared, &mut warned);
         }
     }
+}
+
+/// Whoever writes hears from time to time how far the consumers of other processes have come; whoever follows, at once.
+fn hear_others(shared: &Shared, notes: &mut Notes) -> Result<(), LogError> {
+    if !shared.writes {
+        return Ok(());
+    }
+    let meta = read_on(&lock(&shared.asking), &shared.names, notes)?;
+    lock(&shared.holds).hear_all(meta.holds);
+    Ok(())
 }
 
 fn look(shared: &Shared, warned: &mut Option<Instant>) {

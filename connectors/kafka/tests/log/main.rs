@@ -2,6 +2,7 @@
 
 mod broken;
 mod conformance;
+mod following;
 mod keeping;
 mod secured;
 
@@ -14,4 +15,9 @@ pub(crate) fn options(kafka: &Kafka, prefix: &str, partitions: u32) -> LogOption
 
 pub(crate) fn open(kafka: &Kafka, prefix: &str, partitions: u32) -> KafkaLog {
     KafkaLog::open(options(kafka, prefix, partitions)).unwrap_or_else(|error| panic!("{error}: {error:?}"))
+}
+
+pub(crate) fn follow(kafka: &Kafka, prefix: &str, partitions: u32) -> KafkaLog {
+    let opened = KafkaLog::open_following(options(kafka, prefix, partitions));
+    opened.unwrap_or_else(|error| panic!("{error}: {error:?}"))
 }

@@ -264,7 +264,7 @@ impl Follower {
     /// Follows the log until told to stop.
     pub(super) async fn follow(&mut self, mut stop: Stop) -> Result<Stand, CliError> {
         let mut applied: Option<Stand> = None;
-        let mut log = AnyLog::look(&self.from)?;
+        let mut log = AnyLog::follow(&self.from)?;
         let mut pause = LOOK_AGAIN;
         loop {
             let tail = log.tail().cut;

@@ -30,7 +30,7 @@ impl MemoryReader {
             return Err(LogError::Trimmed { asked: self.next.clone(), start });
         }
         let Some(round) = self.round(&state) else { return Ok(None) };
-        let mut found: Vec<Entry> = Vec::new();
+        let (mut found, mut whole): (Vec<Entry>, bool) = (Vec::new(), true);
         for (index, partition) in state.partitions.iter().enumerate() {
             let partition_id = Partition(index as u32);
             let from = self.next.next(partition_id);
@@ -45,20 +45,21 @@ impl MemoryReader {
                         position: stamped.position,
                         event: stamped.event.clone(),
                     }),
-                    Slot::Mark(mark) if *mark == round => {
+                    Slot::Mark(mark, ends) if *mark == round => {
+                        whole &= *ends;
                         self.next.set_next(partition_id, Offset(offset.0 + 1));
                         found.append(&mut here);
                         break;
                     }
                     // This partition is ahead: it was read up to a later mark.
-                    Slot::Mark(_) => break,
+                    Slot::Mark(..) => break,
                 }
             }
         }
         found.sort_by_key(|entry| entry.sequence);
         let wanted = record::wanted(self.lane);
         found.retain(|entry| record::kind_of(&entry.event).lane_flag() & wanted != 0);
-        Ok(Some(Entries { entries: found, next: self.next.clone(), whole: true }))
+        Ok(Some(Entries { entries: found, next: self.next.clone(), whole }))
     }
 
     /// The first round that some partition has not been read to the end of.
@@ -67,7 +68,7 @@ impl MemoryReader {
             let from = self.next.next(Partition(index as u32));
             let first = partition.slots.partition_point(|(offset, _)| *offset < from);
             partition.slots.range(first..).find_map(|(_, slot)| match slot {
-                Slot::Mark(round) => Some(*round),
+                Slot::Mark(round, _) => Some(*round),
                 Slot::Event(..) => None,
             })
         };

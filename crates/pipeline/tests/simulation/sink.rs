@@ -1,6 +1,6 @@
 //! A sink in memory that fails as servers do: before the commit, or after it without saying so.
 
-use crossfade_connector::{Applied, Delivery, Failure, Guard, Progress, Sink, Target, TargetTable, Write};
+use crossfade_connector::{Applied, Delivery, Failure, Guard, Progress, Sink, Stage, Target, TargetTable, Write};
 use crossfade_event::{Cell, Change, Key, Row, Rows, TableId, TableSchema, Version};
 use rand::{Rng, rngs::StdRng};
 use std::{
@@ -26,6 +26,18 @@ impl Durable {
         let mut kept = self.0.lock().unwrap();
         let known = kept.versions.entry(at).or_insert_with(|| what.clone());
         assert_eq!(*known, what, "two writes have the version {at:?}");
+    }
+
+    /// What the sink has by its own word is not handed over again.
+    fn assert_new(&self, delivery: &Delivery) {
+        let kept = self.0.lock().unwrap();
+        let same = |progress: &&Progress| progress.stage == Stage::Streaming && progress.stage == delivery.upto.stage;
+        let Some(upto) = kept.progress.as_ref().filter(same).and_then(|progress| progress.sequence) else { return };
+        for write in &delivery.writes {
+            if let Write::Change { at, .. } = write {
+                assert!(at.sequence >= upto, "{at:?} comes again, and the sink has everything up to {upto}");
+            }
+        }
     }
 
     fn note_all(&self, writes: &[Write]) {
@@ -139,6 +151,7 @@ impl Sink for ModelSink {
         let mut applied = Applied::default();
         if guard == Guard::Forward {
             self.durable.note_all(&delivery.writes);
+            self.durable.assert_new(&delivery);
         }
         for write in &delivery.writes {
             match write {
