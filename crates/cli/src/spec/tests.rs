@@ -191,7 +191,6 @@ fn what_cannot_be_meant_in_a_log_on_kafka_is_refused_at_its_place() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-#[cfg(not(feature = "kafka"))]
 #[test]
 fn what_topics_cannot_do_is_refused_by_name_and_at_its_place() {
     const DEBEZIUM: &str =
@@ -225,6 +224,7 @@ fn what_topics_cannot_do_is_refused_by_name_and_at_its_place() {
     }
 }
 
+#[cfg(not(feature = "kafka"))]
 #[test]
 fn a_crossfade_without_kafka_says_how_to_have_one_with_it() {
     let home = tempfile::tempdir().unwrap();
