@@ -168,6 +168,17 @@ async fn every_type_that_debezium_tells_arrives_and_what_it_has_lost_is_named() 
         same(&from, &to, &query, &query, &mut run, &debezium).await;
         same(&from, &to, "SELECT * FROM parts", "SELECT * FROM parts", &mut run, &debezium).await;
         same(&from, &to, "SELECT * FROM noted", "SELECT * FROM noted", &mut run, &debezium).await;
+        if with_schemas == "true" {
+            // A column comes, with what all rows read in it, and another one goes.
+            from.execute("ALTER TABLE parts ADD COLUMN extra text DEFAULT 'it''s'").await;
+            from.execute("UPDATE parts SET extra = 'other' WHERE qty % 7 = 0").await;
+            from.execute("ALTER TABLE parts DROP COLUMN raw; UPDATE parts SET qty = qty + 1 WHERE qty % 4 = 0").await;
+            let come =
+                "SELECT count(*) FROM information_schema.columns WHERE table_name = 'parts' AND column_name = 'extra'";
+            same(&from, &to, come, come, &mut run, &debezium).await;
+            let query = "SELECT org, sku, qty, big, extra FROM parts";
+            same(&from, &to, query, query, &mut run, &debezium).await;
+        }
         desk.wait(&mut run);
         let said = desk.expect(0, &["verify"], &[]);
         assert!(said.stdout.contains("lossy: public.kinds.vb") && said.stdout.contains("0 differences"), "{said}");
@@ -200,6 +211,7 @@ async fn live_writers_and_kills_of_both_sides_lose_nothing_and_double_nothing() 
     desk.write_spec(&source(kafka, "dbzkill", "\"public.*\"", more), &postgres(&to), "");
     until_topics(&desk, &debezium, "ready: 3 tables").await;
     let mut run = desk.start();
+    desk.until("the connector to follow the stream", &mut run, async || debezium.has_noted_the_stream()).await;
     let seed = seeded::seed("kills with Debezium");
     let mut random = seeded::worker(seed, 1);
     for round in 0..8 {

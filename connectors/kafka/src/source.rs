@@ -11,10 +11,13 @@ mod connect;
 mod envelope;
 #[cfg(test)]
 mod fixtures;
+mod fold;
 mod follow;
 mod inspect;
 mod note;
 mod out;
+mod preflight;
+mod record;
 mod shape;
 mod topics;
 mod transactions;
@@ -118,7 +121,7 @@ impl DebeziumSource {
     /// When the brokers cannot be asked.
     pub async fn preflight(&self) -> Result<Vec<Refusal>, Failure> {
         let config = self.config.clone();
-        blocking(move || inspect::preflight(&config)).await
+        blocking(move || preflight::preflight(&config)).await
     }
 
     /// The statements that make what the source needs of its own: there are none.
@@ -249,7 +252,7 @@ fn begin(config: &DebeziumConfig, planned: &[TableDef], resume: &Resume) -> Resu
 /// Rows without a key cannot be told apart, so a record that was sent twice, or out of order, must be known as such.
 fn keyless(tables: &[Table], config: &DebeziumConfig) -> Result<(), Failure> {
     for table in tables.iter().filter(|table| table.shape.schema.identity != Identity::Key) {
-        if let Some(refusal) = inspect::keyless(&table.name, config.transactions.is_some(), table.in_order) {
+        if let Some(refusal) = preflight::keyless(&table.name, config.transactions.is_some(), table.in_order) {
             return Err(Failure::refused(format!("reading {}", table.name), refusal.problem, refusal.remedy));
         }
     }

@@ -317,11 +317,11 @@ impl AnyInspect {
 
     /// What the source has lost of its values before they come here; known once its catalog has been read.
     pub(crate) fn losses(&self) -> Vec<Note> {
-        match self {
-            #[cfg(feature = "kafka")]
-            Self::Debezium(asking) => asking.losses(),
-            _ => Vec::new(),
+        #[cfg(feature = "kafka")]
+        if let Self::Debezium(asking) = self {
+            return asking.losses();
         }
+        Vec::new()
     }
 
     /// Asks a spec's sink.

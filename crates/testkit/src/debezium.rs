@@ -129,6 +129,12 @@ impl Debezium {
         watchdog.end();
     }
 
+    /// Whether it has noted that its snapshot is over and the stream under way: killed before, it takes another snapshot.
+    pub fn has_noted_the_stream(&self) -> bool {
+        let noted = fs::read(self.folder.path().join("offsets")).unwrap_or_default();
+        String::from_utf8_lossy(&noted).contains("lsn_proc")
+    }
+
     /// What it has written to its log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("connect.log")).unwrap_or_default()

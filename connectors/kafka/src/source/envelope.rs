@@ -144,6 +144,9 @@ fn unwrap(bytes: &[u8]) -> Result<(Option<&str>, &str), Foreign> {
     let text =
         std::str::from_utf8(bytes).map_err(|_| foreign("it is no text: only the JSON converter's records are read"))?;
     let no_object = |_| foreign("it is no JSON object: only the JSON converter's records are read");
+    if !text.trim_start().starts_with('{') {
+        return Err(foreign("it is no JSON object: only the JSON converter's records are read"));
+    }
     let wrapped: Wrapped<'_> = serde_json::from_str(text).map_err(no_object)?;
     Ok(match (wrapped.schema, wrapped.payload) {
         (Some(schema), Some(payload)) => (Some(schema.get()), payload.get()),

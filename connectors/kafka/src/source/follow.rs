@@ -5,21 +5,17 @@
 //! at some moment knows that a sink whose position has reached it has all that was there at that moment.
 
 use super::{
-    envelope::{self, Change, Marked, Op, RecordKey},
+    envelope::{self, Change, Marked, Op},
     note::{Note, kept, lost},
     out::{Ended, Out},
+    record::{Moved, Record, What, decode},
     shape::{Misfit, Shape},
     value::Placeholder,
 };
 use crate::client::{Listener, LogConsumer, bounds, is_passing, server};
 use crossfade_connector::Failure;
 use crossfade_event::{Change as RowChange, Event, Identity, Op as RowOp, TableId, Transaction, Truncate};
-use rdkafka::{
-    Message,
-    consumer::base_consumer::PartitionQueue,
-    error::KafkaError,
-    message::{BorrowedMessage, Headers},
-};
+use rdkafka::{Message, consumer::base_consumer::PartitionQueue, error::KafkaError};
 use std::{
     sync::{
         Arc,
@@ -45,31 +41,6 @@ const QUIET: u32 = 3;
 pub(crate) struct Figures {
     pub(crate) read: AtomicU64,
     pub(crate) end: AtomicU64,
-}
-
-/// A record, decoded.
-#[derive(Debug)]
-pub(super) struct Record {
-    pub(super) offset: u64,
-    pub(super) bytes: usize,
-    pub(super) what: What,
-}
-
-#[derive(Debug)]
-pub(super) enum What {
-    Tombstone,
-    Mark(Marked),
-    Change(Box<Moved>),
-}
-
-/// A change with its key; and whether it is one half of a row's move to another key.
-#[derive(Debug)]
-pub(super) struct Moved {
-    pub(super) change: Change,
-    key: Option<RecordKey>,
-    pub(super) goes: bool,
-    pub(super) comes: bool,
-    offset: u64,
 }
 
 /// One partition.
@@ -133,8 +104,11 @@ impl Follower {
     fn rounds(&mut self) -> Step {
         loop {
             self.look()?;
-            if self.parts.iter().all(Part::is_idle) {
+            if (0..self.parts.len()).all(|at| self.is_idle(at)) {
                 self.out.wanted()?;
+                // What a transaction took beyond the round before has been read already.
+                self.resolve();
+                self.hand_over()?;
                 self.serve(IDLE)?;
             } else {
                 self.round()?;
@@ -145,7 +119,9 @@ impl Follower {
     /// Where everything ends now, and whether it is still there.
     fn look(&mut self) -> Step {
         let mut end = 0;
-        for part in &mut self.parts {
+        // The marks last: see `DebeziumInspect::barrier`.
+        let (marks, tables): (Vec<_>, Vec<_>) = self.parts.iter_mut().partition(|part| part.table.is_none());
+        for part in tables.into_iter().chain(marks) {
             let high = still_kept(&self.consumer, part)?;
             if high > part.high {
                 part.at_end = false;
@@ -174,10 +150,24 @@ impl Follower {
                 }
             }
         }
+        self.resolve();
+        self.hand_over()
+    }
+
+    /// Everything up to where the round ends has been read, but for transactions whose end is not there yet.
+    fn resolve(&mut self) {
         if self.parts.iter().all(|part| part.moving.is_none()) {
             self.out.resolve(self.parts.iter().map(|part| part.high).sum());
         }
-        self.hand_over()
+    }
+
+    /// Nothing to do in a partition until more comes, in it or in the topic of transactions.
+    fn is_idle(&self, at: usize) -> bool {
+        let Some(part) = self.parts.get(at) else { return true };
+        match &part.head {
+            Some(head) => head.offset >= part.high || self.waits_for(at).is_some_and(|xid| !self.done.contains(xid)),
+            None => part.read >= part.high || part.at_end,
+        }
     }
 
     /// Reads a partition to where the round ends, or to a change that waits for its transaction's end.
@@ -452,13 +442,6 @@ impl Follower {
     }
 }
 
-impl Part {
-    /// Nothing to do until more comes, in it or in the topic of transactions.
-    fn is_idle(&self) -> bool {
-        self.read >= self.high || self.at_end || self.head.is_some()
-    }
-}
-
 /// Where a partition ends, provided that it still has what comes next.
 fn still_kept(consumer: &LogConsumer, part: &Part) -> Step<u64> {
     let (low, high) = bounds(consumer, &part.topic, part.partition).map_err(super::topics::failure)?;
@@ -479,27 +462,6 @@ fn heard(error: KafkaError) -> Step {
         return Ok(());
     }
     Err(super::topics::failure(server("reading the topics", error)).into())
-}
-
-fn decode(
-    reader: &mut envelope::Reader,
-    message: &BorrowedMessage<'_>,
-    offset: u64,
-    is_mark: bool,
-) -> Result<Record, envelope::Foreign> {
-    let bytes = message.payload_len() + message.key_len();
-    let what = match message.payload() {
-        None | Some(b"null") => What::Tombstone,
-        Some(value) if is_mark => What::Mark(envelope::mark(value)?),
-        Some(value) => {
-            let key = message.key().filter(|key| *key != b"null").map(envelope::key).transpose()?;
-            let has = |name: &str| message.headers().is_some_and(|headers| headers.iter().any(|one| one.key == name));
-            let change = reader.change(value)?;
-            let (goes, comes) = (has("__debezium.newkey"), has("__debezium.oldkey"));
-            What::Change(Box::new(Moved { change, key, goes, comes, offset }))
-        }
-    };
-    Ok(Record { offset, bytes, what })
 }
 
 /// The record must be of the table that its topic is named after.

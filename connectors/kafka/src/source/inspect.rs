@@ -2,27 +2,22 @@
 
 use super::{
     DebeziumConfig, GROUP, blocking,
-    envelope::{self, Change, Op, RecordKey},
+    envelope::{self, Change, Op},
+    fold::Fold,
     note::kept,
-    shape::{Described, Misfit, Shape, table_def},
+    shape::{Described, table_def},
     source_id, topics,
     topics::{Found, failure, is_meant, of_prefix, topic_of},
-    value::Placeholder,
     wire::{Wire, losses},
 };
 use crate::client::{Clients, LogConsumer, scan};
-use crossfade_connector::{Failure, Inspect, Refusal, RowPage};
+use crossfade_connector::{Failure, Inspect, RowPage};
 use crossfade_event::{
-    Cell, Identity, Key, Position, Row, TableName, TableSchema,
+    Identity, Key, Position, Row, TableName, TableSchema,
     catalog::{Catalog, Dialect, TableDef},
 };
-use crossfade_log::LogError;
 use rdkafka::Message;
 use serde::Serialize;
-use std::{collections::HashMap, sync::Arc};
-
-/// Bytes of rows that one look at a table may hold.
-const FOLD_BYTES_MAX: usize = 1 << 30;
 
 /// Rows of a page.
 const PAGE: usize = 1_024;
@@ -51,26 +46,26 @@ pub struct DebeziumInspect {
 }
 
 /// What one record says of a table.
-struct Sample {
-    name: TableName,
-    key: Vec<String>,
+pub(super) struct Sample {
+    pub(super) name: TableName,
+    pub(super) key: Vec<String>,
     change: Change,
 }
 
 /// Clients for a few questions.
-struct Asking {
-    clients: Clients,
-    consumer: LogConsumer,
+pub(super) struct Asking {
+    pub(super) clients: Clients,
+    pub(super) consumer: LogConsumer,
 }
 
 impl Asking {
-    fn new(config: &DebeziumConfig) -> Result<Self, Failure> {
+    pub(super) fn new(config: &DebeziumConfig) -> Result<Self, Failure> {
         let clients = Clients::new(config.connection.clone()).map_err(failure)?;
         let consumer = clients.consumer(GROUP, true).map_err(failure)?;
         Ok(Self { clients, consumer })
     }
 
-    fn look(&self, topic: &str) -> Result<Found, Failure> {
+    pub(super) fn look(&self, topic: &str) -> Result<Found, Failure> {
         let found = topics::look(&self.clients, &self.consumer, &[topic])?.pop();
         found.ok_or_else(|| {
             Failure::misconfigured(
@@ -82,13 +77,14 @@ impl Asking {
     }
 
     /// The first change with an image in a topic; the last one with `last`. `None` where there is none yet.
-    fn sample(&self, topic: &Found, last: bool) -> Result<Option<Sample>, Failure> {
+    pub(super) fn sample(&self, topic: &Found, last: bool) -> Result<Option<Sample>, Failure> {
         let mut reader = envelope::Reader::default();
         let mut found: Option<(i64, Sample)> = None;
         // Newer records stand at the end; if there is none among so many, all are read.
-        for depth in if last { vec![200, u64::MAX] } else { vec![u64::MAX] } {
+        let depths: &[u64] = if last { &[200, u64::MAX] } else { &[u64::MAX] };
+        for depth in depths {
             for (partition, (low, high)) in topic.bounds.iter().enumerate() {
-                let from = (*low).max(high.saturating_sub(depth));
+                let from = (*low).max(high.saturating_sub(*depth));
                 if from >= *high {
                     continue;
                 }
@@ -150,108 +146,6 @@ fn sample(
     Ok(Some((change.origin.time_us(), Sample { name, key, change })))
 }
 
-/// Why a table without a key cannot be read from these topics.
-pub(crate) fn keyless(table: &str, transactions: bool, in_order: bool) -> Option<Refusal> {
-    let refusal = |problem: &str, remedy: &str| {
-        Some(Refusal { object: table.to_owned(), problem: problem.to_owned(), remedy: remedy.to_owned(), fatal: true })
-    };
-    if !transactions {
-        return refusal(
-            "the table has no key, and without transaction metadata a record that Debezium sent twice cannot be told from two equal rows",
-            "Set provide.transaction.metadata=true in the connector and name the topic in [source]: transactions = \"PREFIX.transaction\"; or give the table a primary key; or exclude it",
-        );
-    }
-    if !in_order {
-        return refusal(
-            "the table has no key, and its topic has several partitions: its changes have no order",
-            "Give the topic one partition, and let Debezium begin anew; or give the table a primary key; or exclude it",
-        );
-    }
-    None
-}
-
-/// What stands against the topics as a source.
-pub(super) fn preflight(config: &DebeziumConfig) -> Result<Vec<Refusal>, Failure> {
-    let asking = Asking::new(config)?;
-    let all = of_prefix(&asking.consumer, asking.clients.brokers(), &config.topic_prefix)?;
-    let mut findings = Vec::new();
-    let refusal = |object: &str, problem: String, remedy: &str, fatal| Refusal {
-        object: object.to_owned(),
-        problem,
-        remedy: remedy.to_owned(),
-        fatal,
-    };
-    let usual = format!("{}.transaction", config.topic_prefix);
-    let marks = match &config.transactions {
-        Some(topic) => Some(topic.clone()),
-        None => {
-            let there = asking.clients.describe(&[&usual]).map_err(failure)?;
-            if there.into_iter().flatten().next().is_some() {
-                findings.push(refusal(
-                    &usual,
-                    "the topic of transactions is there and is not used: each record is a transaction of its own"
-                        .to_owned(),
-                    &format!("write transactions = \"{usual}\" in [source] to have whole transactions"),
-                    false,
-                ));
-            }
-            None
-        }
-    };
-    let meant = all.iter().filter(|(_, name)| is_meant(&config.tables, name)).map(|(topic, _)| topic.clone());
-    for topic in meant.chain(marks.clone()) {
-        let found = asking.look(&topic)?;
-        let settings = asking.clients.settings(&[&topic]).map_err(failure)?;
-        let setting = |name: &str| settings.get(&topic).and_then(|of| of.get(name)).map(String::as_str);
-        if setting("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
-            findings.push(refusal(
-                &topic,
-                "it is compacted: what an update left alone may have been dropped with the record that had it".to_owned(),
-                &format!("kafka-configs --alter --topic {topic} --add-config cleanup.policy=delete, and let Debezium begin anew"),
-                true,
-            ));
-        }
-        if let Some(ms) = setting("retention.ms").and_then(|ms| ms.parse::<u64>().ok()) {
-            findings.push(refusal(
-                &topic,
-                format!("the brokers drop its records after {} hours, whether they were read or not", ms / 3_600_000),
-                &format!(
-                    "kafka-configs --alter --topic {topic} --add-config retention.ms=-1 while the migration lasts"
-                ),
-                false,
-            ));
-        }
-        for (partition, (low, high)) in found.bounds.iter().enumerate() {
-            if let Err(expired) = kept(&topic, partition, 0, *low, *high) {
-                findings.push(refusal(
-                    &topic,
-                    expired.to_string(),
-                    "let Debezium take another snapshot into topics of another prefix, and name that one",
-                    true,
-                ));
-                break;
-            }
-        }
-        if marks.as_ref() == Some(&topic) {
-            if found.bounds.len() != 1 {
-                findings.push(refusal(
-                    &topic,
-                    "it has several partitions, and so its transactions have no order".to_owned(),
-                    "give it one partition, and let Debezium begin anew",
-                    true,
-                ));
-            }
-            continue;
-        }
-        if let Some(sample) = asking.sample(&found, false)?
-            && sample.key.is_empty()
-        {
-            findings.extend(keyless(&sample.name.to_string(), config.transactions.is_some(), found.bounds.len() == 1));
-        }
-    }
-    Ok(findings)
-}
-
 impl DebeziumInspect {
     /// Asks the topics of `config`; `begun` holds the tables of a migration that has begun.
     pub fn new(config: DebeziumConfig, begun: Option<&Catalog>) -> Self {
@@ -280,7 +174,8 @@ impl DebeziumInspect {
                 .map(|(topic, _)| topic)
                 .collect(),
         };
-        topics.extend(self.config.transactions.clone());
+        // Asked first here and last by the source: so no transaction's end is in our sum that is not in the source's too.
+        topics.splice(0..0, self.config.transactions.clone());
         Ok(topics)
     }
 
@@ -322,9 +217,31 @@ impl DebeziumInspect {
             tables.push(def);
             lost.extend(losses);
         }
+        self.check_types(&all, &tables)?;
         tables.sort_by(|one: &TableDef, other| one.name.cmp(&other.name));
         let (types, extensions) = (Vec::new(), Vec::new());
         Ok((Catalog { dialect: Dialect::Postgres, tables, types, sequences: Vec::new(), extensions }, lost))
+    }
+
+    /// Types are said of columns that there are.
+    fn check_types(&self, all: &[(String, TableName)], tables: &[TableDef]) -> Result<(), Failure> {
+        for (name, columns) in &self.config.types {
+            let unknown = match tables.iter().find(|table| table.name.to_string() == *name) {
+                Some(table) if table.columns.is_empty() => None,
+                Some(table) => columns.keys().find(|column| table.column(column).is_none()),
+                // The name in a topic's name may be spelled otherwise; and other tables may be asked for now.
+                None if all.iter().any(|(_, other)| other.to_string() == *name) => None,
+                None => Some(name),
+            };
+            if let Some(unknown) = unknown {
+                return Err(Failure::misconfigured(
+                    format!("reading the types of {name}"),
+                    format!("the spec says a type of {unknown}, and there is none in the topics"),
+                    "Mend [source.types] in the spec",
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn describe(&self, sample: &Sample, topic: &str) -> Result<(TableDef, Vec<Loss>), Failure> {
@@ -398,7 +315,7 @@ impl DebeziumInspect {
                 }
                 Ok(offset + 1 >= *high)
             })
-            .map_err(|error: LogError| failure(error))?;
+            .map_err(failure)?;
             if let Some((offset, why)) = misread {
                 return Err(Failure::halt(
                     format!("reading the record at offset {offset} of partition {partition} of the topic {topic}"),
@@ -430,108 +347,6 @@ fn empty(name: &TableName, topic: &str) -> TableDef {
             "the topic {topic} has no record yet that says what {name} looks like: wait for one, or exclude the table"
         )),
     }
-}
-
-/// A table's rows, put together from its changes.
-struct Fold {
-    shape: Shape,
-    reader: envelope::Reader,
-    placeholder: Placeholder,
-    keyed: HashMap<Key, Row>,
-    /// Without a key: how many of each.
-    counted: HashMap<Row, i64>,
-    bytes: usize,
-    last: HashMap<u64, u64>,
-}
-
-impl Fold {
-    fn new(schema: &TableSchema, config: &DebeziumConfig) -> Self {
-        Self {
-            shape: Shape::new(Arc::new(schema.clone()), config.handling),
-            reader: envelope::Reader::default(),
-            placeholder: Placeholder::new(&config.unavailable),
-            keyed: HashMap::new(),
-            counted: HashMap::new(),
-            bytes: 0,
-            last: HashMap::new(),
-        }
-    }
-
-    fn take(&mut self, message: &rdkafka::message::BorrowedMessage<'_>) -> Result<(), String> {
-        let Some(value) = message.payload().filter(|value| *value != b"null") else { return Ok(()) };
-        let change = self.reader.change(value).map_err(|foreign| foreign.to_string())?;
-        let key = message.key().filter(|key| *key != b"null").map(envelope::key).transpose();
-        let key = key.map_err(|foreign| foreign.to_string())?;
-        if self.bytes > FOLD_BYTES_MAX {
-            return Err("the table's rows are more than one look at it may hold (1 GiB)".to_owned());
-        }
-        self.apply(&change, key.as_ref()).map_err(|misfit| misfit.to_string())
-    }
-
-    fn apply(&mut self, change: &Change, key: Option<&RecordKey>) -> Result<(), Misfit> {
-        let wires = self.shape.wires_now(change)?;
-        let row = |image: &Option<envelope::Image>| match image {
-            Some(image) => self.shape.row_now(&wires, image, &self.placeholder).map(Some),
-            None => Ok(None),
-        };
-        if change.op == Op::Truncate {
-            self.keyed.clear();
-            self.counted.clear();
-            return Ok(());
-        }
-        if self.shape.schema.identity != Identity::Key {
-            return self.count(change, row(&change.before)?, row(&change.after)?);
-        }
-        let Some(key) = key else { return Ok(()) };
-        let at = self.shape.key_now(&wires, &key.cells, &self.placeholder)?;
-        match row(&change.after)? {
-            Some(new) => {
-                let new = match self.keyed.get(&at) {
-                    Some(old) => filled(&new, old),
-                    None => new,
-                };
-                self.bytes += new.as_bytes().len() + 128;
-                self.keyed.insert(at, new);
-            }
-            None => drop(self.keyed.remove(&at)),
-        }
-        Ok(())
-    }
-
-    fn count(&mut self, change: &Change, old: Option<Row>, new: Option<Row>) -> Result<(), Misfit> {
-        // Sent twice: the same place in the same transaction.
-        if let Some(block) = &change.block
-            && let Some(xid) = envelope::xid(&block.id)
-            && self.last.insert(xid, block.total_order).is_some_and(|last| last >= block.total_order)
-        {
-            self.last.insert(xid, block.total_order);
-            return Ok(());
-        }
-        let new = match (new, &old) {
-            (Some(new), Some(old)) => Some(filled(&new, old)),
-            (new, _) => new,
-        };
-        for (row, by) in [(old, -1), (new, 1)] {
-            if let Some(row) = row {
-                self.bytes += if by > 0 { row.as_bytes().len() + 64 } else { 0 };
-                *self.counted.entry(row).or_default() += by;
-            }
-        }
-        Ok(())
-    }
-
-    fn rows(self) -> Vec<Row> {
-        let several = self
-            .counted
-            .into_iter()
-            .flat_map(|(row, count)| std::iter::repeat_n(row, usize::try_from(count).unwrap_or_default()));
-        self.keyed.into_values().chain(several).collect()
-    }
-}
-
-/// What an update left alone is what it was.
-fn filled(new: &Row, old: &Row) -> Row {
-    new.cells().zip(old.cells()).map(|(new, old)| if new == Cell::Unchanged { old } else { new }).collect()
 }
 
 impl Inspect for DebeziumInspect {

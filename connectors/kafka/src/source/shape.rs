@@ -37,6 +37,9 @@ pub(crate) enum Misfit {
     Other(&'static str),
 }
 
+/// How a change's images are written, and the table's new schema where it has one.
+pub(crate) type Fit = (Arc<Vec<Wire>>, Option<Arc<TableSchema>>);
+
 /// A table, and how its records are to be read.
 #[derive(Debug)]
 pub(crate) struct Shape {
@@ -73,7 +76,7 @@ impl Shape {
     }
 
     /// How this change's images are written; with the table's new schema where its columns have changed.
-    pub(crate) fn fit(&mut self, change: &Change) -> Result<(Arc<Vec<Wire>>, Option<Arc<TableSchema>>), Misfit> {
+    pub(crate) fn fit(&mut self, change: &Change) -> Result<Fit, Misfit> {
         let Some(seen) = &change.schema else {
             let image = change.after.as_ref().or(change.before.as_ref());
             return match image {
@@ -153,17 +156,8 @@ impl Shape {
         let type_name = type_of(field).map_err(unread)?;
         let type_ = column_type(&type_name, types::logical(&type_name));
         let wire = Wire::of_schema(field, Some(&type_name), self.handling).map_err(unread)?;
-        let default = match &field.default {
-            None => None,
-            Some(json) => {
-                let placeholder = Placeholder::new("");
-                let said = read(&wire, &type_name, type_.logical, json, &placeholder);
-                match said.map_err(|fault| Misfit::Value { column: name.clone(), fault })? {
-                    Read::Text(text) => Some(format!("'{}'::{type_name}", text.replace('\'', "''"))),
-                    Read::Null | Read::Unchanged => None,
-                }
-            }
-        };
+        let default = constant(field, &wire, &type_)?;
+        let default = default.map(|text| format!("'{}'::{type_name}", text.replace('\'', "''")));
         Ok(Column {
             name: name.as_str().into(),
             type_,
@@ -216,7 +210,18 @@ impl Shape {
     }
 }
 
-/// Reading a topic as a whole, in the shape that its table has now: a column that came later is NULL before.
+/// The constant that a field says its column has where nothing is said.
+fn constant(field: &Schema, wire: &Wire, type_: &ColumnType) -> Result<Option<String>, Misfit> {
+    let Some(json) = &field.default else { return Ok(None) };
+    let column = field.field.clone().unwrap_or_default();
+    let said = read(wire, &type_.name, type_.logical, json, &Placeholder::new(""));
+    match said.map_err(|fault| Misfit::Value { column, fault })? {
+        Read::Text(text) => Ok(Some(text)),
+        Read::Null | Read::Unchanged => Ok(None),
+    }
+}
+
+/// Reading a topic as a whole, in the shape that its table has now: a column that came later is absent before.
 impl Shape {
     pub(crate) fn wires_now(&mut self, change: &Change) -> Result<Arc<Vec<Wire>>, Misfit> {
         let Some(seen) = &change.schema else { return Ok(self.plain.clone()) };
@@ -233,11 +238,20 @@ impl Shape {
         Ok(wires)
     }
 
+    /// What rows from before a column read in it: by column, as soon as a record says it.
+    pub(crate) fn constants(&self, wires: &[Wire], seen: &Seen) -> Result<Vec<Option<Option<String>>>, Misfit> {
+        let of = |(column, wire): (&Column, &Wire)| match seen.schema.get(&column.name) {
+            Some(field) => constant(field, wire, &column.type_).map(Some),
+            None => Ok(None),
+        };
+        self.schema.columns.iter().zip(wires).map(of).collect()
+    }
+
     pub(crate) fn row_now(&self, wires: &[Wire], image: &Image, placeholder: &Placeholder) -> Result<Row, Misfit> {
         let mut row = RowBuilder::with_capacity(self.schema.columns.len(), 256);
         for (index, column) in self.schema.columns.iter().enumerate() {
             if !image.contains_key(&*column.name) {
-                row.push(Cell::Null);
+                row.push(Cell::Absent);
                 continue;
             }
             match self.cell(index, wires, image, placeholder)? {

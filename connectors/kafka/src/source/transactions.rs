@@ -5,8 +5,9 @@
 
 use super::{
     envelope::{self, Ended as TransactionEnded},
-    follow::{Follower, LOOK, Moved, Record, Step, What},
+    follow::{Follower, LOOK, Step},
     note::lost,
+    record::{Moved, Record, What},
 };
 use crossfade_event::{Event, Transaction};
 use std::collections::{HashSet, VecDeque};

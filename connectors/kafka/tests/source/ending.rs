@@ -137,6 +137,13 @@ async fn what_is_wrong_before_the_first_record_is_said_with_its_remedy() {
     assert!(findings.iter().any(|one| one.fatal && one.object == "public.loose"), "{findings:?}");
     assert!(findings.iter().any(|one| !one.fatal && one.problem.contains("is not used")), "{findings:?}");
     assert!(source.open(crossfade_connector::Resume::default()).await.is_err());
+    // Types of what is not there.
+    for (table, column) in [("public.typo", "x"), ("public.t", "typo")] {
+        let mut config = stand.config(&["public.t"], true);
+        config.types.entry(table.to_owned()).or_default().insert(column.to_owned(), "text".to_owned());
+        let failure = DebeziumInspect::new(config.clone(), None).catalog(&config.tables).await.unwrap_err();
+        assert!(failure.to_string().contains("typo"), "{failure}");
+    }
     // Types that nobody says.
     let mut config = stand.config(&["public.t"], true);
     config.types.clear();

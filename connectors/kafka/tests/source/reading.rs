@@ -102,6 +102,46 @@ async fn what_a_killed_connector_sends_again_is_known_as_such() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_barrier_is_reached_while_others_write_and_after_they_have_stopped() {
+    let Some(stand) = Stand::new("barrier", 2).await else { return };
+    stand.write("t", [Record::of("r", 0, "a")]);
+    let mut reading = stand.reading(&["public.*"], true).await;
+    let mut inspect = DebeziumInspect::new(stand.config(&["public.*"], true), None);
+    let write = |from: u64, to: u64| {
+        for xid in from..to {
+            // The changes of the next transaction are there before this one's end is.
+            let of = |xid: u64| {
+                (1..=3).map(move |order| Record::of("u", (xid * 3 + order) as i64, "b").at(xid, xid * 10, order))
+            };
+            if xid == from {
+                stand.write("t", of(xid));
+            }
+            if xid + 1 < to {
+                stand.write("t", of(xid + 1));
+            }
+            stand.end(xid, xid * 10 + 5, &[("t", 3)]);
+        }
+    };
+    for round in 1..7 {
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| write(round * 100, round * 100 + 20));
+            let deadline = std::time::Instant::now();
+            tokio::task::block_in_place(|| {
+                tokio::runtime::Handle::current().block_on(async {
+                    let end = inspect.barrier().await.unwrap().unwrap();
+                    reading.until(end).await;
+                });
+            });
+            writer.join().unwrap();
+            assert!(deadline.elapsed() < crossfade_testkit::wait::GENEROUS);
+        });
+        let end = inspect.barrier().await.unwrap().unwrap();
+        reading.until(end).await;
+        assert_eq!(reading.words().len() as u64, 1 + round * 60);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_that_moves_to_another_key_keeps_what_the_update_left_alone() {
     for (transactions, partitions) in [(true, 1), (true, 3), (false, 1)] {
         let Some(stand) = Stand::new("moves", partitions).await else { return };
@@ -191,4 +231,22 @@ async fn the_rows_that_a_topic_amounts_to_can_be_asked_for() {
     assert_eq!(inspect.count(&TableName::new("public", "t")).await.unwrap(), 3);
     assert_eq!(inspect.count(&TableName::new("public", "loose")).await.unwrap(), 2);
     assert!(inspect.losses().is_empty());
+    // A row that moved has what it had, in whatever order the partitions are read.
+    let id = |id: i64| Record::of("d", id, "").with("__debezium.newkey");
+    for (number, (from, to)) in [(1, 51), (51, 3_007), (4, 62), (62, 4)].into_iter().enumerate() {
+        let place = (20 + number as u64, 400 + number as u64, 1);
+        stand.write(
+            "t",
+            [
+                id(from).at(place.0, place.1, 1),
+                Record::of("c", to, UNAVAILABLE).at(place.0, place.1, 2).with("__debezium.oldkey"),
+            ],
+        );
+    }
+    let schema = stand.schema("t", &catalog);
+    inspect.scan(&schema).await.unwrap();
+    let rows = inspect.scan_next().await.unwrap();
+    let mut words: Vec<String> = rows.iter().map(|row| super::stand::cells(row).join("=")).collect();
+    words.sort();
+    assert_eq!(words, ["3007=b", "3=a", "4=a"]);
 }

@@ -1,7 +1,10 @@
 //! Topics, records, and what comes of them.
 
 use crossfade_connector::{Failure, Inspect, Resume, SnapshotState, Source};
-use crossfade_event::{Batch, Cell, Change, Event, Mark, Op, Position, Row, TableSchema};
+use crossfade_event::{
+    Batch, Cell, Change, Event, Mark, Op, Position, Row, SchemaVersion, TableId, TableName, TableSchema,
+    catalog::Catalog,
+};
 use crossfade_kafka::{Connection, DebeziumConfig, DebeziumInspect, DebeziumSource, Handling, UNAVAILABLE};
 use crossfade_testkit::{kafka::Kafka, wait::GENEROUS};
 use rdkafka::{
@@ -201,6 +204,19 @@ impl Stand {
         }
     }
 
+    /// A table's schema, by its catalog.
+    pub(crate) fn schema(&self, table: &str, catalog: &Catalog) -> TableSchema {
+        let def = catalog.table(&TableName::new("public", table)).unwrap();
+        TableSchema {
+            id: TableId(1),
+            version: SchemaVersion(1),
+            name: def.name.clone(),
+            columns: def.columns.iter().map(|def| def.column.clone()).collect(),
+            identity: def.identity,
+            native_id: 0,
+        }
+    }
+
     /// A reading from the beginning.
     pub(crate) async fn reading(&self, tables: &[&str], transactions: bool) -> Reading {
         let config = self.config(tables, transactions);
@@ -288,7 +304,8 @@ impl Reading {
     }
 }
 
-fn cells(row: &Row) -> Vec<String> {
+/// A row's cells, as words.
+pub(crate) fn cells(row: &Row) -> Vec<String> {
     let cell = |cell: Cell<'_>| match cell {
         Cell::Null => "NULL".to_owned(),
         Cell::Unchanged => "same".to_owned(),

@@ -191,7 +191,6 @@ fn what_cannot_be_meant_in_a_log_on_kafka_is_refused_at_its_place() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-#[cfg(not(feature = "kafka"))]
 #[test]
 fn what_topics_cannot_do_is_refused_by_name_and_at_its_place() {
     const DEBEZIUM: &str =
@@ -225,14 +224,21 @@ fn what_topics_cannot_do_is_refused_by_name_and_at_its_place() {
     }
 }
 
+#[cfg(not(feature = "kafka"))]
 #[test]
 fn a_crossfade_without_kafka_says_how_to_have_one_with_it() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("spec.toml");
-    std::fs::write(&file, format!("{HEAD}{SOURCE}{SINK}[log]\nkind = \"kafka\"\nbrokers = \"b:9092\"\n")).unwrap();
-    let error = Spec::load(&file).unwrap_err();
-    assert!(error.to_string().contains("needs a crossfade with Kafka"), "{error}");
-    assert!(error.hint().is_some_and(|hint| hint.contains("--features kafka")), "{error}");
+    let topics = "[source]\nkind = \"debezium\"\nbrokers = \"b:9092\"\ntopic_prefix = \"p\"\ntables = [\"public.*\"]\n";
+    for text in [
+        format!("{HEAD}{SOURCE}{SINK}[log]\nkind = \"kafka\"\nbrokers = \"b:9092\"\n"),
+        format!("{HEAD}{topics}{SINK}"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let error = Spec::load(&file).unwrap_err();
+        assert!(error.to_string().contains("needs a crossfade with Kafka"), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("--features kafka")), "{error}");
+    }
 }
 
 #[test]

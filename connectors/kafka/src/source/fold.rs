@@ -1,0 +1,206 @@
+//! The rows that a table's topic amounts to, put together from its changes.
+
+use super::{
+    DebeziumConfig,
+    envelope::{self, Change, Op},
+    record::{Moved, What, decode},
+    shape::{Misfit, Shape},
+    value::Placeholder,
+};
+use crossfade_event::{Cell, Identity, Key, Row, RowBuilder, TableSchema};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+/// Bytes of rows that one look at a table may hold.
+const BYTES_MAX: usize = 1 << 30;
+
+/// A transaction, and a place in the history.
+type Place = (u64, u64);
+
+/// Whose values are still to come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Owed {
+    Row(Key),
+    Gone(Place),
+}
+
+/// A table's rows, put together from its changes.
+pub(super) struct Fold {
+    shape: Shape,
+    reader: envelope::Reader,
+    placeholder: Placeholder,
+    keyed: HashMap<Key, Row>,
+    /// Without a key: how many of each.
+    counted: HashMap<Row, i64>,
+    bytes: usize,
+    last: HashMap<u64, u64>,
+    /// A row that moves to another key is deleted and created at one place in the history, in either order as the
+    /// partitions are read: what it had, until it comes, and where it is, until it goes.
+    gone: HashMap<Place, Row>,
+    awaited: HashMap<Place, Owed>,
+    /// What rows from before a column read in it, and the schemas that were asked.
+    constants: Vec<Option<Option<String>>>,
+    asked: HashSet<u64>,
+}
+
+impl Fold {
+    pub(super) fn new(schema: &TableSchema, config: &DebeziumConfig) -> Self {
+        Self {
+            shape: Shape::new(Arc::new(schema.clone()), config.handling),
+            reader: envelope::Reader::default(),
+            placeholder: Placeholder::new(&config.unavailable),
+            keyed: HashMap::new(),
+            counted: HashMap::new(),
+            bytes: 0,
+            last: HashMap::new(),
+            gone: HashMap::new(),
+            awaited: HashMap::new(),
+            constants: vec![None; schema.columns.len()],
+            asked: HashSet::new(),
+        }
+    }
+
+    pub(super) fn take(&mut self, message: &rdkafka::message::BorrowedMessage<'_>) -> Result<(), String> {
+        let record = decode(&mut self.reader, message, 0, false).map_err(|foreign| foreign.to_string())?;
+        if self.bytes > BYTES_MAX {
+            return Err("the table's rows are more than one look at it may hold (1 GiB)".to_owned());
+        }
+        match record.what {
+            What::Change(moved) => self.apply(&moved).map_err(|misfit| misfit.to_string()),
+            What::Tombstone | What::Mark(_) => Ok(()),
+        }
+    }
+
+    fn apply(&mut self, moved: &Moved) -> Result<(), Misfit> {
+        let change = &moved.change;
+        let wires = self.shape.wires_now(change)?;
+        if let Some(seen) = &change.schema
+            && self.asked.insert(seen.number)
+        {
+            let said = self.shape.constants(&wires, seen)?;
+            for (known, said) in self.constants.iter_mut().zip(said) {
+                *known = known.take().or(said);
+            }
+        }
+        let row = |image: &Option<envelope::Image>| match image {
+            Some(image) => self.shape.row_now(&wires, image, &self.placeholder).map(Some),
+            None => Ok(None),
+        };
+        if change.op == Op::Truncate {
+            self.keyed.clear();
+            self.counted.clear();
+            return Ok(());
+        }
+        if self.shape.schema.identity != Identity::Key {
+            return self.count(change, row(&change.before)?, row(&change.after)?);
+        }
+        let Some(key) = &moved.key else { return Ok(()) };
+        let at = self.shape.key_now(&wires, &key.cells, &self.placeholder)?;
+        let place = (change.origin.xid.unwrap_or_default(), change.origin.lsn.unwrap_or_default());
+        match row(&change.after)? {
+            Some(new) => self.comes(at, new, place, moved.comes),
+            None => self.goes(&at, place, moved.goes),
+        }
+        Ok(())
+    }
+
+    fn comes(&mut self, at: Key, new: Row, place: Place, moved: bool) {
+        let before = match self.keyed.get(&at) {
+            Some(before) => Some(before.clone()),
+            None if moved => self.gone.remove(&place),
+            None => None,
+        };
+        let new = match &before {
+            Some(before) => filled(&new, before),
+            None => new,
+        };
+        if moved && is_torn(&new) {
+            match before {
+                Some(_) => self.hand_on(&Owed::Gone(place), &Owed::Row(at.clone())),
+                None => drop(self.awaited.insert(place, Owed::Row(at.clone()))),
+            }
+        }
+        self.bytes += new.as_bytes().len() + 128;
+        self.keyed.insert(at, new);
+    }
+
+    fn goes(&mut self, at: &Key, place: Place, moved: bool) {
+        let Some(old) = self.keyed.remove(at) else { return };
+        if is_torn(&old) {
+            self.hand_on(&Owed::Row(at.clone()), &Owed::Gone(place));
+        }
+        let owed = match self.awaited.remove(&place) {
+            Some(Owed::Row(key)) => self.keyed.get_mut(&key),
+            Some(Owed::Gone(place)) => self.gone.get_mut(&place),
+            None => None,
+        };
+        match owed {
+            Some(new) => *new = filled(new, &old),
+            None if moved => drop(self.gone.insert(place, old)),
+            None => {}
+        }
+    }
+
+    /// What was owed to one row is owed to where it has gone.
+    fn hand_on(&mut self, from: &Owed, to: &Owed) {
+        for owed in self.awaited.values_mut().filter(|owed| *owed == from) {
+            *owed = to.clone();
+        }
+    }
+
+    fn count(&mut self, change: &Change, old: Option<Row>, new: Option<Row>) -> Result<(), Misfit> {
+        // Sent twice: the same place in the same transaction.
+        if let Some(block) = &change.block
+            && let Some(xid) = envelope::xid(&block.id)
+            && self.last.insert(xid, block.total_order).is_some_and(|last| last >= block.total_order)
+        {
+            self.last.insert(xid, block.total_order);
+            return Ok(());
+        }
+        let new = match (new, &old) {
+            (Some(new), Some(old)) => Some(filled(&new, old)),
+            (new, _) => new,
+        };
+        for (row, by) in [(old, -1), (new, 1)] {
+            if let Some(row) = row {
+                self.bytes += if by > 0 { row.as_bytes().len() + 64 } else { 0 };
+                *self.counted.entry(row).or_default() += by;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn rows(self) -> Vec<Row> {
+        let several = self
+            .counted
+            .into_iter()
+            .flat_map(|(row, count)| std::iter::repeat_n(row, usize::try_from(count).unwrap_or_default()));
+        let constants = self.constants;
+        let whole = |row: Row| -> Row {
+            if row.cells().all(|cell| cell != Cell::Absent) {
+                return row;
+            }
+            let mut whole = RowBuilder::with_capacity(constants.len(), row.as_bytes().len());
+            for (cell, constant) in row.cells().zip(&constants) {
+                match (cell, constant) {
+                    (Cell::Absent, Some(Some(text))) => whole.push(Cell::Bytes(text.as_bytes())),
+                    (Cell::Absent, _) => whole.push(Cell::Null),
+                    (cell, _) => whole.push(cell),
+                }
+            }
+            whole.finish()
+        };
+        self.keyed.into_values().chain(several).map(whole).collect()
+    }
+}
+
+fn is_torn(row: &Row) -> bool {
+    row.cells().any(|cell| cell == Cell::Unchanged)
+}
+
+/// What an update left alone is what it was.
+fn filled(new: &Row, old: &Row) -> Row {
+    new.cells().zip(old.cells()).map(|(new, old)| if new == Cell::Unchanged { old } else { new }).collect()
+}
