@@ -219,3 +219,34 @@ async fn a_lookup_reads_the_constant_of_a_column_that_took_the_name_it_reads() {
     assert_same(zones, &sqlite_texts(&source, zones), &sqlite_texts(&sqlite_reader(&new), zones));
     desk.stop(run);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_a_lookup_reads_and_that_goes_to_a_column_with_values_of_its_own_stops_the_run() {
+    let desk = Desk::new();
+    let (old, new) = (desk.path("old.db"), desk.path("new.db"));
+    let source = Connection::open(&old).unwrap();
+    source.busy_timeout(crossfade_testkit::wait::GENEROUS).unwrap();
+    source.execute_batch(&format!("PRAGMA journal_mode = WAL; BEGIN; {} COMMIT;", fill())).unwrap();
+    desk.write_spec(&format!("{}\ntables = [\"main.*\"]", sqlite(&old)), &sqlite(&new), &rules("main"));
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    source
+        .execute_batch("ALTER TABLE zones ADD COLUMN new_name TEXT; UPDATE zones SET new_name = 'new ' || id")
+        .unwrap();
+    desk.wait(&mut run);
+    source
+        .execute_batch(
+            "BEGIN; ALTER TABLE zones RENAME COLUMN name TO old_name; ALTER TABLE zones RENAME COLUMN new_name TO name; COMMIT;
+             UPDATE zones SET old_name = 'other' WHERE id = 9; INSERT INTO items VALUES (1008, 'c8', 1)",
+        )
+        .unwrap();
+    // Started again it is the same: what the rows read in that column is not known.
+    for ended in [run.wait(), desk.start().wait()] {
+        assert_ne!(ended.code, Some(0), "{ended}");
+        for word in ["main.zones", "\"name\"", "rollback --wipe"] {
+            assert!(ended.stderr.contains(word), "{word} is missing: {ended}");
+        }
+    }
+    let looked_up = "SELECT zone_name FROM items WHERE id = 1008";
+    assert_eq!(sqlite_texts(&sqlite_reader(&new), looked_up).count(), 0, "nothing is guessed");
+}

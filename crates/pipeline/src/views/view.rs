@@ -87,7 +87,7 @@ pub(crate) enum ViewError {
     )]
     Column(TableName),
     #[error(
-        "the name \"{1}\" of {0}, which lookups read, went to another column that was there before, and the values of that one were not kept. Give the column its old name back, or begin again: `crossfade rollback --wipe`, then `crossfade run`"
+        "the name \"{1}\" of {0}, which lookups read, went to another column that was there before, and the values of that one were not kept. Begin again: `crossfade rollback --wipe`, then `crossfade run`"
     )]
     Renamed(TableName, String),
     #[error(
