@@ -170,7 +170,7 @@ async fn every_type_that_debezium_tells_arrives_and_what_it_has_lost_is_named() 
         same(&from, &to, "SELECT * FROM noted", "SELECT * FROM noted", &mut run, &debezium).await;
         if with_schemas == "true" {
             // A column comes, with what all rows read in it, and another one goes.
-            from.execute("ALTER TABLE parts ADD COLUMN extra text DEFAULT 'it''s'").await;
+            from.execute("ALTER TABLE parts ADD COLUMN extra text DEFAULT 'usual'").await;
             from.execute("UPDATE parts SET extra = 'other' WHERE qty % 7 = 0").await;
             from.execute("ALTER TABLE parts DROP COLUMN raw; UPDATE parts SET qty = qty + 1 WHERE qty % 4 = 0").await;
             let come =

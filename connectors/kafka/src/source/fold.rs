@@ -5,10 +5,12 @@ use super::{
     envelope::{self, Change, Op},
     record::{Moved, What, decode},
     shape::{Misfit, Shape},
+    types,
     value::Placeholder,
 };
 use crossfade_event::{Cell, Identity, Key, Row, RowBuilder, TableSchema};
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     sync::Arc,
 };
@@ -177,16 +179,15 @@ impl Fold {
             .counted
             .into_iter()
             .flat_map(|(row, count)| std::iter::repeat_n(row, usize::try_from(count).unwrap_or_default()));
-        let constants = self.constants;
+        let (constants, columns) = (self.constants, &self.shape.schema.columns);
+        let cast: Vec<Cast> = columns.iter().map(|column| Cast::of(&column.type_.name)).collect();
         let whole = |row: Row| -> Row {
-            if row.cells().all(|cell| cell != Cell::Absent) {
-                return row;
-            }
             let mut whole = RowBuilder::with_capacity(constants.len(), row.as_bytes().len());
-            for (cell, constant) in row.cells().zip(&constants) {
+            for ((cell, constant), cast) in row.cells().zip(&constants).zip(&cast) {
                 match (cell, constant) {
-                    (Cell::Absent, Some(Some(text))) => whole.push(Cell::Bytes(text.as_bytes())),
+                    (Cell::Absent, Some(Some(text))) => whole.push(Cell::Bytes(&cast.spell(text.as_bytes()))),
                     (Cell::Absent, _) => whole.push(Cell::Null),
+                    (Cell::Bytes(text), _) => whole.push(Cell::Bytes(&cast.spell(text))),
                     (cell, _) => whole.push(cell),
                 }
             }
@@ -196,6 +197,56 @@ impl Fold {
     }
 }
 
+/// Where a cast to text, which is how the target's values are read, spells otherwise than the type itself.
+enum Cast {
+    Same,
+    Bool,
+    Padded,
+    Money,
+}
+
+impl Cast {
+    fn of(type_: &str) -> Self {
+        match types::base(type_).as_str() {
+            "bool" | "boolean" => Self::Bool,
+            "char" | "character" | "bpchar" => Self::Padded,
+            "money" => Self::Money,
+            _ => Self::Same,
+        }
+    }
+
+    fn spell<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
+        match (self, text) {
+            (Self::Bool, b"t") => Cow::Borrowed(b"true"),
+            (Self::Bool, b"f") => Cow::Borrowed(b"false"),
+            (Self::Padded, text) => Cow::Borrowed(unpadded(text)),
+            (Self::Money, text) => {
+                std::str::from_utf8(text).map_or(Cow::Borrowed(text), |text| Cow::Owned(money(text)))
+            }
+            (_, text) => Cow::Borrowed(text),
+        }
+    }
+}
+
+fn unpadded(text: &[u8]) -> &[u8] {
+    let end = text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
+    text.get(..end).unwrap_or(text)
+}
+
+/// `-1234.50` as `-$1,234.50`: as PostgreSQL spells it where `lc_monetary` is `C`.
+fn money(text: &str) -> Vec<u8> {
+    let (sign, digits) = text.strip_prefix('-').map_or(("", text), |digits| ("-", digits));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "00"));
+    let mut grouped = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    format!("{sign}${grouped}.{fraction}").into_bytes()
+}
+
 fn is_torn(row: &Row) -> bool {
     row.cells().any(|cell| cell == Cell::Unchanged)
 }
@@ -203,4 +254,24 @@ fn is_torn(row: &Row) -> bool {
 /// What an update left alone is what it was.
 fn filled(new: &Row, old: &Row) -> Row {
     new.cells().zip(old.cells()).map(|(new, old)| if new == Cell::Unchanged { old } else { new }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_spelled_as_a_cast_to_text_spells_them() {
+        for (type_, text, cast) in [
+            ("boolean", "t", "true"),
+            ("character(5)", "ab   ", "ab"),
+            ("character varying(5)", "ab   ", "ab   "),
+            ("money", "1234.50", "$1,234.50"),
+            ("money", "-1234567.00", "-$1,234,567.00"),
+            ("money", "0.05", "$0.05"),
+            ("text", "t", "t"),
+        ] {
+            assert_eq!(Cast::of(type_).spell(text.as_bytes()).as_ref(), cast.as_bytes(), "{type_}");
+        }
+    }
 }
