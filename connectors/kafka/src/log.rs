@@ -147,7 +147,7 @@ impl KafkaLog {
         let standing = topics::open(&clients, &names, &options, pin.as_ref(), false)?;
         let asking = clients.consumer(&names.readers, true)?;
         let made = Made { names, options, pin, standing, asking, noting: None, clients };
-        let (shared, notes) = made.to_be_seen()?;
+        let (shared, notes) = made.seen()?;
         let (shared, notes) = (Arc::new(shared), Mutex::new(notes));
         Ok(Self(Arc::new(Inner { shared, notes, jobs: None, watchers: Vec::new() })))
     }
@@ -165,7 +165,7 @@ impl KafkaLog {
         let asking = clients.consumer(&names.readers, true)?;
         let noting = clients.producer(standing.message_bytes_max)?;
         let made = Made { names, options, pin, standing, asking, noting: Some(noting), clients };
-        let (mut shared, notes) = made.to_be_seen()?;
+        let (mut shared, notes) = made.seen()?;
         shared.writes = false;
         let shared = Arc::new(shared);
         let (closing, closed) = mpsc::channel();
@@ -401,7 +401,7 @@ struct Made {
 
 impl Made {
     /// For a log that another process writes.
-    fn to_be_seen(self) -> Result<(Shared, Notes), LogError> {
+    fn seen(self) -> Result<(Shared, Notes), LogError> {
         let mut notes = Notes::default();
         let look = looked(&self.asking, &self.names, &self.standing, self.pin.as_ref(), &mut notes)?;
         refuse_anothers(&self.names, &self.options, self.pin.as_ref(), &look.meta)?;

@@ -74,13 +74,16 @@ async fn a_worker_that_was_ahead_leaves_out_what_it_has_by_the_order_of_all_part
         upto.sequence = Some(Sequence(rig.next + 700));
     };
     let single = |rig: &Rig, upto: &mut Progress| upto.cut = Cut::single(Offset(rig.next + 700));
-    type Place<'a> = &'a dyn Fn(&Rig, &mut Progress);
-    for place in [&several as Place<'_>, &single] {
+    for is_single in [false, true] {
         let Some(mut rig) = rig(vec![people()]).await else { return };
         rig.load(vec![]).await.unwrap();
         let inserts = (0..600).map(|id| insert(1, &[V::Int(id), name("first")])).collect();
         let mut upto = rig.upto(Stage::Streaming);
-        place(&rig, &mut upto);
+        if is_single {
+            single(&rig, &mut upto)
+        } else {
+            several(&rig, &mut upto)
+        }
         let first = rig.writes(inserts);
         let delivery = |writes: &[Write]| Delivery { writes: writes.to_vec(), upto: upto.clone(), commits: true };
         rig.sink.apply(delivery(&first), Guard::Forward).await.unwrap();
