@@ -197,7 +197,8 @@ impl Bound {
         }
     }
 
-    /// A key is mapped when its row comes into being, which an update may mean: a changed key, a row that enters.
+    /// A key is mapped when its row comes into being, which any update may mean: a changed key, a row that enters, and a row
+    /// that was moved past the pages still to be copied, of which nothing comes but its updates.
     fn mapped_again(
         &self,
         before: Option<&Image>,
@@ -208,8 +209,6 @@ impl Bound {
             (Some((old_new, old)), Some((new_new, new))) if old == new && old_new != new_new => {
                 Err("the column that its key takes the time from has changed, and with it the key".to_owned())
             }
-            (Some(before), Some(after)) if before == after => Ok(()),
-            (None, _) if before.is_none() && !self.plan.filters => Ok(()),
             _ => self.mapped(after, out),
         }
     }

@@ -38,7 +38,9 @@ fn updates_and_deletes_go_by_the_new_key() {
     let plan = plan(&catalog, &rekey("uuid-v8-sha256"), &options(Dialect::Postgres)).unwrap();
     let (one, two) = (vector("uuid-v8-sha256", "public.users", 1), vector("uuid-v8-sha256", "public.users", 42));
     let update = run(&catalog, &plan, "users", RowOp::Update, None, Some(&["1", "x", "~", "="]));
-    assert_eq!(update, [format!("update users [] [{one} x ~ =]")]);
+    // The row may never have come otherwise: it was moved while its table was copied.
+    let mapped = format!("insert uuid_migration_mapping [] [public.users 1 {one}]");
+    assert_eq!(update, [mapped, format!("update users [] [{one} x ~ =]")]);
     let moved = run(&catalog, &plan, "users", RowOp::Update, Some(&["1", "-", "-", "-"]), Some(&["42", "x", "~", "="]));
     assert_eq!(
         moved,
