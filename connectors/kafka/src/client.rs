@@ -124,7 +124,7 @@ impl ClientContext for Deliveries {
 }
 
 impl ProducerContext for Deliveries {
-    /// A number above zero asks for the record's offset, but for [`NOTE`].
+    /// A number above zero asks for the record's offset, but for that of a note.
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {

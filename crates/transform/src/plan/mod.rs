@@ -224,7 +224,6 @@ pub(crate) struct TablePlan {
     pub(crate) mapping: Option<MappingOut>,
     /// Registers that an operation writes.
     pub(crate) overwritten: Vec<usize>,
-    pub(crate) filters: bool,
     /// Columns of the source whose default cannot be said in the target, and why.
     pub(crate) unsaid: Vec<(String, String)>,
     pub(crate) columns_only: bool,

@@ -114,7 +114,6 @@ pub(crate) fn draft<'a>(
         loaded: table.carried().map(|def| def.column.name.to_string()).collect(),
         generated: table.columns.iter().filter(|d| d.generated.is_some()).map(|d| d.column.name.to_string()).collect(),
         types,
-        filters: ops.iter().any(|op| matches!(op, Op::Filter(_))),
         ops,
         overwritten,
         outs,
