@@ -46,6 +46,8 @@ pub(super) struct Assembler {
     backfill_waits: bool,
     /// A schema is among the events: rows that are copied under it come after it.
     schema_waits: bool,
+    /// The last part of a transaction is among the events.
+    last_part_waits: bool,
 }
 
 /// The transaction being read.
@@ -89,6 +91,7 @@ impl Assembler {
             resolving: HashMap::new(),
             backfill_waits: false,
             schema_waits: false,
+            last_part_waits: false,
         }
     }
 
@@ -109,9 +112,9 @@ impl Assembler {
         self.open.as_ref().map(|open| open.transaction.xid)
     }
 
-    /// True between two parts of one transaction: nothing else may be handed over now.
+    /// True between two parts of one transaction, also when its end was read: nothing else may be handed over now.
     pub(super) fn in_parts(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.in_parts)
+        self.last_part_waits || self.open.as_ref().is_some_and(|open| open.in_parts)
     }
 
     pub(super) fn position(&self, commit: u64) -> Position {
@@ -183,6 +186,7 @@ impl Assembler {
         }
         self.events.push(Stamped { position: self.position(end.0), event: Event::Committed });
         self.bytes += 56;
+        self.last_part_waits |= open.in_parts;
         self.upto = end;
         Ok(())
     }
@@ -342,6 +346,7 @@ impl Assembler {
                 let rest = self.events.split_off(open.first);
                 open.first = 0;
                 self.backfill_waits = false;
+                self.last_part_waits = false;
                 self.schema_waits = rest.iter().any(|stamped| matches!(stamped.event, Event::SchemaSeen(_)));
                 self.bytes = rest.iter().map(|stamped| stamped.event.size_bytes() + 24).sum();
                 Some(Batch { events: std::mem::replace(&mut self.events, rest), upto, whole: true })
@@ -351,6 +356,7 @@ impl Assembler {
                 self.bytes = 0;
                 self.backfill_waits = false;
                 self.schema_waits = false;
+                self.last_part_waits = false;
                 Some(Batch { events: taken(&mut self.events), upto, whole: true })
             }
         }
@@ -403,4 +409,39 @@ fn mark(prefix: &str, content: &[u8]) -> Mark {
 
 fn out_of_order(what: &'static str) -> Failure {
     damaged(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(assembler: &mut Assembler, bytes: usize) {
+        let content = vec![b'm'; bytes];
+        let prefix = "crossfade.test";
+        assembler.take(Message::Logical { transactional: true, lsn: Lsn(1), prefix, content: &content }).unwrap();
+    }
+
+    #[test]
+    fn nothing_comes_between_the_parts_of_a_transaction_until_its_last_part_is_taken() {
+        let mut assembler = Assembler::new(Position::origin(crossfade_event::SourceId(1)), "m", "m".to_owned(), 0);
+        for next_begins in [false, true] {
+            assembler.begin(7, 0, 101).unwrap();
+            take(&mut assembler, BATCH_BYTES_MAX);
+            assert!(!assembler.in_parts());
+            assert!(!assembler.take_batch().unwrap().whole);
+            assert!(assembler.in_parts(), "its end was not read");
+            take(&mut assembler, 10);
+            assembler.commit(Lsn(120)).unwrap();
+            assert!(assembler.in_parts(), "its last part waits");
+            if next_begins {
+                assembler.begin(8, 0, 130).unwrap();
+                take(&mut assembler, 10);
+                assert!(assembler.in_parts(), "its last part waits before the next transaction");
+            }
+            let last = assembler.take_batch().unwrap();
+            assert!(last.whole);
+            assert_eq!(last.events.len(), 2);
+            assert!(!assembler.in_parts());
+        }
+    }
 }

@@ -274,6 +274,7 @@ impl Engine {
     async fn again_after_commit(&mut self, table: TableId) -> Result<(), End> {
         if let Some(snapshot) = &self.snapshot {
             snapshot.abandon(table);
+            self.hand_over().await?;
             if self.assembler.in_parts() {
                 self.give_up_backfill();
             } else {
@@ -284,9 +285,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Lets the running backfill come to its end while the stream waits.
+    /// Lets the running backfill come to its end while the stream, of which nothing is left to hand over, waits.
     async fn finish_backfill(&mut self) -> Result<(), End> {
-        self.hand_over().await?;
         loop {
             self.abandon_stale();
             if let Some(batch) = self.held.take() {
