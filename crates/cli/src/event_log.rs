@@ -99,8 +99,8 @@ impl EventLog for AnyLog {
         each!(self, one => one.latest_schemas())
     }
 
-    fn unread_bytes(&self) -> u64 {
-        each!(self, one => one.unread_bytes())
+    fn behind_bytes(&self) -> Option<u64> {
+        each!(self, one => one.behind_bytes())
     }
 
     fn hold(&self, consumer: &str, cut: &Cut) -> Result<(), LogError> {

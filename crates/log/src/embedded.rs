@@ -204,8 +204,8 @@ impl EventLog for Embedded {
         self.0.shared.schemas().latest()
     }
 
-    fn unread_bytes(&self) -> u64 {
-        self.0.shared.fresh.unread_bytes()
+    fn behind_bytes(&self) -> Option<u64> {
+        self.0.shared.fresh.behind_bytes()
     }
 
     fn hold(&self, consumer: &str, cut: &Cut) -> Result<(), LogError> {

@@ -118,10 +118,11 @@ pub trait EventLog: Clone + Send + Sync + 'static {
         self.start()
     }
 
-    /// About how many bytes of the latest appends a reader that is near the tail has not come to yet; nothing where no
-    /// reader is near, and in a log that does not know.
-    fn unread_bytes(&self) -> u64 {
-        0
+    /// About how many bytes of the latest appends a reader that is near the tail has not come to yet; where it holds a
+    /// place, what it has read and not held yet as well. Nothing where no reader is near, and in a log that does not
+    /// know.
+    fn behind_bytes(&self) -> Option<u64> {
+        None
     }
 
     /// Notes how far a named consumer has come. Retention never passes the slowest one unless forced. Survives a

@@ -122,7 +122,7 @@ async fn session<S: Source, L: EventLog>(
             }
             () = stop.requested(), if reading => reading = false,
             _ = health.tick(), if reading => watch.health(&source.health().await.map_err(Broken::Source)?),
-            () = pace.over(), if reading && pace.pauses() => {}
+            () = pace.over(|| ahead(log, in_flight_bytes)), if reading && pace.pauses() => {}
             batch = source.next(), if reading && !pace.pauses() && in_flight_bytes < options.in_flight_bytes_max => {
                 match batch.map_err(Broken::Source)? {
                     None => reading = false,
@@ -134,7 +134,7 @@ async fn session<S: Source, L: EventLog>(
                         in_flight_bytes += said.bytes as usize;
                         // A copy's rows come and go in large blocks, and cost both ends about the same.
                         if said.rows.is_empty() {
-                            pace.took(said.bytes, log.unread_bytes());
+                            pace.took(said.bytes, ahead(log, in_flight_bytes));
                         }
                         #[cfg(defect = "ack-before-append")]
                         {
@@ -154,6 +154,11 @@ async fn session<S: Source, L: EventLog>(
         }
     }
     Ok(())
+}
+
+/// How far ingest is ahead of a near reader, in bytes of the log.
+fn ahead<L: EventLog>(log: &L, in_flight_bytes: usize) -> u64 {
+    log.behind_bytes().map_or(0, |behind| behind + in_flight_bytes as u64)
 }
 
 fn resume<L: EventLog>(log: &L, folds: &Folds, marks: Option<&str>) -> Result<Resume, PipelineError> {

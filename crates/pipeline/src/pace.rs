@@ -2,23 +2,23 @@
 //!
 //! Far ahead of them nothing is won, and much is lost: what they come to late must be read from disk rather than taken
 //! from memory, and on a machine whose processors are all busy the two ends of the journey take them from each other,
-//! first the one and then the other being the only one at work. So an ingest that is ahead of a reader that is near
-//! goes the slower the further ahead it is, down to a floor, until the reader has come nearer or has fallen behind for
-//! good. It never waits for anybody: the source's log does not grow because a target is slow or gone.
+//! first the one and then the other being the only one at work. So an ingest that is ahead of a near reader pauses after
+//! each batch until the reader has come nearer, or until the batch has taken as long as it would at the slowest pace: it
+//! never waits for anybody, and the source's log does not grow because a target is slow or gone.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// So far ahead is far.
-const AHEAD_BYTES: u64 = 2 << 20;
-/// What ingest takes in when it is just so far ahead: 30 MB/s. Twice as far ahead it is a quarter of that.
-const BYTES_PER_MS: u64 = 30_000;
-/// It never goes slower than by this factor: a reader that cannot follow even that is left behind.
-const SLOWEST: f64 = 3.0;
+/// So far ahead is far enough: the sink works on one hand-over, and another one is ready.
+const AHEAD_BYTES: u64 = 5 << 20;
+/// The slowest pace, 10 MB/s: a reader that cannot follow even that is left behind.
+const BYTES_PER_MS_MIN: u64 = 10_000;
 /// A shorter pause is none.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// No pause is longer, however large the batch was.
-const PAUSE_MAX: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// How often it is looked how far the reader has come.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// The pauses of one ingest.
 #[derive(Debug, Default)]
@@ -27,12 +27,10 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// A batch of so many bytes of changes was read, and a near reader has not come to so many bytes of the log yet.
-    pub(crate) fn took(&mut self, bytes: u64, unread_bytes: u64) {
-        let ahead = unread_bytes as f64 / AHEAD_BYTES as f64;
-        let slower = (ahead * ahead).min(SLOWEST);
-        let pause = Duration::from_secs_f64(bytes as f64 * slower / (BYTES_PER_MS as f64 * 1e3)).min(PAUSE_MAX);
-        self.until = (ahead > 1.0 && pause >= PAUSE_MIN).then(|| Instant::now() + pause);
+    /// A batch of so many bytes of changes was read, and ingest is so many bytes of the log ahead of a near reader.
+    pub(crate) fn took(&mut self, bytes: u64, ahead_bytes: u64) {
+        let pause = Duration::from_secs_f64(bytes as f64 / (BYTES_PER_MS_MIN as f64 * 1e3)).min(PAUSE_MAX);
+        self.until = (ahead_bytes > AHEAD_BYTES && pause >= PAUSE_MIN).then(|| Instant::now() + pause);
     }
 
     /// Whether nothing is to be read now.
@@ -40,11 +38,14 @@ impl Pace {
         self.until.is_some()
     }
 
-    /// Waits for the end of the pause. Safe to cancel.
-    pub(crate) async fn over(&mut self) {
-        if let Some(until) = self.until {
-            tokio::time::sleep_until(until).await;
-            self.until = None;
+    /// Waits for the end of the pause; `ahead_bytes` tells how far ahead ingest is by now. Safe to cancel.
+    pub(crate) async fn over(&mut self, ahead_bytes: impl Fn() -> u64) {
+        while let Some(until) = self.until {
+            if ahead_bytes() <= AHEAD_BYTES || until <= Instant::now() {
+                self.until = None;
+                return;
+            }
+            tokio::time::sleep_until(until.min(Instant::now() + LOOK_EVERY)).await;
         }
     }
 }
@@ -52,29 +53,40 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
+
+    const FAR: u64 = AHEAD_BYTES + 1;
 
     #[tokio::test(start_paused = true)]
-    async fn only_ahead_of_a_near_reader_it_pauses_the_longer_the_further_and_never_for_long() {
+    async fn ahead_of_a_near_reader_it_pauses_but_never_for_long() {
         let mut pace = Pace::default();
         pace.took(400_000, AHEAD_BYTES);
         assert!(!pace.pauses(), "near");
-        pace.took(BYTES_PER_MS / 2, AHEAD_BYTES + 1);
+        pace.took(BYTES_PER_MS_MIN / 2, FAR);
         assert!(!pace.pauses(), "a trickle");
 
-        let ms = Duration::from_millis;
-        for (bytes, unread, pause) in [
-            (300_000, AHEAD_BYTES + 1, ms(10)),
-            (300_000, AHEAD_BYTES * 3 / 2, Duration::from_micros(22_500)),
-            (300_000, AHEAD_BYTES * 30, ms(30)),
-            (1 << 30, AHEAD_BYTES + 1, PAUSE_MAX),
-        ] {
-            pace.took(bytes, unread);
+        for (bytes, pause) in [(300_000, Duration::from_millis(30)), (1 << 30, PAUSE_MAX)] {
+            pace.took(bytes, FAR);
             assert!(pace.pauses(), "far ahead");
             let began = Instant::now();
-            pace.over().await;
+            pace.over(|| FAR).await;
             // The clock of timers has milliseconds.
-            assert!(began.elapsed().abs_diff(pause) <= ms(1), "{:?} for {pause:?}", began.elapsed());
+            assert!(began.elapsed().abs_diff(pause) <= Duration::from_millis(1), "{:?} for {pause:?}", began.elapsed());
             assert!(!pace.pauses());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pause_ends_when_the_reader_has_come_nearer() {
+        let mut pace = Pace::default();
+        pace.took(1 << 20, FAR);
+        let (began, looks) = (Instant::now(), Cell::new(0));
+        pace.over(|| {
+            looks.set(looks.get() + 1);
+            if looks.get() < 4 { FAR } else { AHEAD_BYTES }
+        })
+        .await;
+        assert!(!pace.pauses());
+        assert!(began.elapsed() < 4 * LOOK_EVERY, "{:?}", began.elapsed());
     }
 }

@@ -44,7 +44,7 @@ pub(super) struct Handed {
     pub(super) events: Vec<Stamped>,
 }
 
-/// A reader that is further behind than this, or has not asked for so long, is not near.
+/// Who is further behind than this, or was not heard of for so long, is not near.
 const NEAR_BYTES: u64 = 64 << 20;
 const NEAR: Duration = Duration::from_millis(500);
 
@@ -52,12 +52,22 @@ const NEAR: Duration = Duration::from_millis(500);
 struct Kept {
     batches: VecDeque<Handed>,
     bytes: u64,
-    /// Where the batches of the last [`NEAR_BYTES`] begin, and how much was appended before each.
-    marks: VecDeque<(Spot, u64)>,
+    /// Where the batches of the last [`NEAR_BYTES`] begin.
+    marks: VecDeque<Mark>,
     /// How much was appended.
     appended: u64,
     /// When a near reader asked, and how much had been appended before its place.
     asked: Option<(Instant, u64)>,
+    /// When a near consumer said how far it has come, and how much had been appended before that.
+    held: Option<(Instant, u64)>,
+}
+
+/// Where a batch begins, and how much was appended before it.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    spot: Spot,
+    base: Offset,
+    before: u64,
 }
 
 impl Kept {
@@ -68,25 +78,35 @@ impl Kept {
     }
 
     fn push(&mut self, batch: Handed) {
-        self.marks.push_back((batch.from, self.appended));
+        self.marks.push_back(Mark { spot: batch.from, base: batch.base, before: self.appended });
         self.appended += batch.bytes;
         self.bytes += batch.bytes;
         self.batches.push_back(batch);
-        while self.marks.front().is_some_and(|(_, before)| self.appended - before > NEAR_BYTES) {
+        while self.marks.front().is_some_and(|mark| self.appended - mark.before > NEAR_BYTES) {
             self.marks.pop_front();
         }
     }
 
     /// A reader is at `from`; `end` is where the log ends for it.
     fn asks(&mut self, from: Spot, end: Spot) {
-        let before = match self.marks.partition_point(|(spot, _)| *spot <= from).checked_sub(1) {
-            _ if from >= end => Some(self.appended),
-            Some(at) => self.marks.get(at).map(|(_, before)| *before),
-            None => None,
-        };
+        let before = if from >= end { Some(self.appended) } else { self.before(|mark| mark.spot <= from) };
         if let Some(before) = before {
             self.asked = Some((Instant::now(), before));
         }
+    }
+
+    /// A consumer has come to `at`; `end` is where the log ends for it.
+    fn holds(&mut self, at: Offset, end: Offset) {
+        let before = if at >= end { Some(self.appended) } else { self.before(|mark| mark.base <= at) };
+        if let Some(before) = before {
+            self.held = Some((Instant::now(), before));
+        }
+    }
+
+    /// How much was appended before the last batch that begins before a place.
+    fn before(&self, begins_before: impl Fn(&Mark) -> bool) -> Option<u64> {
+        let at = self.marks.partition_point(begins_before).checked_sub(1)?;
+        self.marks.get(at).map(|mark| mark.before)
     }
 }
 
@@ -133,11 +153,19 @@ impl Fresh {
         }
     }
 
-    /// How far a near reader is behind; nothing where there is none.
-    pub(super) fn unread_bytes(&self) -> u64 {
+    /// A named consumer has come to `at`, and `end` is the log's.
+    pub(super) fn holds(&self, at: Offset, end: Offset) {
+        held(&self.0).holds(at, end);
+    }
+
+    /// How far a near reader is behind, what it has read and not held yet included; nothing where there is none.
+    pub(super) fn behind_bytes(&self) -> Option<u64> {
         let kept = held(&self.0);
-        let near = kept.asked.filter(|(at, _)| at.elapsed() < NEAR);
-        near.map(|(_, before)| kept.appended - before).filter(|bytes| *bytes <= NEAR_BYTES).unwrap_or(0)
+        let behind = |heard: Option<(Instant, u64)>| {
+            let (_, before) = heard.filter(|(at, _)| at.elapsed() < NEAR)?;
+            Some(kept.appended - before).filter(|bytes| *bytes <= NEAR_BYTES)
+        };
+        behind(kept.asked).max(behind(kept.held))
     }
 
     /// Nobody reads.
@@ -154,11 +182,12 @@ impl Fresh {
                 kept.bytes -= latest.bytes;
             }
         }
-        while let Some((_, before)) = kept.marks.back().copied().filter(|(spot, _)| *spot >= end) {
-            kept.appended = before;
+        while let Some(mark) = kept.marks.back().copied().filter(|mark| mark.spot >= end) {
+            kept.appended = mark.before;
             kept.marks.pop_back();
         }
         kept.asked = kept.asked.filter(|(_, before)| *before <= kept.appended);
+        kept.held = kept.held.filter(|(_, before)| *before <= kept.appended);
     }
 }
 

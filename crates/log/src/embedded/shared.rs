@@ -171,6 +171,7 @@ impl Shared {
         if at > end {
             return Err(LogError::Beyond { asked: Cut::single(at), end: Cut::single(end) });
         }
+        self.fresh.holds(at, end);
         held(&self.consumers).hold(&self.dir, consumer, at)
     }
 

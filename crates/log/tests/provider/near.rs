@@ -2,7 +2,7 @@
 //! exactly what the file holds, and nothing that it does not hold.
 
 use crate::conformance::open;
-use crossfade_event::{Batch, Event};
+use crossfade_event::{Batch, Cut, Event};
 use crossfade_log::{Entry, EventLog, Lane, LogError, LogReader, embedded::Embedded};
 use crossfade_testkit::log_suite::{at, batch, good, insert, part, read_all, row, rows, schema, snapshot, transaction};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -119,7 +119,7 @@ async fn what_a_near_reader_has_not_come_to_is_told_and_what_nobody_reads_is_let
     good(log.append(first()).await);
     let mut near = good(log.read(&log.tail().cut, Lane::Stream));
     good(log.append(transaction(2, vec![insert("key", "note")])).await);
-    assert_eq!(log.unread_bytes(), 0, "nobody has asked yet");
+    assert_eq!(log.behind_bytes(), None, "nobody has asked yet");
     good(near.try_next()).expect("given");
     let note = "n".repeat(100_000);
     good(log.append(transaction(3, vec![insert("key", &note)])).await);
@@ -131,12 +131,36 @@ async fn what_a_near_reader_has_not_come_to_is_told_and_what_nobody_reads_is_let
     while let Some(given) = good(near.try_next()) {
         count += given.entries.len();
         // A machine that stands still for a while takes the reader for one that is gone.
-        told.extend(Some(log.unread_bytes()).filter(|unread| *unread > 0));
+        told.extend(log.behind_bytes());
     }
     assert_eq!(count, 300 * 3, "what was let go is read from the file");
     assert!(told.is_sorted_by(|before, after| before >= after), "{told:?}");
     assert!(told.first().is_some_and(|first| *first > 20 << 20), "also beyond what is kept in memory: {told:?}");
     assert_eq!(read_all(&log, &log.start(), Lane::Stream).len(), 1 + 302 * 3);
+}
+
+#[tokio::test]
+async fn what_a_consumer_has_read_and_not_held_yet_is_told_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    good(log.append(first()).await);
+    let mut near = good(log.read(&log.tail().cut, Lane::Stream));
+    let mut places = vec![log.tail().cut];
+    for n in 2..12 {
+        good(log.append(transaction(n, vec![insert("key", &"n".repeat(100_000))])).await);
+        places.push(log.tail().cut);
+    }
+    while good(near.try_next()).is_some() {}
+    // Whoever was not heard of for half a second is not near: on a machine that stood still it says so once more.
+    let held_at = |place: &Cut| loop {
+        good(log.hold("one", place));
+        if let Some(behind) = log.behind_bytes() {
+            return behind;
+        }
+    };
+    let behind: Vec<u64> = places.iter().map(held_at).collect();
+    assert_eq!(behind.last(), Some(&0), "all is held");
+    assert!(behind.windows(2).all(|two| (100_000..101_000).contains(&(two[0] - two[1]))), "{behind:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
