@@ -44,26 +44,12 @@ fn table() -> TargetTable {
     let name = TableName::new("bench", "orders");
     let def = |column: &Column| ColumnDef::plain(column.clone());
     TargetTable {
-        def: TableDef {
-            name: name.clone(),
-            kind: RelationKind::Table,
-            columns: columns.iter().map(def).collect(),
-            identity: Identity::Key,
-            primary_key: Some(KeyDef {
-                name: "orders_pkey".to_owned(),
-                columns: vec!["id".to_owned()],
-                deferrable: false,
-                nulls_not_distinct: false,
-            }),
-            uniques: Vec::new(),
-            checks: Vec::new(),
-            foreign_keys: Vec::new(),
-            indexes: Vec::new(),
-            rows_estimate: 0,
-            bytes: 0,
-            native_id: 0,
-            obstacle: None,
-        },
+        def: TableDef::plain(
+            name.clone(),
+            Identity::Key,
+            columns.iter().map(def).collect(),
+            Some(KeyDef::plain("orders_pkey", vec!["id".to_owned()])),
+        ),
         schema: Arc::new(TableSchema {
             id: TableId(1),
             version: SchemaVersion(1),

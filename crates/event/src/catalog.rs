@@ -157,7 +157,33 @@ impl ColumnDef {
     }
 }
 
+impl KeyDef {
+    /// A key over these columns, checked at once.
+    pub fn plain(name: impl Into<String>, columns: Vec<String>) -> Self {
+        Self { name: name.into(), columns, deferrable: false, nulls_not_distinct: false }
+    }
+}
+
 impl TableDef {
+    /// A table that is no more than its columns and, where it has one, its primary key.
+    pub fn plain(name: TableName, identity: Identity, columns: Vec<ColumnDef>, primary_key: Option<KeyDef>) -> Self {
+        Self {
+            name,
+            kind: RelationKind::Table,
+            columns,
+            identity,
+            primary_key,
+            uniques: Vec::new(),
+            checks: Vec::new(),
+            foreign_keys: Vec::new(),
+            indexes: Vec::new(),
+            rows_estimate: 0,
+            bytes: 0,
+            native_id: 0,
+            obstacle: None,
+        }
+    }
+
     /// A column by name.
     pub fn column(&self, name: &str) -> Option<&ColumnDef> {
         self.columns.iter().find(|def| &*def.column.name == name)

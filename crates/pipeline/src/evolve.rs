@@ -3,7 +3,7 @@
 
 use crossfade_event::{
     Column, Identity, TableSchema,
-    catalog::{Catalog, ColumnDef, KeyDef, RelationKind, TableDef},
+    catalog::{Catalog, ColumnDef, KeyDef, TableDef},
 };
 use crossfade_transform::Became;
 
@@ -78,24 +78,11 @@ fn table_from(schema: &TableSchema) -> TableDef {
         .filter_map(|index| schema.columns.get(index))
         .map(|column| column.name.to_string())
         .collect();
+    let has_key = schema.identity == Identity::Key && !key.is_empty();
+    let primary_key = has_key.then(|| KeyDef::plain(format!("{}_pkey", schema.name.name), key));
+    let columns = schema.columns.iter().cloned().map(from_schema).collect();
     TableDef {
-        name: schema.name.clone(),
-        kind: RelationKind::Table,
-        columns: schema.columns.iter().cloned().map(from_schema).collect(),
-        identity: schema.identity,
-        primary_key: (schema.identity == Identity::Key && !key.is_empty()).then(|| KeyDef {
-            name: format!("{}_pkey", schema.name.name),
-            columns: key,
-            deferrable: false,
-            nulls_not_distinct: false,
-        }),
-        uniques: Vec::new(),
-        checks: Vec::new(),
-        foreign_keys: Vec::new(),
-        indexes: Vec::new(),
-        rows_estimate: 0,
-        bytes: 0,
         native_id: schema.native_id,
-        obstacle: None,
+        ..TableDef::plain(schema.name.clone(), schema.identity, columns, primary_key)
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crossfade_connector::RowPage;
 use crossfade_event::{
     Cell, Column, ColumnType, Format, Identity, Key, Logical, Row, SchemaVersion, TableId,
-    catalog::{Catalog, ColumnDef, Dialect, KeyDef, RelationKind, TableDef},
+    catalog::{Catalog, ColumnDef, Dialect, KeyDef, TableDef},
 };
 use crossfade_transform::{PlanOptions, Rules, plan};
 
@@ -80,27 +80,10 @@ fn column(name: &str, key: Option<u16>, native_id: u32) -> ColumnDef {
 }
 
 fn catalog() -> Catalog {
-    let key = KeyDef {
-        name: "parts_pkey".to_owned(),
-        columns: vec!["id".to_owned()],
-        deferrable: false,
-        nulls_not_distinct: false,
-    };
-    let table = TableDef {
-        name: TableName::new("public", "parts"),
-        kind: RelationKind::Table,
-        columns: vec![column("id", Some(0), 1), column("note", None, 2)],
-        identity: Identity::Key,
-        primary_key: Some(key),
-        uniques: Vec::new(),
-        checks: Vec::new(),
-        foreign_keys: Vec::new(),
-        indexes: Vec::new(),
-        rows_estimate: 0,
-        bytes: 0,
-        native_id: 7,
-        obstacle: None,
-    };
+    let key = KeyDef::plain("parts_pkey", vec!["id".to_owned()]);
+    let columns = vec![column("id", Some(0), 1), column("note", None, 2)];
+    let name = TableName::new("public", "parts");
+    let table = TableDef { native_id: 7, ..TableDef::plain(name, Identity::Key, columns, Some(key)) };
     let (types, sequences, extensions) = (Vec::new(), Vec::new(), Vec::new());
     Catalog { dialect: Dialect::Postgres, tables: vec![table], types, sequences, extensions }
 }

@@ -331,21 +331,10 @@ impl DebeziumInspect {
 /// A table of which no record is there yet.
 fn empty(name: &TableName, topic: &str) -> TableDef {
     TableDef {
-        name: name.clone(),
-        kind: crossfade_event::catalog::RelationKind::Table,
-        columns: Vec::new(),
-        identity: Identity::InsertOnly,
-        primary_key: None,
-        uniques: Vec::new(),
-        checks: Vec::new(),
-        foreign_keys: Vec::new(),
-        indexes: Vec::new(),
-        rows_estimate: 0,
-        bytes: 0,
-        native_id: 0,
         obstacle: Some(format!(
             "the topic {topic} has no record yet that says what {name} looks like: wait for one, or exclude the table"
         )),
+        ..TableDef::plain(name.clone(), Identity::InsertOnly, Vec::new(), None)
     }
 }
 

@@ -333,24 +333,7 @@ pub(crate) fn table_def(
         return Err(untyped);
     }
     let has_key = !described.key.is_empty();
-    Ok(TableDef {
-        name: name.clone(),
-        kind: crossfade_event::catalog::RelationKind::Table,
-        columns,
-        identity: if has_key { Identity::Key } else { Identity::FullRow },
-        primary_key: has_key.then(|| crossfade_event::catalog::KeyDef {
-            name: format!("{}_pkey", name.name),
-            columns: described.key.clone(),
-            deferrable: false,
-            nulls_not_distinct: false,
-        }),
-        uniques: Vec::new(),
-        checks: Vec::new(),
-        foreign_keys: Vec::new(),
-        indexes: Vec::new(),
-        rows_estimate: 0,
-        bytes: 0,
-        native_id: 0,
-        obstacle: None,
-    })
+    let identity = if has_key { Identity::Key } else { Identity::FullRow };
+    let key = || crossfade_event::catalog::KeyDef::plain(format!("{}_pkey", name.name), described.key.clone());
+    Ok(TableDef::plain(name.clone(), identity, columns, has_key.then(key)))
 }

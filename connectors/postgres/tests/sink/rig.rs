@@ -81,21 +81,12 @@ pub(crate) fn table(id: u32, name: &str, mut columns: Vec<Column>) -> TargetTabl
         nulls_not_distinct: false,
     });
     TargetTable {
-        def: TableDef {
-            name: name.clone(),
-            kind: RelationKind::Table,
-            columns: columns.iter().map(|column| ColumnDef::plain(column.clone())).collect(),
+        def: TableDef::plain(
+            name.clone(),
             identity,
+            columns.iter().cloned().map(ColumnDef::plain).collect(),
             primary_key,
-            uniques: Vec::new(),
-            checks: Vec::new(),
-            foreign_keys: Vec::new(),
-            indexes: Vec::new(),
-            rows_estimate: 0,
-            bytes: 0,
-            native_id: 0,
-            obstacle: None,
-        },
+        ),
         schema: Arc::new(TableSchema {
             id: TableId(id),
             version: SchemaVersion(1),

@@ -70,21 +70,11 @@ fn distance(one: &str, other: &str) -> usize {
 
 fn view_def(name: &str) -> TableDef {
     TableDef {
-        name: TableName::new("main", name),
         kind: RelationKind::View,
-        columns: Vec::new(),
-        identity: Identity::InsertOnly,
-        primary_key: None,
-        uniques: Vec::new(),
-        checks: Vec::new(),
-        foreign_keys: Vec::new(),
-        indexes: Vec::new(),
-        rows_estimate: 0,
-        bytes: 0,
-        native_id: 0,
         obstacle: Some(format!(
             "{name} is a view and has no rows of its own: leave it out with \"!main.{name}\" in `tables`"
         )),
+        ..TableDef::plain(TableName::new("main", name), Identity::InsertOnly, Vec::new(), None)
     }
 }
 

@@ -7,7 +7,7 @@ use crossfade_connector::{
 use crossfade_event::{
     Cell, Change, Column, ColumnType, Cut, Format, Identity, Logical, Offset, Op, Row, RowBuilder, SchemaVersion,
     Sequence, TableId, TableName, TableSchema, Value, Version,
-    catalog::{ColumnDef, Dialect, IdentityColumn, IndexDef, KeyDef, RelationKind, SequenceDef, TableDef},
+    catalog::{ColumnDef, Dialect, IdentityColumn, IndexDef, KeyDef, SequenceDef, TableDef},
     codec,
 };
 use crossfade_sqlite::SqliteSink;
@@ -37,21 +37,7 @@ pub(crate) fn table(version: u32, columns: Vec<Column>) -> TargetTable {
         })
         .collect();
     let key = columns.iter().filter(|column| column.key.is_some()).map(|column| column.name.to_string()).collect();
-    let def = TableDef {
-        name: name.clone(),
-        kind: RelationKind::Table,
-        columns: defs,
-        identity: Identity::Key,
-        primary_key: Some(KeyDef { name: "t_pkey".into(), columns: key, deferrable: false, nulls_not_distinct: false }),
-        uniques: Vec::new(),
-        checks: Vec::new(),
-        foreign_keys: Vec::new(),
-        indexes: Vec::new(),
-        rows_estimate: 0,
-        bytes: 0,
-        native_id: 0,
-        obstacle: None,
-    };
+    let def = TableDef::plain(name.clone(), Identity::Key, defs, Some(KeyDef::plain("t_pkey", key)));
     let version = SchemaVersion(version);
     let schema = TableSchema { id: TABLE, version, name, columns, identity: Identity::Key, native_id: 0 };
     TargetTable { schema: Arc::new(schema), def, mode: WriteMode::Table }

@@ -6,7 +6,7 @@ use crossfade_connector::{
 use crossfade_event::{
     Cell, Change, Column, ColumnType, Cut, Identity, Key, Logical, Offset, Op, Position, Row, RowBuilder,
     SchemaVersion, Sequence, SourceId, TableId, TableName, TableSchema, Value, Version,
-    catalog::{Catalog, ColumnDef, ForeignKeyDef, KeyDef, RelationKind, TableDef},
+    catalog::{Catalog, ColumnDef, ForeignKeyDef, KeyDef, TableDef},
     codec,
 };
 use std::sync::Arc;
@@ -227,26 +227,9 @@ pub(super) fn table<F: SinkFixture>(fixture: &F, id: TableId, name: &str, column
     let keyed = columns.iter().any(|column| column.key.is_some());
     let name = TableName::new(fixture.schema(), name);
     let identity = if keyed { Identity::Key } else { Identity::FullRow };
-    let def = TableDef {
-        name: name.clone(),
-        kind: RelationKind::Table,
-        columns: columns.iter().map(|column| ColumnDef::plain(column.clone())).collect(),
-        identity,
-        primary_key: keyed.then(|| KeyDef {
-            name: format!("{}_pkey", name.name),
-            columns: key_names(&columns),
-            deferrable: false,
-            nulls_not_distinct: false,
-        }),
-        uniques: Vec::new(),
-        checks: Vec::new(),
-        foreign_keys: Vec::new(),
-        indexes: Vec::new(),
-        rows_estimate: 0,
-        bytes: 0,
-        native_id: 0,
-        obstacle: None,
-    };
+    let primary_key = keyed.then(|| KeyDef::plain(format!("{}_pkey", name.name), key_names(&columns)));
+    let plain = columns.iter().cloned().map(ColumnDef::plain).collect();
+    let def = TableDef::plain(name.clone(), identity, plain, primary_key);
     let schema = TableSchema { id, version: SchemaVersion(1), name, columns, identity, native_id: 0 };
     TargetTable { schema: Arc::new(schema), def, mode: WriteMode::Table }
 }

@@ -4,7 +4,7 @@ use super::{Context, PlanError, PlannedTable, Writing, table_id};
 use crate::{rules::WriteKind, types};
 use crossfade_event::{
     Column, ColumnType, Identity, SchemaVersion, TableName, TableSchema,
-    catalog::{ColumnDef, Dialect, KeyDef, RelationKind, TableDef},
+    catalog::{ColumnDef, Dialect, KeyDef, TableDef},
 };
 use std::sync::Arc;
 
@@ -63,28 +63,14 @@ pub(super) fn plan(context: &Context<'_>) -> Result<Option<Mapping>, PlanError> 
         identity: Identity::Key,
         native_id: 0,
     });
-    let key = |suffix: &str, columns: &[&str]| KeyDef {
-        name: format!("{}_{suffix}", name.name),
-        columns: columns.iter().map(ToString::to_string).collect(),
-        deferrable: false,
-        nulls_not_distinct: false,
+    let key = |suffix: &str, columns: &[&str]| {
+        KeyDef::plain(format!("{}_{suffix}", name.name), columns.iter().map(ToString::to_string).collect())
     };
     let def = TableDef {
-        kind: RelationKind::Table,
-        columns,
-        identity: Identity::Key,
-        primary_key: Some(key("pkey", &["table_name", "old_id"])),
         // Two old keys that became one new key would be a collision: the target itself refuses it. The new key stands
         // first, for support staff look rows up by it.
         uniques: vec![key("new_id_key", &["new_id", "table_name"])],
-        checks: Vec::new(),
-        foreign_keys: Vec::new(),
-        indexes: Vec::new(),
-        rows_estimate: 0,
-        bytes: 0,
-        native_id: 0,
-        obstacle: None,
-        name,
+        ..TableDef::plain(name.clone(), Identity::Key, columns, Some(key("pkey", &["table_name", "old_id"])))
     };
     Ok(Some(Mapping { table: PlannedTable { schema, def, write: Writing::InsertOnce, source: None } }))
 }
