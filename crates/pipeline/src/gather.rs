@@ -110,8 +110,8 @@ impl<L: EventLog> Gather<L> {
         }
         self.bytes = 0;
         self.touched = false;
-        // The next hand-over will be about as large.
-        let room = Vec::with_capacity(self.writes.len());
+        // The next hand-over will be about as large, and a little more: growing would move all of it.
+        let room = Vec::with_capacity(self.writes.len() + self.writes.len() / 8);
         (std::mem::replace(&mut self.writes, room), std::mem::take(&mut self.tally))
     }
 

@@ -171,7 +171,8 @@ impl<'a> Writer<'a> {
     /// Cuts a delivery into runs.
     pub(super) fn runs(&self, writes: Vec<Write>) -> Result<Vec<Run>, Failure> {
         let mut runs: Vec<Run> = Vec::new();
-        for write in writes {
+        let mut writes = writes.into_iter();
+        while let Some(write) = writes.next() {
             match write {
                 Write::Boundary => {}
                 Write::Change { at, change } => {
@@ -186,7 +187,12 @@ impl<'a> Writer<'a> {
                     let unit = Unit { at, table, change };
                     match runs.last_mut() {
                         Some(Run::Changes(units)) => units.push(unit),
-                        _ => runs.push(Run::Changes(vec![unit])),
+                        _ => {
+                            // Most deliveries are one run.
+                            let mut units = Vec::with_capacity(writes.len() + 1);
+                            units.push(unit);
+                            runs.push(Run::Changes(units));
+                        }
                     }
                 }
                 Write::Rows { table, at, count, rows } => {

@@ -9,7 +9,7 @@ use super::{
 };
 use crossfade_connector::WriteMode;
 use crossfade_event::{Cell, Change, Identity, Key, Op, Row, Sequence, Version};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 /// A change on its way.
 #[derive(Debug, Clone)]
@@ -187,16 +187,16 @@ impl Folded {
     }
 
     fn set(&mut self, key: Key, to: impl FnOnce(Option<&Final>) -> Final) {
-        match self.index.get(&key) {
-            Some(index) => {
-                if let Some(slot) = self.slots.get_mut(*index) {
+        match self.index.entry(key) {
+            Entry::Occupied(at) => {
+                if let Some(slot) = self.slots.get_mut(*at.get()) {
                     slot.to = to(Some(&slot.to));
                 }
             }
-            None => {
-                let to = to(None);
-                self.index.insert(key.clone(), self.slots.len());
-                self.slots.push(Slot { key, to });
+            Entry::Vacant(at) => {
+                let key = at.key().clone();
+                at.insert(self.slots.len());
+                self.slots.push(Slot { key, to: to(None) });
             }
         }
     }
