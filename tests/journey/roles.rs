@@ -329,8 +329,11 @@ async fn a_second_deliver_on_another_machine_waits_and_two_never_write() {
     writer.wait_for_more(20);
     wait_both(&desk, &mut ingest, &mut first);
     assert_eq!(one(&target, epoch).await, of_the_first, "the second has written");
-    // A second ingest elsewhere has no claim to the topics, and shuts nobody out.
+    // A second ingest elsewhere shuts nobody out: where a deliver is, and where nobody is.
     let said = run("ingest");
+    assert!(said.code == Some(3) && said.stderr.contains("has its folder elsewhere"), "{said}");
+    let third = tempfile::tempdir().unwrap();
+    let said = elsewhere(&desk, third.path()).run(&["run", SPEC, "--quiet", "--role", "ingest"]);
     assert!(said.code == Some(3) && said.stderr.contains("another migration"), "{said}");
 
     // Their sessions break until the second is the one that comes in; from then on the first is refused, for good.

@@ -405,6 +405,11 @@ pub(crate) fn identity(spec: &Spec) -> Option<String> {
     }
 }
 
+/// Where the ids of the log's topics are noted.
+pub(crate) fn pin(spec: &Spec) -> PathBuf {
+    spec.base().join("topics.json")
+}
+
 /// What the topics' names begin with.
 fn prefix(spec: &Spec, keys: &KafkaKeys) -> String {
     keys.topic_prefix.clone().unwrap_or_else(|| format!("crossfade_{}", spec.name.as_str().replace('-', "_")))

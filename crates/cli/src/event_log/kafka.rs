@@ -26,7 +26,7 @@ pub(super) fn options(spec: &Spec, keys: &Keys) -> LogOptions {
         min_insync_replicas: keys.min_insync_replicas,
         retention,
         segment_bytes: keys.segment_bytes.map(|size| size.0),
-        pin: Some(spec.base().join("topics.json")),
+        pin: Some(super::pin(spec)),
         ..LogOptions::new(connection(&keys.brokers, keys.tls.as_ref(), keys.sasl.as_ref()), prefix(spec, keys))
     }
 }

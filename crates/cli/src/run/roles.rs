@@ -125,6 +125,15 @@ pub(super) fn take_folder(spec: &Spec) -> Result<WorkFolder, CliError> {
         ))
         .hint(format!("crossfade run {}, without --role; or take another name", spec.file.display())));
     }
+    if part == Part::Ingest && !has_begun(&base, part) && event_log::pin(spec).exists() {
+        // It would shut out the one that runs, and knows nothing of what that one has noted.
+        return Err(CliError::refused(format!(
+            "the log of {} was begun by an ingest that has its folder elsewhere: {} is not here",
+            spec.name,
+            spec.folder().display()
+        ))
+        .hint("start it where it was; to move it, stop it there and move its folder to here"));
+    }
     let folder = WorkFolder::lock(spec.folder())?;
     // From here on it is seen that roles do this migration.
     drop(folder::journal(&folder)?);
