@@ -71,6 +71,11 @@ impl Desk {
         self.crossfade.spawn(&["run", SPEC, "--quiet"])
     }
 
+    /// Starts a process that does a part of it.
+    pub(crate) fn start_role(&self, role: &str) -> Running {
+        self.crossfade.spawn(&["run", SPEC, "--quiet", "--role", role])
+    }
+
     /// `crossfade wait --caught-up`, as long as the run lives.
     pub(crate) fn wait(&self, run: &mut Running) {
         let waited = self.command(&["wait"], &["--caught-up", "--timeout", "100s"]);

@@ -18,6 +18,8 @@ mod lookups;
 mod planned;
 mod renames;
 mod replayed;
+#[cfg(feature = "kafka")]
+mod roles;
 mod shapes;
 mod shop;
 mod six_tables;

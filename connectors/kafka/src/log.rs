@@ -23,6 +23,7 @@ mod meta;
 mod pin;
 mod place;
 mod reader;
+mod roles;
 mod shared;
 mod tail;
 mod topics;

@@ -137,15 +137,15 @@ pub(crate) struct Sound {
 
 impl AnyLog {
     /// Opens the log for writing, and makes it where there is none.
-    pub(crate) async fn open(spec: &Spec, folder: &Path) -> Result<Self, CliError> {
+    pub(crate) async fn open(spec: &Spec) -> Result<Self, CliError> {
         let opened = match &spec.log {
             LogSpec::Embedded(keys) => {
-                let (path, options) = (WorkFolder::log_path(folder), embedded_options(keys));
+                let (path, options) = (WorkFolder::log_path(&spec.base()), embedded_options(keys));
                 tokio::task::spawn_blocking(move || Embedded::open(path, options).map(Self::Embedded)).await
             }
             #[cfg(feature = "kafka")]
             LogSpec::Kafka(keys) => {
-                let (options, folder) = (kafka::options(spec, keys, folder), Arc::from(folder));
+                let (options, folder) = (kafka::options(spec, keys), Arc::from(spec.folder()));
                 tokio::task::spawn_blocking(move || KafkaLog::open(options).map(|log| Self::Kafka(log, folder))).await
             }
             #[cfg(not(feature = "kafka"))]
@@ -156,9 +156,9 @@ impl AnyLog {
 
     /// The log of a migration that has one, for looking; works beside a running migration.
     pub(crate) fn look(spec: &Spec) -> Result<Self, CliError> {
-        let folder = folder::existing(spec)?;
-        Self::if_there(spec, &folder)?.ok_or_else(|| {
-            CliError::misconfigured(format!("the migration {} has no log yet: {}", spec.name, place(spec, &folder)))
+        let base = folder::base(spec)?;
+        Self::if_there(spec)?.ok_or_else(|| {
+            CliError::misconfigured(format!("the migration {} has no log yet: {}", spec.name, place(spec, &base)))
                 .hint(format!("`crossfade run {}` makes it", spec.file.display()))
         })
     }
@@ -167,30 +167,30 @@ impl AnyLog {
     pub(crate) fn follow(spec: &Spec) -> Result<Self, CliError> {
         #[cfg(feature = "kafka")]
         if let LogSpec::Kafka(keys) = &spec.log {
-            let folder = folder::existing(spec)?;
-            let options = kafka::options(spec, keys, &folder);
+            folder::base(spec)?;
+            let options = kafka::options(spec, keys);
             if kafka::is_pinned(&options) {
-                return Ok(Self::Kafka(in_place(|| KafkaLog::open_following(options))?, Arc::from(folder)));
+                return Ok(Self::Kafka(in_place(|| KafkaLog::open_following(options))?, Arc::from(spec.folder())));
             }
         }
         Self::look(spec)
     }
 
     /// The log of a migration, for looking; `None` where there is none yet.
-    pub(crate) fn if_there(spec: &Spec, folder: &Path) -> Result<Option<Self>, CliError> {
+    pub(crate) fn if_there(spec: &Spec) -> Result<Option<Self>, CliError> {
         match &spec.log {
             LogSpec::Embedded(_) => {
-                let path = WorkFolder::log_path(folder);
+                let path = WorkFolder::log_path(&spec.base());
                 Ok(if path.is_dir() { Some(Self::Embedded(Embedded::open_read_only(path)?)) } else { None })
             }
             #[cfg(feature = "kafka")]
             LogSpec::Kafka(keys) => {
-                let options = kafka::options(spec, keys, folder);
+                let options = kafka::options(spec, keys);
                 if !kafka::is_pinned(&options) {
                     return Ok(None);
                 }
                 let log = in_place(|| KafkaLog::open_read_only(options))?;
-                Ok(Some(Self::Kafka(log, Arc::from(folder))))
+                Ok(Some(Self::Kafka(log, Arc::from(spec.folder()))))
             }
             #[cfg(not(feature = "kafka"))]
             LogSpec::Kafka(_) => Err(without_kafka()),
@@ -210,15 +210,15 @@ impl AnyLog {
     }
 
     /// Drops a migration's log.
-    pub(crate) async fn forget(spec: &Spec, folder: &Path) -> Result<(), CliError> {
+    pub(crate) async fn forget(spec: &Spec) -> Result<(), CliError> {
         match &spec.log {
             LogSpec::Embedded(_) => {}
             #[cfg(feature = "kafka")]
-            LogSpec::Kafka(keys) => kafka::forget(kafka::options(spec, keys, folder)).await?,
+            LogSpec::Kafka(keys) => kafka::forget(kafka::options(spec, keys)).await?,
             #[cfg(not(feature = "kafka"))]
             LogSpec::Kafka(_) => return Err(without_kafka()),
         }
-        let path = WorkFolder::log_path(folder);
+        let path = WorkFolder::log_path(&spec.base());
         match std::fs::remove_dir_all(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(CliError::io(format!("removing {}", path.display()), &error))
@@ -232,9 +232,49 @@ impl AnyLog {
         match &spec.log {
             LogSpec::Embedded(_) => Ok(Vec::new()),
             #[cfg(feature = "kafka")]
-            LogSpec::Kafka(keys) => kafka::preflight(kafka::options(spec, keys, &spec.folder())).await,
+            LogSpec::Kafka(keys) => kafka::preflight(kafka::options(spec, keys)).await,
             #[cfg(not(feature = "kafka"))]
             LogSpec::Kafka(_) => Err(without_kafka()),
+        }
+    }
+
+    /// What whoever writes the log has said of the migration; `None` while there is no log, or nothing said.
+    pub(crate) fn head(spec: &Spec) -> Result<Option<String>, CliError> {
+        match &spec.log {
+            LogSpec::Embedded(_) => Ok(None),
+            #[cfg(feature = "kafka")]
+            LogSpec::Kafka(keys) => Ok(in_place(|| KafkaLog::head(&kafka::options(spec, keys)))?),
+            #[cfg(not(feature = "kafka"))]
+            LogSpec::Kafka(_) => Err(without_kafka()),
+        }
+    }
+
+    /// Notes in the migration's folder which log it is, where it was made on another machine.
+    pub(crate) fn adopt(spec: &Spec) -> Result<(), CliError> {
+        match &spec.log {
+            LogSpec::Embedded(_) => Ok(()),
+            #[cfg(feature = "kafka")]
+            LogSpec::Kafka(keys) => Ok(in_place(|| KafkaLog::adopt(&kafka::options(spec, keys)))?),
+            #[cfg(not(feature = "kafka"))]
+            LogSpec::Kafka(_) => Err(without_kafka()),
+        }
+    }
+
+    /// Says in the log what the migration is.
+    pub(crate) fn say_head(&self, head: &str) -> Result<(), CliError> {
+        match self {
+            Self::Embedded(_) => Err(one_machine()),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => Ok(in_place(|| log.say_head(head))?),
+        }
+    }
+
+    /// Takes the turn to deliver: a number higher than all that were given before, on whatever machine.
+    pub(crate) fn take_turn(&self) -> Result<u64, CliError> {
+        match self {
+            Self::Embedded(_) => Err(one_machine()),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => Ok(in_place(|| log.take_turn())?),
         }
     }
 
@@ -365,9 +405,19 @@ pub(crate) fn identity(spec: &Spec) -> Option<String> {
     }
 }
 
+/// Where the ids of the log's topics are noted.
+pub(crate) fn pin(spec: &Spec) -> PathBuf {
+    spec.base().join("topics.json")
+}
+
 /// What the topics' names begin with.
 fn prefix(spec: &Spec, keys: &KafkaKeys) -> String {
     keys.topic_prefix.clone().unwrap_or_else(|| format!("crossfade_{}", spec.name.as_str().replace('-', "_")))
+}
+
+/// The roles are refused before their log is opened; nobody comes here.
+fn one_machine() -> CliError {
+    CliError::refused("the log on disk is for one process that does all of a migration")
 }
 
 /// A spec for Kafka is refused where it is read; nobody comes here.

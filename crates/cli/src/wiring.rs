@@ -20,7 +20,7 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 /// The source, not connected yet.
 pub(crate) fn source(spec: &Spec, folder: &Path) -> Result<AnySource, CliError> {
-    AnySource::new(spec, folder, needs_text(spec, folder)?)
+    AnySource::new(spec, folder, needs_text(spec)?)
 }
 
 /// The sink, not connected yet.
@@ -39,9 +39,10 @@ pub(crate) fn sink_inspect(spec: &Spec) -> Result<AnyInspect, CliError> {
 }
 
 /// Whether the plan needs a column in its text form, for only its own database can read its binary one.
-fn needs_text(spec: &Spec, folder: &Path) -> Result<bool, CliError> {
-    let Some(file) = PlanFile::read(folder)? else { return Ok(false) };
-    let planned = plan(&file.catalog, &spec.rules, &plan_options(spec, Vec::new()))?;
+fn needs_text(spec: &Spec) -> Result<bool, CliError> {
+    let Some(file) = PlanFile::read(&spec.base())? else { return Ok(false) };
+    // No key is made here: any secret that is long enough will do.
+    let planned = plan(&file.catalog, &spec.rules, &plan_options(spec, vec![0; 32]))?;
     Ok(!planned.text_columns().is_empty())
 }
 
@@ -110,13 +111,13 @@ pub(crate) async fn plan_from_source(spec: &Spec) -> Result<Planned, CliError> {
 
 /// The plan that the migration was begun with, if it was; looks at no database.
 pub(crate) fn plan_from_folder(spec: &Spec) -> Result<Option<Planned>, CliError> {
-    let folder = spec.folder();
+    let folder = spec.base();
     PlanFile::read(&folder)?.map(|file| planned(spec, file.catalog)).transpose()
 }
 
 fn planned(spec: &Spec, catalog: Catalog) -> Result<Planned, CliError> {
     // A plan that is only looked at draws no secret: its keys are never made.
-    let folder = spec.folder();
+    let folder = spec.base();
     let secret = if folder.join("secret").exists() { secret_of(&folder)? } else { vec![0; 32] };
     let options = Arc::new(plan_options(spec, secret));
     let rules = Arc::new(spec.rules.clone());
@@ -154,7 +155,7 @@ pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
         });
     }
     // Not the journal: a run opens it before it plans, and would then find nothing in the way.
-    let begun = PlanFile::read(&spec.folder())?.is_some();
+    let begun = PlanFile::read(&spec.base())?.is_some();
     if !begun && !into_existing(spec) {
         findings.extend(tables_with_rows(spec, &planned.plan).await?);
     }

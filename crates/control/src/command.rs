@@ -95,6 +95,11 @@ pub enum Command {
     },
     /// Refuse every worker of before.
     RaiseEpoch,
+    /// Refuse every worker of before, by a number that somebody else gave: a log that several processes work on.
+    TakeEpoch {
+        /// The number; one that is not higher changes nothing.
+        epoch: u64,
+    },
     /// For the audit trail: a replay, a retry, changes discarded from quarantine. Never a row's value or a secret.
     Note {
         /// What was done.
@@ -134,6 +139,7 @@ impl Command {
             Self::DropCheckpoint { .. } => "drop checkpoint",
             Self::Pin { .. } => "pin",
             Self::RaiseEpoch => "raise epoch",
+            Self::TakeEpoch { .. } => "take epoch",
             Self::Note { .. } => "note",
             Self::Cutover => "cutover",
             Self::Failback => "failback",

@@ -57,6 +57,8 @@ pub fn decide(migration: &Migration, command: Command) -> Decided {
             }
         },
         Command::RaiseEpoch => Ok(vec![Decision::EpochRaised { epoch: migration.epoch + 1 }]),
+        Command::TakeEpoch { epoch } if *epoch > migration.epoch => Ok(vec![Decision::EpochRaised { epoch: *epoch }]),
+        Command::TakeEpoch { .. } => Ok(Vec::new()),
         Command::Note { what } => Ok(vec![Decision::Noted { what: what.clone() }]),
         Command::Cutover | Command::Failback | Command::DualRead | Command::Cleanup => {
             Err(Refusal::NotBuilt { what: command.name() })

@@ -63,6 +63,9 @@ pub fn render(status: &Status) -> String {
         let _ = writeln!(page, "{name:<13} {text}");
     };
     line("migration", status.name.clone());
+    if let Some(role) = &status.role {
+        line("role", role.clone());
+    }
     line("phase", phase_words(status));
     if let Some(reason) = &status.reason {
         line("why", reason.clone());
@@ -74,20 +77,7 @@ pub fn render(status: &Status) -> String {
         line("copy", copy_words(status, overall));
     }
     line("lag", lag_words(status));
-    let c = &status.conservation;
-    let pending = u64::try_from(c.pending).unwrap_or(0);
-    line(
-        "changes",
-        format!(
-            "{} read = {} applied + {} filtered + {} in quarantine + {} pending{}",
-            grouped(c.read),
-            grouped(c.applied),
-            grouped(c.filtered),
-            grouped(c.quarantined),
-            grouped(pending),
-            if status.conserved { "" } else { "  DOES NOT ADD UP: stop, and report this" },
-        ),
-    );
+    line("changes", changes_words(status));
     if status.lookup_misses > 0 {
         line("lookups", format!("{} found no row in this run", grouped(status.lookup_misses)));
     }
@@ -119,6 +109,10 @@ pub fn render(status: &Status) -> String {
         line("checkpoint", format!("{} at {place}, {}", checkpoint.name, checkpoint.at));
     }
     page.push_str(&table_lines(status));
+    if let Some(beside) = &status.beside {
+        page.push('\n');
+        page.push_str(&render(beside));
+    }
     page
 }
 
@@ -136,10 +130,28 @@ fn phase_words(status: &Status) -> String {
     }
 }
 
+fn changes_words(status: &Status) -> String {
+    let c = &status.conservation;
+    if status.role.as_deref() == Some("ingest") {
+        return format!("{} read into the log", grouped(c.read));
+    }
+    format!(
+        "{} read = {} applied + {} filtered + {} in quarantine + {} pending{}",
+        grouped(c.read),
+        grouped(c.applied),
+        grouped(c.filtered),
+        grouped(c.quarantined),
+        grouped(u64::try_from(c.pending).unwrap_or(0)),
+        if status.conserved { "" } else { "  DOES NOT ADD UP: stop, and report this" },
+    )
+}
+
 fn lag_words(status: &Status) -> String {
     let mut words = Vec::new();
     words.extend(status.lag.ms.map(millis));
-    words.push(format!("{} changes", grouped(status.lag.events)));
+    // One of several processes sees how far both stand apart in the log, not what lies between.
+    let what = if status.role.is_some() { "entries of the log" } else { "changes" };
+    words.push(format!("{} {what}", grouped(status.lag.events)));
     words.extend(status.lag.bytes.map(bytes));
     words.join(", ")
 }

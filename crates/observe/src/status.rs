@@ -13,6 +13,9 @@ pub struct Status {
     pub version: u32,
     /// The migration's name.
     pub name: String,
+    /// What this process does of the migration, where it does not do all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
     /// When, ISO 8601 UTC.
     pub at: String,
     /// The process that runs it; `null` when none does.
@@ -55,6 +58,9 @@ pub struct Status {
     pub retrying: Option<Retrying>,
     /// Named places.
     pub checkpoints: Vec<CheckpointStatus>,
+    /// The other process of the migration, where it is on the same machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<Box<Self>>,
 }
 
 /// Whether a migration goes on.
@@ -185,6 +191,7 @@ impl Status {
         Self {
             version: 1,
             name: name.to_owned(),
+            role: None,
             at: iso(at_us),
             pid: None,
             phase: migration.phase.to_string(),
@@ -205,6 +212,7 @@ impl Status {
             gates: Vec::new(),
             retrying: None,
             checkpoints: migration.checkpoints.iter().map(checkpoint).collect(),
+            beside: None,
         }
     }
 

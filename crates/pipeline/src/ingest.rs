@@ -4,7 +4,7 @@ use crate::{
     Folds, Patience, PipelineError, Stop, Watch,
     pace::Pace,
     retry::{self, Retry},
-    watch::{Copying, Ingested},
+    watch::{Backfilling, Copying, Ingested},
 };
 use crossfade_connector::{Failure, Resume, Source};
 use crossfade_event::{Batch, Cut, Event, Frontier, Mark, TableId, Ticket};
@@ -185,7 +185,7 @@ fn last_mark<L: EventLog>(log: &L, prefix: &str) -> Result<Option<Mark>, Pipelin
 
 fn describe(batch: &Batch) -> Ingested {
     let mut rows: BTreeMap<TableId, u64> = BTreeMap::new();
-    let mut copying = Vec::new();
+    let (mut copying, mut backfills) = (Vec::new(), Vec::new());
     let (mut events, mut bytes) = (0u64, 0u64);
     for stamped in &batch.events {
         bytes += stamped.event.size_bytes() as u64 + 24;
@@ -198,8 +198,10 @@ fn describe(batch: &Batch) -> Ingested {
             Event::SnapshotBegan { table, chunks } => copying.push((*table, Copying::Began(chunks.len() as u64))),
             Event::ChunkEnded { table, .. } => copying.push((*table, Copying::ChunkEnded)),
             Event::SnapshotEnded { table, .. } => copying.push((*table, Copying::Ended)),
+            Event::BackfillBegan(backfill) => backfills.push(Backfilling::Began(backfill.generation)),
+            Event::BackfillEnded { generation } => backfills.push(Backfilling::Ended(*generation)),
             _ => {}
         }
     }
-    Ingested { cut: Cut::default(), durable: None, events, rows, copying, bytes }
+    Ingested { cut: Cut::default(), durable: None, events, rows, copying, backfills, bytes }
 }

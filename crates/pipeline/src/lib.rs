@@ -30,7 +30,7 @@ pub use retry::{Again, Patience, backoff_ms};
 pub use route::Routes;
 pub use shutdown::{Stop, Stopper, Valve, ValveHandle, stop_channel, valve};
 pub use views::{Scratch, ScratchError};
-pub use watch::{Copying, Delivered, Ingested, Silent, Watch};
+pub use watch::{Backfilling, Copying, Delivered, Ingested, Silent, Watch};
 
 use crossfade_connector::Failure;
 use crossfade_log::LogError;

@@ -15,6 +15,15 @@ pub enum Copying {
     Ended,
 }
 
+/// What the log has heard of a backfill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backfilling {
+    /// It has begun.
+    Began(u32),
+    /// Everything of it is in the log.
+    Ended(u32),
+}
+
 /// An append became durable.
 #[derive(Debug, Clone)]
 pub struct Ingested {
@@ -28,6 +37,8 @@ pub struct Ingested {
     pub rows: BTreeMap<TableId, u64>,
     /// What the batch says of copies, in order.
     pub copying: Vec<(TableId, Copying)>,
+    /// What it says of backfills, in order, by their numbers.
+    pub backfills: Vec<Backfilling>,
     /// Bytes of the batch.
     pub bytes: u64,
 }

@@ -8,6 +8,8 @@
 //! | `start` | the cut below which entries were dropped on demand |
 //! | `schema/<table>/<version>` | a schema |
 //! | `hold/<name>` | how far a consumer has come; nothing when it was released |
+//! | `head` | what whoever writes says of the migration, in its own words, for those that deliver elsewhere |
+//! | `deliver` | who delivers now, where that is a process of its own |
 //!
 //! `tail` and the schemas are written in the same transaction as the entries that they belong to, so the two topics
 //! cannot disagree. The position is in the marks too; the one here is for a topic whose entries have all expired.
@@ -32,6 +34,8 @@ pub(super) enum Says {
     Start(Cut),
     Schema(Arc<TableSchema>),
     Hold(Cut),
+    Head(String),
+    Deliver(Writer),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +80,7 @@ pub(super) struct Meta {
     pub(super) start: Option<Cut>,
     pub(super) schemas: Vec<Arc<TableSchema>>,
     pub(super) holds: BTreeMap<String, Cut>,
+    pub(super) head: Option<String>,
 }
 
 pub(super) fn hold_key(consumer: &str) -> String {
@@ -91,6 +96,8 @@ impl Says {
             Self::Start(_) => "start".to_owned(),
             Self::Schema(schema) => format!("schema/{}/{}", schema.id.0, schema.version.0),
             Self::Hold(_) => "hold/".to_owned(),
+            Self::Head(_) => "head".to_owned(),
+            Self::Deliver(_) => "deliver".to_owned(),
         }
     }
 
@@ -139,7 +146,8 @@ pub(super) fn read_on(consumer: &LogConsumer, names: &Names, notes: &mut Notes) 
     let (low, end) = bounds(consumer, &names.meta, 0)?;
     scan(consumer, &names.meta, &[(0, low.max(notes.next))], |message| {
         notes.take(message);
-        Ok(false)
+        // What is written meanwhile is not waited for: whoever writes may write without a pause.
+        Ok(notes.next >= end)
     })?;
     notes.read_to = end;
     let mut meta = Meta::default();
@@ -156,6 +164,9 @@ pub(super) fn read_on(consumer: &LogConsumer, names: &Names, notes: &mut Notes) 
             Says::Tail(tail) => meta.tail = Some(tail),
             Says::Start(cut) => meta.start = Some(cut),
             Says::Schema(schema) => meta.schemas.push(schema),
+            Says::Head(head) => meta.head = Some(head),
+            // Its place in the topic says what matters.
+            Says::Deliver(_) => {}
             Says::Hold(_) => return Err(refused(names, offset, Wrong::Foreign)),
         }
     }
@@ -220,6 +231,8 @@ mod tests {
             Says::Start(cut.clone()),
             Says::Schema(crossfade_testkit::log_suite::schema(1, 2)),
             Says::Hold(cut),
+            Says::Head("{\"migration\":\"shop\"}".to_owned()),
+            Says::Deliver(Writer { id: 4, who: "process 2 on host".to_owned() }),
         ]
     }
 

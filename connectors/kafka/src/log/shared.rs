@@ -135,6 +135,9 @@ pub(super) enum Waiter {
     Follower,
 }
 
+/// The number of a note whose offset is wanted.
+const SAID: usize = 1;
+
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("names", &self.names).field("id", &self.id).finish_non_exhaustive()
@@ -346,6 +349,20 @@ impl Shared {
         producer.context().offsets().map_err(failed)?;
         producer.context().reset();
         Ok(())
+    }
+
+    /// Says something outside of the entries' transactions; returns the offset of the note.
+    pub(super) fn say(&self, says: &Says) -> Result<u64, LogError> {
+        let Some(noting) = &self.noting else { return Err(self.is_read_only()) };
+        let failed = |error| server(format!("writing to {}", self.names.meta), error);
+        let (key, value) = (says.key(), says.to_bytes()?);
+        let producer = lock(noting);
+        let record = BaseRecord::with_opaque_to(&self.names.meta, SAID).partition(0).key(&key).payload(&value);
+        producer.send(record).map_err(|(error, _)| failed(error))?;
+        flush(&producer, Duration::from_secs(10)).map_err(failed)?;
+        let offset = producer.context().offsets().map_err(failed)?.get(&SAID).copied();
+        producer.context().reset();
+        offset.ok_or_else(|| LogError::Contract("a note was taken and has no offset".to_owned()))
     }
 
     /// The last round of the topic itself, and the cut after it.

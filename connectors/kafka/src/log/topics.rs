@@ -133,6 +133,20 @@ pub(super) fn examine(
     }
 }
 
+/// The topics of a log that another process makes; `None` until both are there. One of two that were pinned here is lost.
+pub(super) fn wait_for(
+    clients: &Clients,
+    names: &Names,
+    options: &LogOptions,
+    pin: Option<&Pin>,
+) -> Result<Option<Standing>, LogError> {
+    match look(clients, names)? {
+        // Brokers hear of the two one after the other.
+        (None, _) | (_, None) if pin.is_none() => Ok(None),
+        _ => open(clients, names, options, pin, false).map(Some),
+    }
+}
+
 /// Deletes the topics that are pinned, and those alone. Returns their names.
 pub(super) fn delete(clients: &Clients, names: &Names, pin: &Pin) -> Result<Vec<String>, LogError> {
     let (changes, meta) = look(clients, names)?;

@@ -5,8 +5,8 @@ use super::folder;
 use crate::{
     error::{CliError, Exit},
     event_log::AnyLog,
-    output, registry,
-    spec::{Span, Spec},
+    output, registry, run,
+    spec::{Part, Span, Spec},
 };
 use crossfade_control::Command;
 use crossfade_event::Position;
@@ -49,19 +49,33 @@ pub(crate) async fn ask(
 
 /// Where it stands.
 pub(crate) async fn status(spec: &Spec, as_json: bool) -> Result<(), CliError> {
-    let status = match ask(spec, Method::GET, "/status", None).await? {
-        Some(answer) => serde_json::from_value(answer)
-            .map_err(|error| CliError::failed(format!("the running process answers in another shape: {error}")))?,
-        None => stopped_status(spec)?,
-    };
+    let mut status = status_of(spec).await?;
+    for part in run::parts_here(spec).into_iter().filter(|part| Some(*part) != spec.part) {
+        status.beside = match status_of(&spec.as_part(Some(part))).await {
+            Ok(beside) => Some(Box::new(beside)),
+            // It is beginning, and has said nothing yet.
+            Err(error) if error.exit == Exit::Locked => None,
+            Err(error) => return Err(error),
+        };
+    }
     if as_json {
         return output::json(&status);
     }
+    status.beside = status.beside.map(|beside| Box::new(with_place_words(spec, *beside)));
     let mut text = render(&with_place_words(spec, status));
     if !text.ends_with('\n') {
         text.push('\n');
     }
     output::print(&text)
+}
+
+/// What one process says, or its folder.
+async fn status_of(spec: &Spec) -> Result<Status, CliError> {
+    match ask(spec, Method::GET, "/status", None).await? {
+        Some(answer) => serde_json::from_value(answer)
+            .map_err(|error| CliError::failed(format!("the running process answers in another shape: {error}"))),
+        None => stopped_status(spec),
+    }
 }
 
 /// The status with the source's end of history as a person reads it: in the source's own words, and as the position
@@ -93,7 +107,8 @@ fn stopped_status(spec: &Spec) -> Result<Status, CliError> {
     let migration = folder::journal(&owned)?.migration();
     let now = folder::by_hand().at_us;
     // The journal knows phase, pauses and checkpoints better than the last file; the file knows the figures.
-    let fresh = Status::new(spec.name.as_str(), now, &migration, &Totals::default(), Rates::default());
+    let mut fresh = Status::new(spec.name.as_str(), now, &migration, &Totals::default(), Rates::default());
+    fresh.role = spec.part.map(|part| part.name().to_owned());
     Ok(match last {
         None => fresh,
         Some(last) => Status {
@@ -110,11 +125,14 @@ fn stopped_status(spec: &Spec) -> Result<Status, CliError> {
 
 /// Waits until the sink has passed the source's position as it is now; through restarts of the process that runs.
 pub(crate) async fn wait(spec: &Spec, timeout: Span, as_json: bool) -> Result<(), CliError> {
-    let socket = WorkFolder::socket_path(&spec.folder());
     let until = Instant::now() + timeout.0;
     let mut seen = false;
     let mut told = false;
     loop {
+        // Processes may come meanwhile, each into a folder of its own; only the one that writes the sink knows.
+        let spec = &run::found(spec);
+        let asked = spec.as_part(spec.part.map(|_| Part::Deliver));
+        let socket = WorkFolder::socket_path(&asked.folder());
         match tokio::time::timeout_at(until, request(&socket, Method::POST, "/wait/caught-up", None)).await {
             Ok(Ok(answer)) => return tell_caught_up(&answer, as_json),
             Ok(Err(SocketError::NotRunning)) => {
@@ -129,6 +147,7 @@ pub(crate) async fn wait(spec: &Spec, timeout: Span, as_json: bool) -> Result<()
             Err(_) => return Err(timed_out(spec, timeout, true)),
         }
         if Instant::now() + LOOK_AGAIN >= until {
+            run::needs_deliver(spec, "wait --caught-up")?;
             return Err(timed_out(spec, timeout, seen));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -159,6 +178,7 @@ fn timed_out(spec: &Spec, timeout: Span, was_running: bool) -> CliError {
 
 /// Stops delivery for now.
 pub(crate) async fn pause(spec: &Spec, reason: &str) -> Result<(), CliError> {
+    run::needs_deliver(spec, "pause")?;
     let by = folder::by_hand();
     let body = json!({ "who": by.who, "reason": reason });
     if ask(spec, Method::POST, "/pause", Some(body)).await?.is_none() {
@@ -171,6 +191,14 @@ pub(crate) async fn pause(spec: &Spec, reason: &str) -> Result<(), CliError> {
 
 /// Lets it go on.
 pub(crate) async fn resume(spec: &Spec, add: bool) -> Result<(), CliError> {
+    run::needs_deliver(spec, "resume")?;
+    if add && spec.part.is_some() {
+        return Err(CliError::refused(format!(
+            "`resume --add` is not built for a migration whose ingest and deliver are processes of their own, as those of {} are",
+            spec.name
+        ))
+        .hint("move the new tables by a migration of their own"));
+    }
     let by = folder::by_hand();
     let body = json!({ "who": by.who });
     if ask(spec, Method::POST, "/resume", Some(body)).await?.is_some() {
@@ -210,6 +238,7 @@ fn tell_added(answer: Option<&Json>) -> Result<(), CliError> {
 
 /// Names the present place.
 pub(crate) async fn checkpoint(spec: &Spec, name: &str, as_json: bool) -> Result<(), CliError> {
+    run::needs_deliver(spec, "checkpoint")?;
     let by = folder::by_hand();
     let route = format!("/checkpoint/{}", path_segment(name)?);
     let answer = match ask(spec, Method::POST, &route, Some(json!({ "who": by.who }))).await? {

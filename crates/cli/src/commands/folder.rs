@@ -16,6 +16,11 @@ pub(crate) fn existing(spec: &Spec) -> Result<PathBuf, CliError> {
         .hint(format!("`crossfade run {}` makes it", spec.file.display())))
 }
 
+/// What the migration's processes have in common, which must be there.
+pub(crate) fn base(spec: &Spec) -> Result<PathBuf, CliError> {
+    existing(&spec.as_part(None))
+}
+
 /// The folder, which must be there, taken by this process.
 pub(crate) fn taken(spec: &Spec) -> Result<WorkFolder, CliError> {
     Ok(WorkFolder::lock(existing(spec)?)?)

@@ -26,7 +26,7 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Init(args) => init::init(args).await,
         Command::Check(args) => check::check(&load(&args.spec)?, args.json).await,
         Command::Plan(args) => plan::plan(&load(&args.spec)?, args.json).await,
-        Command::Run(args) => run::run(&load(&args.spec)?, &args).await,
+        Command::Run(args) => run::run(&load(&args.spec)?.as_part(None), &args).await,
         Command::Wait(args) => control::wait(&load(&args.spec)?, args.timeout, args.json).await,
         Command::Status(args) => control::status(&load(&args.spec)?, args.json).await,
         Command::Verify(args) => run::verify(&load(&args.spec)?, &args).await,
@@ -68,5 +68,5 @@ fn load(path: &Path) -> Result<Spec, CliError> {
     for warning in &spec.warnings {
         tracing::warn!(spec = %path.display(), "{warning}");
     }
-    Ok(spec)
+    Ok(run::found(&spec))
 }

@@ -86,7 +86,7 @@ fn answer<'a>(spec: &'a Spec, planned: &'a Planned, steps: Vec<Step>) -> Answer<
     Answer {
         migration: spec.name.as_str(),
         source: wiring::source_kind(spec),
-        log: event_log::place(spec, &spec.folder()),
+        log: event_log::place(spec, &spec.base()),
         sink: wiring::sink_kind(spec),
         rows: tables.iter().map(|table| table.rows).sum(),
         bytes: tables.iter().map(|table| table.bytes).sum(),
@@ -181,7 +181,7 @@ async fn log_step(spec: &Spec) -> Result<Option<Step>, CliError> {
         return Err(CliError::refused(format!("log {}: {}", first.object, first.problem)).hint(&first.remedy));
     }
     let doing = if findings.is_empty() { "use" } else { "make" };
-    let what = format!("{doing} {} for the event log", event_log::place(spec, &spec.folder()));
+    let what = format!("{doing} {} for the event log", event_log::place(spec, &spec.base()));
     Ok(Some(Step { step: "log", what, sql: Vec::new(), taken_back_by: "rollback --wipe" }))
 }
 

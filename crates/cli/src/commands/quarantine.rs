@@ -104,6 +104,7 @@ async fn change(spec: &Spec, args: &QuarantinePickArgs, what: &'static str) -> R
         return Err(CliError::misconfigured(format!("`quarantine {what}` must be told which changes"))
             .hint("name their numbers, or --table TABLE, or --all"));
     }
+    run::needs_deliver(spec, &format!("quarantine {what}"))?;
     let filter = QuarantineFilter { table: args.table.as_deref().map(table_name).transpose()?, ids: args.ids.clone() };
     refuse_unknown_ids(spec, &args.ids).await?;
     let mut body = json!({ "ids": filter.ids });

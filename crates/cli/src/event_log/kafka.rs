@@ -15,10 +15,9 @@ use crossfade_kafka::{
 use crossfade_log::{EventLog, Lane, LogError, LogReader};
 use secrecy::SecretString;
 use serde_json::json;
-use std::path::Path;
 
 /// How the log is kept. The ids of its topics are noted in the migration's folder.
-pub(super) fn options(spec: &Spec, keys: &Keys, folder: &Path) -> LogOptions {
+pub(super) fn options(spec: &Spec, keys: &Keys) -> LogOptions {
     let retention =
         Retention { time: keys.retention.time.map(|time| time.0), bytes: keys.retention.bytes.map(|bytes| bytes.0) };
     LogOptions {
@@ -27,7 +26,7 @@ pub(super) fn options(spec: &Spec, keys: &Keys, folder: &Path) -> LogOptions {
         min_insync_replicas: keys.min_insync_replicas,
         retention,
         segment_bytes: keys.segment_bytes.map(|size| size.0),
-        pin: Some(folder.join("topics.json")),
+        pin: Some(super::pin(spec)),
         ..LogOptions::new(connection(&keys.brokers, keys.tls.as_ref(), keys.sasl.as_ref()), prefix(spec, keys))
     }
 }

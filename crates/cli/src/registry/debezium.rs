@@ -58,7 +58,7 @@ fn config(keys: &Keys) -> DebeziumConfig {
 
 /// The tables of a migration that has begun.
 fn begun(spec: &Spec) -> Result<Option<Catalog>, CliError> {
-    Ok(PlanFile::read(&spec.folder())?.map(|plan| plan.catalog))
+    Ok(PlanFile::read(&spec.base())?.map(|plan| plan.catalog))
 }
 
 /// The source of a spec; not connected yet.

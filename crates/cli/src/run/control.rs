@@ -7,10 +7,16 @@ use super::{
     supervise::barrier,
     watcher::{Watcher, held},
 };
-use crate::{args, error::CliError, event_log::AnyLog, spec::Spec};
+use crate::{
+    args,
+    commands::folder::DELIVER,
+    error::CliError,
+    event_log::AnyLog,
+    spec::{Part, Spec},
+};
 use crossfade_connector::{Progress, QuarantineFilter, Stage};
 use crossfade_control::{By, Command, Journal, JournalError, Measures, Sample, Verdict, Windows};
-use crossfade_event::{Position, TableName};
+use crossfade_event::{Cut, Position, TableName};
 use crossfade_log::{EventLog, embedded::Embedded};
 use crossfade_observe::{
     LogStatus, Meter, Rates, Retrying, SinkStatus, Status, lag_ms,
@@ -116,14 +122,46 @@ impl Shared {
         let progress = self.watcher.progress.borrow().clone();
         let health = held(&self.watcher.health).clone();
         let last = Some(self.watcher.last_commit_us.load(Relaxed)).filter(|at| *at != 0);
-        status.lag.ms = lag_ms(totals.conservation.pending, last, now_us);
-        status.lag.bytes = lag_bytes(health.current, progress.as_ref().and_then(|progress| progress.position));
         status.source = serde_json::to_value(&health).unwrap_or(Value::Null);
         status.sink = sink_status(progress.as_ref());
+        let mut position = progress.as_ref().and_then(|progress| progress.position);
+        if let Some(part) = self.spec.part {
+            status.role = Some(part.name().to_owned());
+            let cut = match part {
+                Part::Deliver => progress.map(|progress| progress.cut),
+                Part::Ingest => self.delivered_elsewhere(),
+            };
+            status.lag.events = entries_between(cut.as_ref(), &self.log);
+            if part == Part::Ingest {
+                // It cannot say more of the sink; of itself, how far it is behind the source.
+                status.sink.cut = cut.map(|cut| cut.to_string());
+                position = self.log.tail().position;
+                status.overall = status.overall.filter(|_| status.tables.iter().any(|table| table.state != "copied"));
+            }
+        }
+        let behind = i64::try_from(status.lag.events).unwrap_or(i64::MAX);
+        status.lag.ms = lag_ms(behind, last, now_us);
+        status.lag.bytes = lag_bytes(health.current, position);
         status.log = log_status(&self.log);
         status.gates = held(&self.verdicts).clone();
         status.retrying = held(&self.watcher.retrying).clone().or_else(|| log_waiting(&self.log));
         status
+    }
+
+    /// How far the process that delivers has come, by what it has noted in the log.
+    fn delivered_elsewhere(&self) -> Option<Cut> {
+        self.log.consumers().into_iter().find(|(name, _)| name == DELIVER).map(|(_, cut)| cut)
+    }
+
+    /// Refuses what needs the sink in a process that does not have it.
+    fn delivers(&self) -> Result<(), Refused> {
+        match self.spec.part {
+            Some(Part::Ingest) => Err(Refused::new(
+                3,
+                format!("this process is the ingest of {}: what concerns the sink is deliver's to do", self.spec.name),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Returns once the sink has everything that was in the source when asked.
@@ -186,6 +224,12 @@ fn lag_bytes(current: Option<Position>, applied: Option<Position>) -> Option<u64
     (current.source == applied.source).then(|| current.commit.saturating_sub(applied.commit))
 }
 
+/// How far a place is from the log's end: marks count too.
+fn entries_between(from: Option<&Cut>, log: &AnyLog) -> u64 {
+    let from = from.map_or_else(|| log.start().total(), Cut::total);
+    log.tail().cut.total().saturating_sub(from)
+}
+
 fn sink_status(progress: Option<&Progress>) -> SinkStatus {
     SinkStatus {
         position: progress.and_then(|progress| progress.position).map(|position| position.to_string()),
@@ -222,10 +266,12 @@ impl Control for Answers {
     }
 
     async fn pause(&self, who: String, reason: String) -> Result<(), Refused> {
+        self.0.delivers()?;
         self.0.pause(who, reason).await
     }
 
     async fn resume(&self, who: String) -> Result<(), Refused> {
+        self.0.delivers()?;
         self.0.command(&who, Command::Resume).await?;
         held(&self.0.meter).1.clear();
         self.0.valve.open();
@@ -239,6 +285,7 @@ impl Control for Answers {
     }
 
     async fn checkpoint(&self, who: String, name: String) -> Result<Value, Refused> {
+        self.0.delivers()?;
         let progress = self.0.watcher.progress.borrow().clone();
         let Some(progress) = progress.filter(|progress| progress.stage == Stage::Streaming) else {
             return Err(Refused::new(3, "the sink is still being filled: there is no place to name yet"));
@@ -256,6 +303,7 @@ impl Control for Answers {
     }
 
     async fn wait(&self, what: String) -> Result<Value, Refused> {
+        self.0.delivers()?;
         if what != "caught-up" {
             return Err(Refused::new(2, format!("{what:?} cannot be waited for; known is caught-up")));
         }
@@ -265,6 +313,9 @@ impl Control for Answers {
     }
 
     async fn command(&self, verb: String, body: Value) -> Result<Value, Refused> {
+        if verb != "state" {
+            self.0.delivers()?;
+        }
         let who = body.get("who").and_then(Value::as_str).unwrap_or(&self.0.by.who).to_owned();
         match verb.as_str() {
             "replay" => {
@@ -277,6 +328,9 @@ impl Control for Answers {
                 Ok(super::replay::heal_json(&report))
             }
             "state" => crate::commands::state::listed(&self.0.state).map_err(|error| refused(&error)),
+            "add-tables" if self.0.spec.part.is_some() => {
+                Err(Refused::new(3, "new tables are taken in by a run that does all of a migration"))
+            }
             "add-tables" => {
                 let Added { tables, begun } = self.0.add_tables().await?;
                 Ok(json!({ "tables": tables, "begun": begun }))

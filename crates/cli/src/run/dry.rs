@@ -32,7 +32,7 @@ pub(crate) async fn dry_run(spec: &Spec, limit: Option<u64>) -> Result<(), CliEr
     let catalog = source.catalog(spec.source.tables()).await?;
     let plan = PlanFile::unsaved(spec, catalog);
     // Keys that need the migration's secret come out as they will: from its own one if it has begun.
-    let secret = if spec.folder().is_dir() { secret_of(&spec.folder())? } else { vec![0; 32] };
+    let secret = if spec.base().is_dir() { secret_of(&spec.base())? } else { vec![0; 32] };
     let routes = routes(spec, &plan, secret, 0)?;
     let tables: Vec<_> = plan
         .catalog

@@ -4,6 +4,7 @@
 use super::{
     base,
     plan_file::{PlanFile, keep_secret, secret_id, secret_of, spec_hash, write_whole},
+    roles,
     session::routes,
 };
 use crate::{
@@ -77,11 +78,12 @@ impl Origin {
 
     /// The other migration's spec.
     pub(super) fn load(&self) -> Result<Spec, CliError> {
-        Spec::load(&self.spec).map_err(|error| {
+        let spec = Spec::load(&self.spec).map_err(|error| {
             let error = CliError::from(error);
             let message = format!("the spec from whose log this sink was built cannot be used: {}", error.message);
             CliError { message, ..error }
-        })
+        })?;
+        Ok(roles::found(&spec))
     }
 
     /// Refuses what only a migration with a source of its own can do.
@@ -166,14 +168,14 @@ impl Follower {
     /// Takes the sink's own folder and plans there, unless that was done before. With `base`, the sink goes on from a copy
     /// that it holds, right at that place or later. Refused, nothing has been written.
     pub(super) async fn open(from: &Spec, into: &Spec, base: Option<&Cut>) -> Result<Self, CliError> {
-        let from_folder = folder::existing(from)?;
+        let from_folder = folder::base(from)?;
         let Some(plan) = PlanFile::read(&from_folder)? else {
             return Err(CliError::refused(format!(
                 "the migration {} has not begun: there is nothing to replay",
                 from.name
             )));
         };
-        let own = WorkFolder::lock(into.folder())?;
+        let own = roles::take_folder(into)?;
         // The same secret, so that derived keys are the same in every sink.
         let secret = secret_of(&from_folder)?;
         let before = PlanFile::read(own.dir())?;

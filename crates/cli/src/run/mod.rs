@@ -17,6 +17,7 @@ mod keep;
 mod place;
 mod plan_file;
 mod replay;
+mod roles;
 mod rollback;
 mod session;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub(crate) use ends::{discard, retry};
 pub(crate) use keep::whole;
 pub(crate) use plan_file::{PlanFile, secret_of};
 pub(crate) use replay::replay;
+pub(crate) use roles::{found, needs_deliver, parts_here};
 pub(crate) use rollback::rollback;
 pub(crate) use session::Session;
 pub(crate) use verify::verify;
@@ -39,23 +41,32 @@ pub(crate) use verify::verify;
 use crate::{
     args::{Role, RunArgs, Until},
     error::{CliError, Exit},
-    spec::Spec,
+    spec::{Part, Spec},
 };
 use crossfade_control::Command;
-use supervise::Running;
+use supervise::{Running, Signals};
 
 /// Runs a migration in the foreground until it is stopped, has caught up, or fails for good.
 pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
-    if args.role != Role::All {
-        return Err(CliError::not_built("--role other than all (it needs the log on Kafka)"));
-    }
+    let part = part_of(args)?;
     if args.listen.is_some() {
         return Err(CliError::not_built("--listen"));
     }
     if args.dry_run {
         return dry_run(spec, args.limit).await;
     }
-    let session = Session::open(spec).await?;
+    let spec = &spec.as_part(part);
+    let session = match part {
+        // It may have to wait for ingest, and is told to stop meanwhile.
+        Some(Part::Deliver) => {
+            let mut signals = Signals::listen()?;
+            tokio::select! {
+                session = Session::open(spec) => session?,
+                _ = signals.next() => return Ok(()),
+            }
+        }
+        _ => Session::open(spec).await?,
+    };
     let journal = session.journal.clone();
     let by = session.by.clone();
     let outcome =
@@ -75,4 +86,27 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
         }
     }
     outcome
+}
+
+/// What this process is to do of the migration; what only the other one can do is refused.
+fn part_of(args: &RunArgs) -> Result<Option<Part>, CliError> {
+    let part = match args.role {
+        Role::All => return Ok(None),
+        Role::Ingest => Part::Ingest,
+        Role::Deliver => Part::Deliver,
+        Role::Transform => return Err(CliError::not_built("--role transform")),
+    };
+    let refused = |what: &str| {
+        CliError::misconfigured(format!("{what} cannot be said to --role {}", part.name()))
+            .hint("say it to a run that does all of the migration")
+    };
+    match part {
+        _ if args.dry_run => Err(refused("--dry-run")),
+        Part::Ingest if args.until.is_some() => {
+            Err(CliError::misconfigured("--role ingest does not know when the sink has caught up")
+                .hint("say --until to --role deliver, or ask `crossfade wait --caught-up`"))
+        }
+        Part::Ingest if args.limit.is_some() => Err(refused("--limit")),
+        _ => Ok(Some(part)),
+    }
 }

@@ -56,9 +56,14 @@ impl PlanFile {
     /// Writes it, whole or not at all.
     pub(crate) fn write(folder: &Path, spec: &Spec, catalog: Catalog) -> Result<Self, CliError> {
         let plan = Self { format: FORMAT, spec_hash: spec_hash(spec), catalog };
-        let text = serde_json::to_vec(&plan).map_err(|error| CliError::failed(format!("writing the plan: {error}")))?;
-        write_whole(&Self::path(folder), &text)?;
+        plan.keep(folder)?;
         Ok(plan)
+    }
+
+    /// Writes it as it is, whole or not at all.
+    pub(super) fn keep(&self, folder: &Path) -> Result<(), CliError> {
+        let text = serde_json::to_vec(self).map_err(|error| CliError::failed(format!("writing the plan: {error}")))?;
+        write_whole(&Self::path(folder), &text)
     }
 
     /// A plan that is only looked at.

@@ -4,6 +4,7 @@ use super::{
     ends::replay_into,
     follower::{Follower, Stand},
     place::cut_of,
+    roles::needs_deliver,
     session::Session,
     supervise::Signals,
 };
@@ -42,6 +43,7 @@ pub(super) fn heal_json(report: &HealReport) -> Value {
 }
 
 async fn heal(spec: &Spec, from: &args::From, as_json: bool) -> Result<(), CliError> {
+    needs_deliver(spec, "replay")?;
     let report = if folder::owner(spec)?.is_some() {
         let path = WorkFolder::socket_path(&folder::existing(spec)?);
         let body = json!({ "from": from.to_string() });

@@ -3,6 +3,7 @@
 use super::{
     follower::Origin,
     plan_file::{PlanFile, secret_of},
+    roles,
     session::routes,
 };
 use crate::{
@@ -13,22 +14,22 @@ use crossfade_connector::{Rollback, Sink, UndoReport};
 use crossfade_control::{Command, Phase, RollbackKind};
 use crossfade_pipeline::Routes;
 use crossfade_state::WorkFolder;
-use std::{
-    io::{IsTerminal, Write},
-    path::Path,
-};
+use std::io::{IsTerminal, Write};
 
 /// Rolls back.
 pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), CliError> {
+    roles::needs_deliver(spec, "rollback")?;
     let owned = folder::taken(spec)?;
+    // Ingest must not write meanwhile either.
+    let others = roles::take_others(spec)?;
     if args.wipe && !args.yes {
         confirm(spec)?;
     }
     let (journal, by) = (folder::journal(&owned)?, folder::by_hand());
-    let Some(plan) = PlanFile::read(owned.dir())? else {
+    let Some(plan) = PlanFile::read(&spec.base())? else {
         if journal.migration().phase == Phase::RollingBack(RollbackKind::Wipe) {
             // Everything was dropped, the plan as the last of it; what was left to do is to say so.
-            forget(spec, &owned).await?;
+            forget(spec, &owned, &others).await?;
             journal.command(Command::RollbackDone, &by).await?;
             return say(&UndoReport::default(), args);
         }
@@ -37,30 +38,30 @@ pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), Cli
     plan.check(spec)?;
     journal.command(if args.wipe { Command::Wipe } else { Command::Undo }, &by).await?;
     // Every worker of before is refused from here on.
-    journal.command(Command::RaiseEpoch, &by).await?;
-    let routes = routes(spec, &plan, secret_of(owned.dir())?, journal.migration().epoch)?;
+    roles::outlast(spec, &journal, &by).await?;
+    let routes = routes(spec, &plan, secret_of(&spec.base())?, journal.migration().epoch)?;
     let mut sink = wiring::sink(spec)?;
     let report = if args.wipe {
         let report = sink.wipe(routes.target()).await?;
         wiring::release_source(spec, owned.dir()).await?;
         report
     } else {
-        let routes = as_followed(spec, owned.dir(), routes, &mut sink).await?;
+        let routes = as_followed(spec, routes, &mut sink).await?;
         sink.undo(routes.target()).await?
     };
     if args.wipe {
-        forget(spec, &owned).await?;
+        forget(spec, &owned, &others).await?;
     }
     journal.command(Command::RollbackDone, &by).await?;
     say(&report, args)
 }
 
 /// The target's tables as they are now: the sink has followed the source's changes of shape.
-async fn as_followed(spec: &Spec, dir: &Path, mut routes: Routes, sink: &mut AnySink) -> Result<Routes, CliError> {
-    let log = match Origin::read(dir)? {
+async fn as_followed(spec: &Spec, mut routes: Routes, sink: &mut AnySink) -> Result<Routes, CliError> {
+    let log = match Origin::read(&spec.base())? {
         Some(origin) => Some(AnyLog::look(&origin.load()?)?),
         // Without a log there is nothing that it could have followed.
-        None => AnyLog::if_there(spec, dir)?,
+        None => AnyLog::if_there(spec)?,
     };
     if let (Some(progress), Some(log)) = (sink.progress().await?, log) {
         routes.restore(&log, &progress.schemas)?;
@@ -69,10 +70,10 @@ async fn as_followed(spec: &Spec, dir: &Path, mut routes: Routes, sink: &mut Any
 }
 
 /// The log and the state speak of a target that is gone. The journal stays.
-async fn forget(spec: &Spec, owned: &WorkFolder) -> Result<(), CliError> {
-    let dir = owned.dir();
-    AnyLog::forget(spec, dir).await?;
-    for path in [WorkFolder::state_path(dir), dir.join("spool")] {
+async fn forget(spec: &Spec, owned: &WorkFolder, others: &[WorkFolder]) -> Result<(), CliError> {
+    AnyLog::forget(spec).await?;
+    let dirs = others.iter().chain([owned]).map(WorkFolder::dir);
+    for path in dirs.flat_map(|dir| [WorkFolder::state_path(dir), dir.join("spool")]) {
         match std::fs::remove_dir_all(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(CliError::io(format!("removing {}", path.display()), &error));
@@ -80,7 +81,7 @@ async fn forget(spec: &Spec, owned: &WorkFolder) -> Result<(), CliError> {
             _ => {}
         }
     }
-    match std::fs::remove_file(PlanFile::path(dir)) {
+    match std::fs::remove_file(PlanFile::path(&spec.base())) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(CliError::io("removing the plan", &error)),
         _ => Ok(()),
     }

@@ -3,12 +3,13 @@
 use super::{
     follower::Origin,
     plan_file::{PlanFile, secret_id, secret_of, spec_hash},
+    roles,
 };
 use crate::{
     commands::folder,
     error::{CliError, Exit},
     event_log::AnyLog,
-    spec::Spec,
+    spec::{Part, Spec},
     wiring,
 };
 use crossfade_connector::Inspect;
@@ -31,17 +32,17 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Takes the folder, plans if nothing has been planned yet, and opens log and state.
+    /// Takes the folder, plans if nothing has been planned yet, and opens log and state. Deliver as a process of its own
+    /// waits here until ingest has planned and made the log.
     pub(crate) async fn open(spec: &Spec) -> Result<Self, CliError> {
-        let folder = WorkFolder::lock(spec.folder())?;
-        Origin::refuse(folder.dir(), spec)?;
+        let folder = roles::take_folder(spec)?;
+        Origin::refuse(&spec.base(), spec)?;
         let journal = folder::journal(&folder)?;
         let by = folder::by_hand();
         refuse_half_done(&journal)?;
-        let secret = secret_of(folder.dir())?;
-        let plan = match PlanFile::read(folder.dir())? {
-            Some(plan) => plan,
-            None => plan_now(spec, &folder).await?,
+        let (plan, secret) = match spec.part {
+            Some(Part::Deliver) => roles::agreed(spec, &folder, journal.migration().epoch).await?,
+            _ => planned(spec).await?,
         };
         plan.check(spec)?;
         let planned = Command::Plan { spec_hash: spec_hash(spec), secret_id: secret_id(&secret) };
@@ -49,12 +50,36 @@ impl Session {
         if let Some(Overlay::Failed { .. }) = journal.migration().overlay {
             journal.command(Command::Resume, &by).await?;
         }
-        journal.command(Command::RaiseEpoch, &by).await?;
+        let log = match spec.part {
+            None => {
+                journal.command(Command::RaiseEpoch, &by).await?;
+                AnyLog::open(spec).await?
+            }
+            Some(Part::Ingest) => {
+                let log = AnyLog::open(spec).await?;
+                roles::say_head(spec, &log, &plan, &secret)?;
+                log
+            }
+            Some(Part::Deliver) => {
+                let log = AnyLog::follow(spec)?;
+                roles::take_turn(&log, &journal, &by).await?;
+                log
+            }
+        };
         let routes = routes(spec, &plan, secret, journal.migration().epoch)?;
-        let log = AnyLog::open(spec, folder.dir()).await?;
         let state = open_state(&folder).await?;
         Ok(Self { spec: spec.clone(), folder, journal, log, state, plan, routes, by })
     }
+}
+
+/// What the migration was planned with, or is now.
+async fn planned(spec: &Spec) -> Result<(PlanFile, Vec<u8>), CliError> {
+    let secret = secret_of(&spec.base())?;
+    let plan = match PlanFile::read(&spec.base())? {
+        Some(plan) => plan,
+        None => plan_now(spec).await?,
+    };
+    Ok((plan, secret))
 }
 
 /// A rollback that was begun must be finished before anything else.
@@ -74,14 +99,14 @@ fn refuse_half_done(journal: &Journal<Embedded>) -> Result<(), CliError> {
 }
 
 /// Looks at the source, and refuses what cannot work, before anything is made.
-async fn plan_now(spec: &Spec, folder: &WorkFolder) -> Result<PlanFile, CliError> {
+async fn plan_now(spec: &Spec) -> Result<PlanFile, CliError> {
     let preflight = wiring::preflight(spec).await?;
     if let Some(first) = preflight.findings.iter().find(|finding| finding.fatal) {
         return Err(CliError::new(Exit::Refused, format!("{} {}: {}", first.end, first.object, first.problem))
             .hint(format!("{}\n      `crossfade check {}` lists everything", first.remedy, spec.file.display())));
     }
     let catalog = wiring::source_inspect(spec)?.catalog(spec.source.tables()).await?;
-    PlanFile::write(folder.dir(), spec, catalog)
+    PlanFile::write(&spec.base(), spec, catalog)
 }
 
 /// The routes that the plan gives.

@@ -8,7 +8,7 @@ use super::{
     session::Session,
     watcher::Watcher,
 };
-use crate::{commands::folder::DELIVER, error::CliError, wiring};
+use crate::{commands::folder::DELIVER, error::CliError, spec::Part, wiring};
 use crossfade_connector::{Inspect, Sink, Stage};
 use crossfade_control::{Command, Overlay, evaluate, pause_reason};
 use crossfade_event::{Event, TableName};
@@ -44,31 +44,40 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Starts both loops and everything beside them.
+    /// Starts both loops, or the one that is this process's part, and everything beside them.
     pub(super) async fn start(session: Session, quiet: bool, limit: Option<u64>) -> Result<Self, CliError> {
         let (stopper, stop) = stop_channel();
-        let (watcher, facts) = Watcher::new(session.log.clone());
+        let part = session.spec.part;
+        let (watcher, facts) = Watcher::new(session.log.clone(), part);
         let watcher = Arc::new(watcher);
         let keeper = Keeper::new(&session, watcher.clone())?;
         let (valve_handle, valve) = valve();
         if let Some(Overlay::Paused { by, reason }) = &session.journal.migration().overlay {
             valve_handle.close(format!("paused by {by}: {reason}"));
         }
-        let mut source = wiring::source(&session.spec, session.folder.dir())?;
-        let mut sink = wiring::sink(&session.spec)?;
-        count_what_is_there(&session, &keeper.folds(), &mut sink, &watcher).await?;
+        let source = match part {
+            Some(Part::Deliver) => None,
+            _ => Some(wiring::source(&session.spec, session.folder.dir())?),
+        };
+        let mut sink = match part {
+            Some(Part::Ingest) => None,
+            _ => Some(wiring::sink(&session.spec)?),
+        };
+        count_what_is_there(&session, &keeper.folds(), sink.as_mut(), &watcher).await?;
         let (jobs, job_receiver) = mpsc::channel(4);
         let (askers, asked) = mpsc::channel(4);
         let shared = Arc::new(Shared::new(&session, watcher.clone(), valve_handle, jobs, askers));
-        let adding = Adding::new(&session, Adder::of(&source), shared.clone(), asked);
+        // New tables need both loops in one process.
+        let adder = source.as_ref().filter(|_| part.is_none()).map(Adder::of);
+        let adding = adder.map(|adder| Adding::new(&session, adder, shared.clone(), asked));
 
         let mut loops = JoinSet::new();
-        {
+        if let Some(mut source) = source {
             let (log, watch, stop) = (session.log.clone(), watcher.clone(), stop.clone());
             let options = IngestOptions { folds: keeper.folds(), ..IngestOptions::default() };
             loops.spawn(async move { ingest(&mut source, &log, options, &*watch, stop).await });
         }
-        {
+        if let Some(sink) = sink {
             let (log, routes, watch, stop) =
                 (session.log.clone(), session.routes.clone(), watcher.clone(), stop.clone());
             let watch: Arc<dyn Watch> = watch;
@@ -80,7 +89,9 @@ impl Running {
         let mut helpers = JoinSet::new();
         helpers.spawn(write_journal(shared.clone(), facts));
         helpers.spawn(keeper.clone().run(stop.clone()));
-        helpers.spawn(adding.run());
+        if let Some(adding) = adding {
+            helpers.spawn(adding.run());
+        }
         let socket = ControlSocket::bind(&WorkFolder::socket_path(session.folder.dir()))
             .map_err(|error| CliError::io("opening the control socket", &error))?;
         let (answers, mut ended) = (Arc::new(Answers(shared.clone())), stop.clone());
@@ -161,6 +172,10 @@ impl Running {
 
     /// Gates: warns, or pauses.
     async fn judge(&self, status: &crossfade_observe::Status) {
+        if self.session.spec.part == Some(Part::Ingest) {
+            // They judge what is applied.
+            return;
+        }
         let measures = self.shared.measures(status);
         let verdicts = evaluate(&self.session.spec.gates, &measures);
         if let Some((by, reason)) = pause_reason(&verdicts)
@@ -213,23 +228,30 @@ async fn write_journal(shared: Arc<Shared>, mut facts: mpsc::UnboundedReceiver<C
 async fn count_what_is_there(
     session: &Session,
     folds: &Folds,
-    sink: &mut crate::registry::AnySink,
+    sink: Option<&mut crate::registry::AnySink>,
     watcher: &Watcher,
 ) -> Result<(), CliError> {
+    let part = session.spec.part;
     for table in &session.plan.catalog.tables {
         watcher.counters.estimate(&table.name, table.rows_estimate);
     }
     if session.log.tail().cut == session.log.start() {
         return Ok(());
     }
+    let fold = folds.refreshed(&session.log)?;
+    watcher.resumed(&fold.state);
     // A sink that cannot be asked yet is deliver's matter, with its retries.
-    let progress = sink.progress().await.ok().flatten();
+    let progress = match sink {
+        Some(sink) => sink.progress().await.ok().flatten(),
+        None => None,
+    };
     let from = progress.as_ref().map_or_else(|| session.log.start(), |progress| progress.cut.clone());
     let mut waiting = 0u64;
     let streaming = progress.as_ref().is_some_and(|progress| progress.stage == Stage::Streaming);
     let stream_from = progress.as_ref().filter(|_| !streaming).map_or_else(|| from.clone(), |p| p.stream_from.clone());
     for (lane, from) in [(Lane::Snapshot, &from), (Lane::Stream, &stream_from)] {
-        if streaming && lane == Lane::Snapshot {
+        // Of one loop's process it is not known how much there is: it says how far apart both stand in the log.
+        if part.is_some() || streaming && lane == Lane::Snapshot {
             continue;
         }
         let mut reader = session.log.read(from, lane)?;
@@ -250,7 +272,7 @@ async fn count_what_is_there(
         watcher.progress.send_replace(progress);
         return Ok(());
     }
-    for (id, copy) in folds.refreshed(&session.log)?.state.tables {
+    for (id, copy) in fold.state.tables {
         if let Some(schema) = session.log.latest_schemas().iter().find(|schema| schema.id == id) {
             let (total, done) = (copy.chunks.len() as u64, copy.done.len() as u64);
             watcher.counters.chunks(&schema.name, total, done, copy.ended);

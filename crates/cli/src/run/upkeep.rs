@@ -3,6 +3,7 @@
 
 use super::{
     follower::{Follower, Origin},
+    roles,
     session::Session,
     supervise::Running,
 };
@@ -21,6 +22,11 @@ pub(super) fn while_followed<'a, T: 'a>(
     work: LocalBoxFuture<'a, Result<T, CliError>>,
 ) -> LocalBoxFuture<'a, Result<T, CliError>> {
     Box::pin(async move {
+        if spec.part.is_some() {
+            // Two processes do, and the other one may be on another machine.
+            roles::are_running(spec)?;
+            return work.await;
+        }
         let folder = folder::existing(spec)?;
         let origin = Origin::read(&folder)?.map(|origin| origin.load()).transpose()?;
         match (folder::owner(spec)?, origin) {
@@ -35,7 +41,7 @@ pub(super) fn while_followed<'a, T: 'a>(
 
 /// Whether a process sees to it already.
 pub(super) fn is_followed(spec: &Spec) -> Result<bool, CliError> {
-    Ok(folder::owner(spec)?.is_some())
+    Ok(spec.part.is_some() || folder::owner(spec)?.is_some())
 }
 
 /// Runs the migration beside `work`, which begins once it has caught up.

@@ -40,7 +40,7 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
     if args.repair {
         return Err(CliError::not_built("verify --repair"));
     }
-    let folder = folder::existing(spec)?;
+    let folder = folder::base(spec)?;
     let Some(plan) = PlanFile::read(&folder)? else {
         return Err(CliError::refused(format!(
             "the migration {} has not begun: there is nothing to verify",
@@ -96,7 +96,7 @@ struct Compared {
 
 /// Compares both sides, while somebody brings the target up to the source.
 async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
-    let folder = folder::existing(spec)?;
+    let folder = folder::base(spec)?;
     let plan = PlanFile::read(&folder)?.ok_or_else(|| CliError::failed("the plan has gone"))?;
     let mut source = wiring::source_inspect(spec)?;
     let mut target = wiring::sink_inspect(spec)?;

@@ -1,12 +1,12 @@
 //! What the loops tell, passed on: counters, where the sink stands, and facts for the journal.
 
-use crate::event_log::AnyLog;
-use crossfade_connector::{Failure, Progress, SourceHealth, Stage};
+use crate::{event_log::AnyLog, spec::Part};
+use crossfade_connector::{Failure, Progress, SnapshotState, SourceHealth, Stage};
 use crossfade_control::Command;
 use crossfade_event::{TableId, TableName};
 use crossfade_log::EventLog;
 use crossfade_observe::{Committed, Counters, Retrying};
-use crossfade_pipeline::{Copying, Delivered, Ingested, Watch};
+use crossfade_pipeline::{Backfilling, Copying, Delivered, Ingested, Watch};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
@@ -17,9 +17,10 @@ use std::{
 };
 use tokio::sync::{mpsc, watch};
 
-/// Watches both loops of one run.
+/// Watches the loops of one run: both, or the one that is its part.
 pub(super) struct Watcher {
     log: AnyLog,
+    part: Option<Part>,
     pub(super) counters: Counters,
     /// Where the sink stands, by its own commits.
     pub(super) progress: watch::Sender<Option<Progress>>,
@@ -33,10 +34,11 @@ pub(super) struct Watcher {
 
 impl Watcher {
     /// A watcher; the facts are for the journal, in order.
-    pub(super) fn new(log: AnyLog) -> (Self, mpsc::UnboundedReceiver<Command>) {
+    pub(super) fn new(log: AnyLog, part: Option<Part>) -> (Self, mpsc::UnboundedReceiver<Command>) {
         let (facts, receiver) = mpsc::unbounded_channel();
         let watcher = Self {
             log,
+            part,
             counters: Counters::new(),
             progress: watch::Sender::new(None),
             health: Mutex::default(),
@@ -49,7 +51,32 @@ impl Watcher {
         (watcher, receiver)
     }
 
-    /// Whether a backfill's rows are being applied.
+    /// Where a backfill stands that an earlier run began. Ingest by itself notes in its journal that it has ended: what the
+    /// log says of it may be gone one day, and none may be begun again for that.
+    pub(super) fn resumed(&self, state: &SnapshotState) {
+        if self.part == Some(Part::Ingest) && state.generation > 0 {
+            self.heard(match state.ended {
+                true => Backfilling::Ended(state.generation),
+                false => Backfilling::Began(state.generation),
+            });
+        }
+    }
+
+    fn heard(&self, backfill: Backfilling) {
+        self.loading.store(matches!(backfill, Backfilling::Began(_)), Relaxed);
+        if let Backfilling::Ended(generation) = backfill {
+            self.captures();
+            self.fact(Command::StartBackfill { generation });
+            self.fact(Command::BackfillDone { generation });
+        }
+    }
+
+    fn captures(&self) {
+        self.fact(Command::Expand);
+        self.fact(Command::StartCapture);
+    }
+
+    /// Whether a backfill's rows are being applied, or by an ingest alone are being copied.
     pub(super) fn is_loading(&self) -> bool {
         self.loading.load(Relaxed)
     }
@@ -90,11 +117,18 @@ impl Watch for Watcher {
             }
         }
         let rows = self.named(&what.rows);
+        if self.part == Some(Part::Ingest) {
+            what.backfills.iter().for_each(|backfill| self.heard(*backfill));
+        }
         self.counters.ingested(what.events, what.bytes, rows.iter().map(|(name, count)| (name, *count)));
     }
 
     fn delivered(&self, what: &Delivered) {
         let loading = what.progress.stage == Stage::Loading;
+        if self.part == Some(Part::Deliver) {
+            // Nobody here has seen it come.
+            self.counters.backlog(what.read);
+        }
         self.counters.committed(&Committed {
             loading,
             read: what.read,
@@ -114,12 +148,10 @@ impl Watch for Watcher {
         match stage {
             Stage::Loading => {
                 self.loading.store(true, Relaxed);
-                self.fact(Command::Expand);
-                self.fact(Command::StartCapture);
+                self.captures();
             }
             Stage::Streaming => {
-                self.fact(Command::Expand);
-                self.fact(Command::StartCapture);
+                self.captures();
                 self.loading.store(false, Relaxed);
                 let tables = self.log.latest_schemas();
                 self.counters.loaded(tables.iter().map(|schema| &schema.name));
@@ -129,6 +161,10 @@ impl Watch for Watcher {
 
     fn at_tail(&self, progress: &Progress) {
         let generation = progress.generation;
+        if self.part == Some(Part::Deliver) {
+            // The log is the right one, and has everything after the sink's place.
+            self.fact(Command::Found);
+        }
         if generation > 0 {
             self.fact(Command::StartBackfill { generation });
         }
@@ -161,6 +197,9 @@ impl Watch for Watcher {
     }
 
     fn opened(&self) {
+        if self.part == Some(Part::Ingest) {
+            self.captures();
+        }
         self.fact(Command::Found);
     }
 

@@ -32,6 +32,25 @@ use toml::{Spanned, de::DeValue};
 /// The keys of the top level.
 const SECTIONS: [&str; 10] = ["name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates"];
 
+/// What one process does of a migration where it does not do all of it. Each has a folder of its own in the migration's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// From the source into the log.
+    Ingest,
+    /// From the log into the sink.
+    Deliver,
+}
+
+impl Part {
+    /// As `--role` has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest",
+            Self::Deliver => "deliver",
+        }
+    }
+}
+
 /// A migration as its spec describes it.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec {
@@ -41,6 +60,8 @@ pub(crate) struct Spec {
     pub(crate) name: Name,
     /// The folder that holds the migration's own.
     dir: PathBuf,
+    /// What this process does of it, or is asked about; `None` for all of it.
+    pub(crate) part: Option<Part>,
     /// What derived keys and masks come from.
     pub(crate) secret: Option<Secret>,
     /// Where rows and changes come from.
@@ -110,6 +131,7 @@ impl Spec {
             file: path.to_owned(),
             name: document.read(name)?,
             dir: anchored(&folder, dir.as_deref().unwrap_or(Path::new("crossfade-data"))),
+            part: None,
             secret,
             source,
             log,
@@ -120,9 +142,24 @@ impl Spec {
         })
     }
 
-    /// The migration's own folder: log, state, status file, control socket.
-    pub(crate) fn folder(&self) -> PathBuf {
+    /// The migration's own folder: what all of its processes on this machine have in common (plan, secret, the ids of the
+    /// log's topics).
+    pub(crate) fn base(&self) -> PathBuf {
         self.dir.join(self.name.as_str())
+    }
+
+    /// The folder of the one process: journal, state, status file, control socket. Where one does all of it, the
+    /// migration's own.
+    pub(crate) fn folder(&self) -> PathBuf {
+        match self.part {
+            None => self.base(),
+            Some(part) => self.base().join(part.name()),
+        }
+    }
+
+    /// The same migration, as the process sees it that does this of it.
+    pub(crate) fn as_part(&self, part: Option<Part>) -> Self {
+        Self { part, ..self.clone() }
     }
 }
 

@@ -51,7 +51,14 @@ fn what_is_not_built_is_refused_by_name() {
     for command in ["cutover", "failback", "cleanup"] {
         desk.refuse(&[command, "spec.toml"], 2, &format!("{command} is not built yet"));
     }
-    desk.refuse(&["run", "spec.toml", "--role", "ingest"], 2, "not built yet");
+    desk.refuse(&["run", "spec.toml", "--role", "transform"], 2, "not built yet");
+    desk.refuse(&["run", "spec.toml", "--role", "ingest"], 2, "needs the log on Kafka");
+    desk.refuse(
+        &["run", "spec.toml", "--role", "deliver", "--dry-run"],
+        2,
+        "--dry-run cannot be said to --role deliver",
+    );
+    desk.refuse(&["run", "spec.toml", "--role", "ingest", "--until", "caught-up"], 2, "does not know when the sink");
     assert_eq!(desk.names(), ["spec.toml"], "nothing may be half done");
 }
 

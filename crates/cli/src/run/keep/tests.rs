@@ -26,7 +26,7 @@ async fn what_is_kept_is_how_far_both_loops_have_come_and_the_next_start_reads_o
     assert_eq!(cursor(&session, folder::DELIVER).unwrap().cut, sink.cut);
 
     // More comes into the log: the cursors follow at once, the fold when it is asked for.
-    let (watcher, _facts) = Watcher::new(session.log.clone());
+    let (watcher, _facts) = Watcher::new(session.log.clone(), None);
     let watcher = Arc::new(watcher);
     let keeper = Keeper::new(&session, watcher.clone()).unwrap();
     assert_eq!(keeper.folds().refreshed(&session.log).unwrap(), kept);
@@ -48,7 +48,7 @@ async fn a_keeper_ends_when_the_loops_are_told_to() {
     let shop = Shop::new();
     shop.run().await;
     let session = Session::open(&shop.spec("first")).await.unwrap();
-    let (watcher, _facts) = Watcher::new(session.log.clone());
+    let (watcher, _facts) = Watcher::new(session.log.clone(), None);
     let keeper = Keeper::new(&session, Arc::new(watcher)).unwrap();
     let (stopper, stop) = crossfade_pipeline::stop_channel();
     let running = tokio::spawn(keeper.run(stop));
