@@ -24,6 +24,8 @@ mod six_tables;
 mod small;
 mod standing;
 mod superseded;
+#[cfg(feature = "kafka")]
+mod topics;
 mod trees;
 mod zoo;
 

@@ -173,7 +173,7 @@ impl<'a> Writer<'a> {
         let mut runs: Vec<Run> = Vec::new();
         for write in writes {
             match write {
-                Write::Boundary => {}
+                Write::Began { .. } | Write::Boundary => {}
                 Write::Change { at, change } => {
                     let table = self.table_index(change.table)?;
                     self.check(table, &change)?;
