@@ -757,7 +757,18 @@ impl From<Failure> for Broken {
 
 fn is_fenced(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
-    matches!(code_of(error), Some(Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch))
+    // What a producer that was shut out still held is thrown away, and that is all that is heard of it at first.
+    matches!(
+        code_of(error),
+        Some(
+            Code::Fenced
+                | Code::ProducerFenced
+                | Code::InvalidProducerEpoch
+                | Code::Fatal
+                | Code::PurgeQueue
+                | Code::PurgeInflight
+        )
+    )
 }
 
 fn superseded(own: &str) -> Failure {
