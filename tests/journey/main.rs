@@ -26,6 +26,8 @@ mod six_tables;
 mod small;
 mod standing;
 mod superseded;
+#[cfg(feature = "kafka")]
+mod topics;
 mod trees;
 mod zoo;
 

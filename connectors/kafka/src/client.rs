@@ -189,12 +189,22 @@ impl Clients {
     /// # Errors
     /// When its settings are refused.
     pub fn transactional(&self, id: &str, message_bytes_max: u64) -> Result<LogProducer, LogError> {
+        // A transaction holds a few megabytes, never a whole source transaction, so it lasts for moments; this is how
+        // long one that nobody ends holds up the readers.
+        self.transactional_for(id, message_bytes_max, Duration::from_secs(60))
+    }
+
+    /// The same, with transactions that may last so long.
+    pub(crate) fn transactional_for(
+        &self,
+        id: &str,
+        message_bytes_max: u64,
+        lasting: Duration,
+    ) -> Result<LogProducer, LogError> {
         let mut config = producing(&self.connection, message_bytes_max);
         config
             .set("transactional.id", id)
-            // A transaction holds a few megabytes, never a whole source transaction, so it lasts for moments; this is how
-            // long one that nobody ends holds up the readers.
-            .set("transaction.timeout.ms", "60000")
+            .set("transaction.timeout.ms", lasting.as_millis().to_string())
             .set("message.timeout.ms", "45000");
         LogProducer::from_config_and_context(&config, Deliveries::default())
             .map_err(|error| server("making a producer for Kafka", error))

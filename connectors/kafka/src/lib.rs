@@ -12,9 +12,11 @@ pub mod codec;
 mod config;
 mod ids;
 pub mod log;
+mod sink;
 mod source;
 
 pub use config::{Connection, ConnectionError, LogOptions, Mechanism, Retention, Sasl, Tls};
+pub use sink::{KafkaSink, KafkaSinkInspect, OnError, SinkConfig, SinkForm, Unsayable};
 pub use source::{
     BinaryMode, DebeziumConfig, DebeziumInspect, DebeziumSource, DecimalMode, Handling, Loss, TimePrecision,
     UNAVAILABLE,

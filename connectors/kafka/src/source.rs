@@ -18,12 +18,12 @@ mod note;
 mod out;
 mod preflight;
 mod record;
-mod shape;
-mod topics;
+pub(crate) mod shape;
+pub(crate) mod topics;
 mod transactions;
-mod types;
-mod value;
-mod wire;
+pub(crate) mod types;
+pub(crate) mod value;
+pub(crate) mod wire;
 
 pub use inspect::{DebeziumInspect, Loss};
 pub use wire::{BinaryMode, DecimalMode, Handling, TimePrecision};

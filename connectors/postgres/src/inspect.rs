@@ -17,7 +17,7 @@ use crate::{
     source::PostgresSource,
 };
 use crossfade_connector::{Failure, Inspect, Refusal, RowPage, Target};
-use crossfade_event::{Key, Position, Row, SourceId, TableName, TableSchema, catalog::Catalog};
+use crossfade_event::{Format, Key, Position, Row, SourceId, TableName, TableSchema, catalog::Catalog};
 use scan::Scan;
 use std::collections::HashSet;
 
@@ -29,6 +29,7 @@ pub struct PostgresInspect {
     scan: Option<Scan>,
     identity: Option<(SourceId, u32)>,
     by_root: bool,
+    as_text: bool,
     migration: Option<String>,
 }
 
@@ -41,13 +42,19 @@ impl std::fmt::Debug for PostgresInspect {
 impl PostgresInspect {
     /// Asks the database that `config` names.
     pub fn new(config: Config) -> Self {
-        Self { config, session: None, scan: None, identity: None, by_root: false, migration: None }
+        Self { config, session: None, scan: None, identity: None, by_root: false, migration: None, as_text: false }
     }
 
     /// Whether a partition tree is told as one table, under its root's name, instead of leaf by leaf.
     #[must_use]
     pub fn by_root(self, by_root: bool) -> Self {
         Self { by_root, ..self }
+    }
+
+    /// Whether every column is told, and read, in its text form.
+    #[must_use]
+    pub fn as_text(self, as_text: bool) -> Self {
+        Self { as_text, ..self }
     }
 
     /// The tables that this migration made here are left out: it is asked as that migration's source.
@@ -127,7 +134,13 @@ impl Inspect for PostgresInspect {
             Some(migration) => made::tables(session, migration).await?,
             None => HashSet::new(),
         };
-        Box::pin(catalog::read(session, &patterns, &made)).await
+        let mut catalog = Box::pin(catalog::read(session, &patterns, &made)).await?;
+        if self.as_text {
+            for def in catalog.tables.iter_mut().flat_map(|table| &mut table.columns) {
+                def.column.type_.format = Format::PgText;
+            }
+        }
+        Ok(catalog)
     }
 
     async fn scan(&mut self, schema: &TableSchema) -> Result<Option<Position>, Failure> {

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "kafka")]
 mod debezium;
+#[cfg(feature = "kafka")]
+mod topics;
 
 use crate::{
     error::CliError,
@@ -43,6 +45,9 @@ pub(crate) enum AnySink {
     Postgres(Box<PostgresSink>),
     /// SQLite
     Sqlite(Box<SqliteSink>),
+    /// Topics for others to read
+    #[cfg(feature = "kafka")]
+    Kafka(Box<crossfade_kafka::KafkaSink>),
 }
 
 /// What may be asked.
@@ -54,6 +59,9 @@ pub(crate) enum AnyInspect {
     /// Debezium's topics
     #[cfg(feature = "kafka")]
     Debezium(Box<debezium::Asking>),
+    /// Topics for others to read
+    #[cfg(feature = "kafka")]
+    Kafka(Box<crossfade_kafka::KafkaSinkInspect>),
 }
 
 /// The name of a look at a database that belongs to no migration yet.
@@ -71,12 +79,28 @@ macro_rules! any {
     };
 }
 
-/// The same call, whichever it is.
+/// The same call, whichever it is; where topics for others are one of them.
 macro_rules! each {
     ($any:expr, $one:ident => $call:expr) => {
         match $any {
             Self::Postgres($one) => $call,
             Self::Sqlite($one) => $call,
+            #[cfg(feature = "kafka")]
+            Self::Kafka($one) => $call,
+        }
+    };
+}
+
+/// The same call, whichever is asked.
+macro_rules! asked {
+    ($any:expr, $one:ident => $call:expr) => {
+        match $any {
+            Self::Postgres($one) => $call,
+            Self::Sqlite($one) => $call,
+            #[cfg(feature = "kafka")]
+            Self::Debezium($one) => $call,
+            #[cfg(feature = "kafka")]
+            Self::Kafka($one) => $call,
         }
     };
 }
@@ -127,6 +151,10 @@ impl Sink for AnySink {
     async fn read_row(&mut self, table: TableId, key: &Key) -> Result<Option<Row>, Failure> {
         each!(self, one => one.read_row(table, key).await)
     }
+
+    fn wants_transactions(&self) -> bool {
+        each!(self, one => one.wants_transactions())
+    }
 }
 
 impl Quarantine for AnySink {
@@ -174,27 +202,27 @@ impl Rollback for AnySink {
 
 impl Inspect for AnyInspect {
     async fn catalog(&mut self, patterns: &[String]) -> Result<Catalog, Failure> {
-        any!(self, one => one.catalog(patterns).await)
+        asked!(self, one => one.catalog(patterns).await)
     }
 
     async fn scan(&mut self, schema: &TableSchema) -> Result<Option<Position>, Failure> {
-        any!(self, one => one.scan(schema).await)
+        asked!(self, one => one.scan(schema).await)
     }
 
     async fn scan_next(&mut self) -> Result<RowPage, Failure> {
-        any!(self, one => one.scan_next().await)
+        asked!(self, one => one.scan_next().await)
     }
 
     async fn fetch(&mut self, schema: &TableSchema, keys: &[Key]) -> Result<(Vec<Row>, Option<Position>), Failure> {
-        any!(self, one => one.fetch(schema, keys).await)
+        asked!(self, one => one.fetch(schema, keys).await)
     }
 
     async fn barrier(&mut self) -> Result<Option<Position>, Failure> {
-        any!(self, one => one.barrier().await)
+        asked!(self, one => one.barrier().await)
     }
 
     async fn count(&mut self, table: &TableName) -> Result<u64, Failure> {
-        any!(self, one => one.count(table).await)
+        asked!(self, one => one.count(table).await)
     }
 }
 
@@ -240,7 +268,7 @@ impl AnySource {
             #[cfg(feature = "kafka")]
             SourceSpec::Debezium(keys) => debezium::source(spec, keys).map(|source| Self::Debezium(Box::new(source))),
             #[cfg(not(feature = "kafka"))]
-            SourceSpec::Debezium(_) => Err(without_kafka()),
+            SourceSpec::Debezium(_) => Err(without_kafka("reading Debezium's topics")),
         }
     }
 }
@@ -268,6 +296,11 @@ impl Ddl for AnySink {
 impl AnySink {
     /// A sink for reading what it keeps of the migration; it is not prepared, and makes nothing.
     pub(crate) fn for_looking(spec: &Spec) -> Result<Self, CliError> {
+        #[cfg(feature = "kafka")]
+        if let SinkSpec::Kafka(keys) = &spec.sink {
+            let config = crossfade_kafka::SinkConfig { looking: true, ..topics::config(spec, keys) };
+            return Ok(Self::Kafka(Box::new(crossfade_kafka::KafkaSink::new(config))));
+        }
         Self::new(spec)
     }
 
@@ -294,6 +327,10 @@ impl AnySink {
                 };
                 Ok(Self::Sqlite(Box::new(SqliteSink::new(config, spec.name.as_str()).on_error(on_error))))
             }
+            #[cfg(feature = "kafka")]
+            SinkSpec::Kafka(keys) => Ok(Self::Kafka(Box::new(topics::sink(spec, keys)))),
+            #[cfg(not(feature = "kafka"))]
+            SinkSpec::Kafka(_) => Err(without_kafka("writing topics")),
         }
     }
 }
@@ -304,14 +341,14 @@ impl AnyInspect {
         match &spec.source {
             SourceSpec::Postgres(keys) => {
                 let inspect = PostgresInspect::new(source_connection(keys)?).by_root(spec.source.by_root());
-                let inspect = inspect.source_of(spec.name.as_str());
+                let inspect = inspect.source_of(spec.name.as_str()).as_text(matches!(spec.sink, SinkSpec::Kafka(_)));
                 Ok(Self::Postgres(Box::new(inspect)))
             }
             SourceSpec::Sqlite(keys) => Ok(Self::sqlite(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str())),
             #[cfg(feature = "kafka")]
             SourceSpec::Debezium(keys) => debezium::Asking::new(spec, keys).map(|one| Self::Debezium(Box::new(one))),
             #[cfg(not(feature = "kafka"))]
-            SourceSpec::Debezium(_) => Err(without_kafka()),
+            SourceSpec::Debezium(_) => Err(without_kafka("reading Debezium's topics")),
         }
     }
 
@@ -329,6 +366,13 @@ impl AnyInspect {
         match &spec.sink {
             SinkSpec::Postgres(keys) => Ok(Self::postgres(sink_connection(keys)?)),
             SinkSpec::Sqlite(keys) => Ok(Self::sqlite(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str())),
+            #[cfg(feature = "kafka")]
+            SinkSpec::Kafka(keys) => {
+                let inspect = crossfade_kafka::KafkaSinkInspect::new(&topics::config(spec, keys));
+                Ok(Self::Kafka(Box::new(inspect)))
+            }
+            #[cfg(not(feature = "kafka"))]
+            SinkSpec::Kafka(_) => Err(without_kafka("reading topics")),
         }
     }
 
@@ -388,13 +432,28 @@ pub(crate) async fn preflight_sink(spec: &Spec, target: &Target) -> Result<Vec<R
         SinkSpec::Sqlite(keys) => {
             SqliteInspect::new(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str()).preflight_sink().await?
         }
+        #[cfg(feature = "kafka")]
+        SinkSpec::Kafka(keys) => topics::sink(spec, keys).preflight(target).await?,
+        #[cfg(not(feature = "kafka"))]
+        SinkSpec::Kafka(_) => return Err(without_kafka("writing topics")),
     })
+}
+
+/// The columns of which the target's form cannot hold every value.
+pub(crate) fn unsayable(spec: &Spec, target: &Target) -> Result<Vec<Note>, CliError> {
+    match &spec.sink {
+        SinkSpec::Postgres(_) | SinkSpec::Sqlite(_) => Ok(Vec::new()),
+        #[cfg(feature = "kafka")]
+        SinkSpec::Kafka(keys) => Ok(topics::unsayable(spec, keys, target)),
+        #[cfg(not(feature = "kafka"))]
+        SinkSpec::Kafka(_) => target.tables.first().map_or(Ok(Vec::new()), |_| Err(without_kafka("writing topics"))),
+    }
 }
 
 /// A spec for Kafka is refused where it is read; nobody comes here.
 #[cfg(not(feature = "kafka"))]
-fn without_kafka() -> CliError {
-    CliError::not_built("reading Debezium's topics, in a crossfade without Kafka,")
+fn without_kafka(doing: &str) -> CliError {
+    CliError::not_built(&format!("{doing}, in a crossfade without Kafka,"))
 }
 
 fn source_connection(keys: &SourceKeys) -> Result<PostgresConfig, CliError> {

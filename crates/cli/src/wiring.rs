@@ -40,6 +40,9 @@ pub(crate) fn sink_inspect(spec: &Spec) -> Result<AnyInspect, CliError> {
 
 /// Whether the plan needs a column in its text form, for only its own database can read its binary one.
 fn needs_text(spec: &Spec) -> Result<bool, CliError> {
+    if let SinkSpec::Kafka(_) = &spec.sink {
+        return Ok(true);
+    }
     let Some(file) = PlanFile::read(&spec.base())? else { return Ok(false) };
     // No key is made here: any secret that is long enough will do.
     let planned = plan(&file.catalog, &spec.rules, &plan_options(spec, vec![0; 32]))?;
@@ -52,6 +55,7 @@ pub(crate) fn plan_options(spec: &Spec, secret: Vec<u8>) -> PlanOptions {
     let (schema, dialect, write) = match &spec.sink {
         SinkSpec::Postgres(keys) => (keys.schema.clone(), Dialect::Postgres, keys.write),
         SinkSpec::Sqlite(keys) => (None, Dialect::Sqlite, keys.write),
+        SinkSpec::Kafka(keys) => (keys.schema.clone(), Dialect::Postgres, WriteTo::ShadowTables),
     };
     let write = match write {
         WriteTo::ShadowTables => WriteKind::ShadowTables,
@@ -71,6 +75,7 @@ pub(crate) fn into_existing(spec: &Spec) -> bool {
     let existing = match &spec.sink {
         SinkSpec::Postgres(keys) => keys.existing,
         SinkSpec::Sqlite(keys) => keys.existing,
+        SinkSpec::Kafka(_) => Existing::Refuse,
     };
     existing == Existing::Merge
 }
@@ -82,6 +87,10 @@ pub(crate) fn target_words(spec: &Spec) -> String {
     match &spec.sink {
         SinkSpec::Postgres(keys) => format!("postgres {:?} {:?} {secret:?}", keys.schema, keys.write),
         SinkSpec::Sqlite(keys) => format!("sqlite {:?} {:?} {secret:?}", keys.path.file_name(), keys.write),
+        SinkSpec::Kafka(keys) => format!(
+            "kafka {:?} {:?} {:?} {:?} {:?} {:?} {secret:?}",
+            keys.topic_prefix, keys.schema, keys.format, keys.schemas, keys.transactions, keys.decimal
+        ),
     }
 }
 
@@ -98,7 +107,7 @@ pub(crate) struct Planned {
     pub(crate) plan: Arc<Plan>,
     /// What the sink must make.
     pub(crate) target: Target,
-    /// What has been lost of the values before they come here.
+    /// What has been lost of the values before they come here, and what the target has no form for.
     pub(crate) losses: Vec<Note>,
 }
 
@@ -106,7 +115,10 @@ pub(crate) struct Planned {
 pub(crate) async fn plan_from_source(spec: &Spec) -> Result<Planned, CliError> {
     let mut source = source_inspect(spec)?;
     let catalog = source.catalog(spec.source.tables()).await?;
-    Ok(Planned { losses: source.losses(), ..planned(spec, catalog)? })
+    let mut planned = planned(spec, catalog)?;
+    planned.losses = source.losses();
+    planned.losses.extend(registry::unsayable(spec, &planned.target)?);
+    Ok(planned)
 }
 
 /// The plan that the migration was begun with, if it was; looks at no database.
@@ -179,7 +191,7 @@ pub(crate) async fn preflight_new(
     let mut target = after.clone();
     target.tables.retain(|table| !before.tables.iter().any(|old| old.schema.id == table.schema.id));
     findings.extend(registry::preflight_sink(spec, &target).await?.into_iter().map(|refusal| finding("sink", refusal)));
-    if !into_existing(spec) {
+    if !into_existing(spec) && !matches!(spec.sink, SinkSpec::Kafka(_)) {
         let ours = target.tables.iter().filter(|table| table.mode == crossfade_connector::WriteMode::Table);
         let names: Vec<&TableName> = ours.map(|table| &table.schema.name).collect();
         findings.extend(those_with_rows(spec, &names).await?);
@@ -200,6 +212,10 @@ fn finding(end: &'static str, refusal: Refusal) -> Finding {
 
 /// Target tables that hold rows already: nothing has been written by us yet, so they are somebody else's.
 async fn tables_with_rows(spec: &Spec, plan: &Plan) -> Result<Vec<Finding>, CliError> {
+    if let SinkSpec::Kafka(_) = &spec.sink {
+        // The sink's own preflight has looked into the topics.
+        return Ok(Vec::new());
+    }
     if let SinkSpec::Sqlite(keys) = &spec.sink
         && !keys.path.exists()
     {
@@ -252,5 +268,6 @@ pub(crate) fn sink_kind(spec: &Spec) -> &'static str {
     match &spec.sink {
         SinkSpec::Postgres(_) => "postgres",
         SinkSpec::Sqlite(_) => "sqlite",
+        SinkSpec::Kafka(_) => "kafka",
     }
 }

@@ -3,7 +3,7 @@
 use crate::Failure;
 use bytes::Bytes;
 use crossfade_event::{
-    Change, Cut, Key, Position, Row, SchemaVersion, Sequence, TableId, TableName, TableSchema, Version,
+    Change, Cut, Key, Position, Row, SchemaVersion, Sequence, TableId, TableName, TableSchema, Transaction, Version,
     catalog::{Catalog, TableDef},
 };
 use serde::{Deserialize, Serialize};
@@ -132,6 +132,13 @@ pub enum Write {
     },
     /// The transforms refused this change: it goes straight to quarantine, and its key is held.
     Reject(Rejection),
+    /// A source transaction begins here; told only to a sink that asks for it ([`Sink::wants_transactions`]).
+    Began {
+        /// Where in the source's history.
+        position: Position,
+        /// Which one, and when it was committed.
+        transaction: Transaction,
+    },
     /// A source transaction ends here; what follows belongs to the next one.
     Boundary,
 }
@@ -229,6 +236,11 @@ pub trait Sink: Send {
     /// # Errors
     /// See [`Failure`].
     fn read_row(&mut self, table: TableId, key: &Key) -> impl Future<Output = Result<Option<Row>, Failure>> + Send;
+
+    /// Whether it wants to be told of each source transaction as it begins ([`Write::Began`]).
+    fn wants_transactions(&self) -> bool {
+        false
+    }
 }
 
 /// A change on record in quarantine.

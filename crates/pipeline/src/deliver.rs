@@ -182,7 +182,7 @@ async fn session<K: Sink, L: EventLog>(
     let own = fold.backfills.iter().find(|begun| begun.backfill.generation == start.generation);
     let began_at = own.map(|begun| begun.position);
     let producer = Producer {
-        gather: Gather::new(log.clone(), routes, fold.visible),
+        gather: Gather::new(log.clone(), routes, fold.visible).telling_transactions(sink.wants_transactions()),
         began_at,
         backfills: fold.backfills,
         log: log.clone(),

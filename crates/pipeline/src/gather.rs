@@ -45,6 +45,8 @@ pub(crate) struct Gather<L> {
     /// What the plan's own counters of lookups without a row said last.
     misses_seen: u64,
     transaction: Option<Transaction>,
+    /// Whether the sink wants to be told of transactions as they begin.
+    tells_transactions: bool,
     schemas: HashMap<TableId, Arc<TableSchema>>,
     outputs: Vec<Output>,
     /// Something but writes is to be recorded: a position, a followed schema.
@@ -80,10 +82,16 @@ impl<L: EventLog> Gather<L> {
             tally: Tally::default(),
             misses_seen,
             transaction: None,
+            tells_transactions: false,
             schemas: HashMap::new(),
             outputs: Vec::new(),
             touched: false,
         }
+    }
+
+    /// Tells the sink of transactions as they begin.
+    pub(crate) fn telling_transactions(self, tells_transactions: bool) -> Self {
+        Self { tells_transactions, ..self }
     }
 
     /// About how many bytes wait to be handed over.
@@ -128,6 +136,9 @@ impl<L: EventLog> Gather<L> {
             Event::Began(transaction) => {
                 self.transaction = Some(*transaction);
                 self.tally.commit_time_us = Some(transaction.commit_time_us);
+                if self.tells_transactions {
+                    self.writes.push(Write::Began { position: entry.position, transaction: *transaction });
+                }
             }
             Event::Committed => {
                 self.transaction = None;

@@ -275,7 +275,7 @@ impl Fold {
                     }
                 }
                 Write::Truncate { at, tables } => self.truncate(at, &tables),
-                Write::Reject(_) | Write::Boundary => {}
+                Write::Reject(_) | Write::Began { .. } | Write::Boundary => {}
             }
         }
         Ok(tally.read)

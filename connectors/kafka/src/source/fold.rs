@@ -130,10 +130,12 @@ impl Fold {
 
     fn goes(&mut self, at: &Key, place: Place, moved: bool) {
         let Some(old) = self.keyed.remove(at) else { return };
+        let awaited = self.awaited.remove(&place);
         if is_torn(&old) {
-            self.hand_on(&Owed::Row(at.clone()), &Owed::Gone(place));
+            // What is still owed to it goes straight to whoever was waiting for it.
+            self.hand_on(&Owed::Row(at.clone()), awaited.as_ref().unwrap_or(&Owed::Gone(place)));
         }
-        let owed = match self.awaited.remove(&place) {
+        let owed = match awaited {
             Some(Owed::Row(key)) => self.keyed.get_mut(&key),
             Some(Owed::Gone(place)) => self.gone.get_mut(&place),
             None => None,

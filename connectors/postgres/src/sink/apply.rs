@@ -174,7 +174,7 @@ impl<'a> Writer<'a> {
         let mut writes = writes.into_iter();
         while let Some(write) = writes.next() {
             match write {
-                Write::Boundary => {}
+                Write::Began { .. } | Write::Boundary => {}
                 Write::Change { at, change } => {
                     let table = self.table_index(change.table)?;
                     self.check(table, &change)?;

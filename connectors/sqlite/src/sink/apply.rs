@@ -70,6 +70,7 @@ impl Writer {
             Write::Change { at, change } => self.change(at, change, applied),
             Write::Truncate { at, tables } => self.truncate(at, &tables, applied),
             Write::Reject(rejection) => self.reject(rejection, true, applied),
+            Write::Began { .. } => Ok(()),
             Write::Boundary => self.settle_deferred(applied),
         }
     }

@@ -79,7 +79,7 @@ impl Asking {
             SinkSpec::Postgres(sink) => {
                 Some((Box::new(PostgresInspect::new(super::sink_connection(sink)?)), sink.schema.clone()))
             }
-            SinkSpec::Sqlite(_) => None,
+            SinkSpec::Sqlite(_) | SinkSpec::Kafka(_) => None,
         };
         Ok(Self { topics: DebeziumInspect::new(config(keys), begun(spec)?.as_ref()), target })
     }

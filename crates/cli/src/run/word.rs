@@ -49,6 +49,7 @@ async fn noted_tables(from: &Spec, into: &Spec) -> Result<BTreeSet<TableName>, C
         SinkSpec::Sqlite(_) => {
             (TableName::new("main", "_crossfade_objects"), Format::Tagged, &["migration", "kind", "name"][..])
         }
+        SinkSpec::Kafka(_) => return Err(CliError::not_built("a copy of topics as the base of a replay")),
     };
     let type_ = ColumnType { name: "text".into(), native_id: 25, logical: Logical::Text, format };
     let column = |name: &&str| Column {

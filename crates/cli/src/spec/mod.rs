@@ -22,6 +22,8 @@ pub(crate) use rules::has_plain_password;
 pub(crate) use scalar::{Name, Secret, Span};
 pub(crate) use sink::{Apply, Existing, OnError, PostgresSink, SinkSpec, WriteTo};
 #[cfg(feature = "kafka")]
+pub(crate) use sink::{Cleanup, KafkaSink, SinkDecimal, SinkFormat};
+#[cfg(feature = "kafka")]
 pub(crate) use source::{BinaryHandling, DebeziumSource, DecimalHandling, TimePrecision};
 pub(crate) use source::{OnRewrite, PostgresSource, SourceSpec};
 
@@ -94,6 +96,13 @@ impl Spec {
             return Err(SpecError::whole(
                 path,
                 "kind = \"kafka\" in [log] needs a crossfade with Kafka, and this one was built without",
+            )
+            .advise("build it with: cargo build --release -p crossfade-cli --features kafka"));
+        }
+        if cfg!(not(feature = "kafka")) && matches!(spec.sink, SinkSpec::Kafka(_)) {
+            return Err(SpecError::whole(
+                path,
+                "kind = \"kafka\" in [sink] needs a crossfade with Kafka, and this one was built without",
             )
             .advise("build it with: cargo build --release -p crossfade-cli --features kafka"));
         }
@@ -213,8 +222,9 @@ fn read_source(document: &mut Document<'_>) -> Result<SourceSpec, SpecError> {
 
 fn read_sink(document: &mut Document<'_>) -> Result<SinkSpec, SpecError> {
     let value = required(document, "sink")?;
-    match kind_of(document, "sink", &value, &["postgres", "sqlite"])? {
+    match kind_of(document, "sink", &value, &["postgres", "sqlite", "kafka"])? {
         "postgres" => document.read(value).map(SinkSpec::Postgres),
+        "kafka" => document.read(value).map(|sink| SinkSpec::Kafka(Box::new(sink))),
         _ => document.read(value).map(SinkSpec::Sqlite),
     }
 }
@@ -261,6 +271,13 @@ fn anchor_sink(sink: &mut SinkSpec, folder: &Path) {
             }
         }
         SinkSpec::Sqlite(sink) => sink.path = anchored(folder, &sink.path),
+        SinkSpec::Kafka(sink) => {
+            if let Some(tls) = &mut sink.tls {
+                for path in [&mut tls.authority, &mut tls.certificate, &mut tls.key].into_iter().flatten() {
+                    *path = anchored(folder, path);
+                }
+            }
+        }
     }
 }
 

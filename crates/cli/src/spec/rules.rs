@@ -5,7 +5,7 @@ use super::{
     error::SpecError,
     log::{KafkaSasl, KafkaTls, LogSpec, Mechanism},
     scalar::Secret,
-    sink::{Apply, SinkSpec, WriteTo},
+    sink::{Apply, Cleanup, KafkaSink, SinkSpec, WriteTo},
     source::{DebeziumSource, SourceSpec},
 };
 use crossfade_control::Gates;
@@ -16,7 +16,7 @@ const UNBUILT: [(&[&str], &str); 12] = [
     (&["source", "kind"], "kafka"),
     (&["source", "kind"], "cassandra"),
     (&["source", "kind"], "mongodb"),
-    (&["sink", "kind"], "kafka"),
+    (&["sink", "format"], "dual-records"),
     (&["sink", "kind"], "cassandra"),
     (&["sink", "kind"], "mongodb"),
     (&["sink", "kind"], "duckdb"),
@@ -273,8 +273,55 @@ fn check_sink(document: &Document<'_>, sink: &SinkSpec) -> Result<(), SpecError>
         SinkSpec::Sqlite(sink) if sink.apply == Apply::Parallel => {
             refuse("apply", "a SQLite file has one writer; use apply = \"transactional\"")
         }
+        SinkSpec::Kafka(sink) => check_topics(document, sink),
         SinkSpec::Postgres(_) | SinkSpec::Sqlite(_) => Ok(()),
     }
+}
+
+/// What a sink on Kafka cannot be told.
+fn check_topics(document: &Document<'_>, sink: &KafkaSink) -> Result<(), SpecError> {
+    for path in [["sink", "sasl", "password"], ["sink", "tls", "key_password"]] {
+        refuse_literal(document, &path)?;
+    }
+    let refuse = |key: &str, message: String| Err(document.error(document.span_of(&["sink", key]), message));
+    if sink.brokers.split(',').any(|broker| broker.trim().is_empty()) {
+        let message = "\"brokers\" in [sink] names no broker; write host:port, several with commas between";
+        return refuse("brokers", message.to_owned());
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let prefix = &sink.topic_prefix;
+    if prefix.is_empty() || prefix.len() > 100 || prefix.starts_with('.') || !prefix.chars().all(allowed) {
+        return refuse(
+            "topic_prefix",
+            format!(
+                "{prefix:?} in [sink] cannot begin a topic's name; use letters, digits, `.`, `_` and `-`, at most 100, no dot in front"
+            ),
+        );
+    }
+    if let Some(partitions) = sink.partitions
+        && !(1..=1_000).contains(&partitions)
+    {
+        return refuse("partitions", format!("\"partitions\" in [sink] must be from 1 to 1000, not {partitions}"));
+    }
+    for (key, figure) in [("replication", sink.replication), ("min_insync_replicas", sink.min_insync_replicas)] {
+        if figure == Some(0) {
+            return refuse(key, format!("{key:?} in [sink] must be 1 or more, not 0"));
+        }
+    }
+    if let (Some(copies), Some(in_sync)) = (sink.replication, sink.min_insync_replicas)
+        && in_sync > copies
+    {
+        let message = format!(
+            "two rules clash: \"min_insync_replicas\" in [sink] is {in_sync}, and \"replication\" only {copies}"
+        );
+        return refuse("min_insync_replicas", message);
+    }
+    let has_retention = sink.retention.time.is_some() || sink.retention.bytes.is_some();
+    if sink.cleanup == Cleanup::Compact && has_retention {
+        let message = "two rules clash: \"retention\" in [sink] drops records by age or size, and cleanup = \"compact\" keeps the last of each key";
+        return refuse("retention", message.to_owned());
+    }
+    check_security(document, "sink", sink.tls.as_ref(), sink.sasl.as_ref())
 }
 
 /// The new shape must differ in name from the old one.

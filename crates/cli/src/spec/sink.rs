@@ -1,6 +1,7 @@
 //! `[sink]`: where rows and changes go.
 
 use super::{
+    log::{KafkaKind, KafkaSasl, KafkaTls, Retention},
     scalar::{Secret, Span},
     source::{PostgresKind, SqliteKind, ten_seconds},
 };
@@ -17,6 +18,8 @@ pub(crate) enum SinkSpec {
     Postgres(PostgresSink),
     /// A SQLite file.
     Sqlite(SqliteSink),
+    /// Topics of a Kafka cluster, for others to read.
+    Kafka(Box<KafkaSink>),
 }
 
 /// Where the new shape stands.
@@ -124,4 +127,92 @@ pub(crate) struct SqliteSink {
     /// How long a locked database is waited for.
     #[serde(default = "ten_seconds")]
     pub(crate) busy_timeout: Span,
+}
+
+/// In which form records are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SinkFormat {
+    /// Debezium's envelope as JSON.
+    #[default]
+    DebeziumJson,
+}
+
+/// How numbers of any scale are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SinkDecimal {
+    /// Bytes with the scale; NaN and the infinities go to quarantine.
+    #[default]
+    Precise,
+    /// Texts: every value has one.
+    String,
+}
+
+/// What a topic keeps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Cleanup {
+    /// Everything, or what `retention` says.
+    #[default]
+    Delete,
+    /// The last record of each key.
+    Compact,
+}
+
+/// Topics of a Kafka cluster, for others to read.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(
+    not(feature = "kafka"),
+    expect(dead_code, reason = "read, checked and then refused in a build without Kafka")
+)]
+pub(crate) struct KafkaSink {
+    /// Always `kafka`.
+    #[expect(dead_code, reason = "it chooses the type, and has done so when it is read")]
+    pub(crate) kind: KafkaKind,
+    /// `host:port`, several with commas between.
+    pub(crate) brokers: String,
+    /// A table's topic is `PREFIX.schema.table`; the sink's own is `PREFIX.crossfade`. No two migrations share one.
+    pub(crate) topic_prefix: String,
+    /// In which form records are written.
+    #[serde(default)]
+    pub(crate) format: SinkFormat,
+    /// Whether each record carries the schema that Kafka Connect's JSON converter reads.
+    #[serde(default = "yes")]
+    pub(crate) schemas: bool,
+    /// Whether transactions are told: in the topic `PREFIX.transaction`, and in each record.
+    #[serde(default)]
+    pub(crate) transactions: bool,
+    /// How numbers of any scale are written.
+    #[serde(default)]
+    pub(crate) decimal: SinkDecimal,
+    /// The schema that tables are said to be in; the source's schemas unless said.
+    pub(crate) schema: Option<String>,
+    /// Partitions of a table's topic; four unless said.
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) partitions: Option<u32>,
+    /// Copies of each partition; three, or as many as there are brokers, unless said.
+    #[schemars(range(min = 1))]
+    pub(crate) replication: Option<u16>,
+    /// How many copies must have a record before it counts; two where there are three copies, else one, unless said.
+    #[schemars(range(min = 1))]
+    pub(crate) min_insync_replicas: Option<u16>,
+    /// What a topic keeps.
+    #[serde(default)]
+    pub(crate) cleanup: Cleanup,
+    /// When the broker drops records; without it all are kept.
+    #[serde(default)]
+    pub(crate) retention: Retention,
+    /// What happens with a change that cannot be written.
+    #[serde(default)]
+    pub(crate) on_error: OnError,
+    /// TLS; without it everything travels in the clear. `tls = {}` trusts the system's authorities.
+    pub(crate) tls: Option<KafkaTls>,
+    /// Who we are.
+    pub(crate) sasl: Option<KafkaSasl>,
+}
+
+fn yes() -> bool {
+    true
 }

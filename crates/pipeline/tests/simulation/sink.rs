@@ -54,7 +54,7 @@ impl Durable {
                     assert!(last.replace(*at).is_none_or(|last| last < *at), "versions are not in the order of writes");
                     self.note(*at, format!("{change:?}"));
                 }
-                Write::Truncate { .. } | Write::Reject(_) | Write::Boundary => {}
+                Write::Truncate { .. } | Write::Reject(_) | Write::Began { .. } | Write::Boundary => {}
             }
         }
     }
@@ -168,7 +168,7 @@ impl Sink for ModelSink {
                 }
                 Write::Truncate { .. } => rows.clear(),
                 Write::Reject(_) => applied.held += 1,
-                Write::Boundary => {}
+                Write::Began { .. } | Write::Boundary => {}
             }
         }
         if self.faults.before_commit > 0 {

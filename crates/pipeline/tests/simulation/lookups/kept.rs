@@ -72,7 +72,7 @@ impl Sink for TablesSink {
                 Write::Change { change, .. } => self.write(&mut rows, change),
                 Write::Truncate { tables, .. } => rows.retain(|(table, _), _| !tables.contains(table)),
                 Write::Reject(rejection) => panic!("refused: {}", rejection.reason),
-                Write::Boundary => {}
+                Write::Began { .. } | Write::Boundary => {}
             }
         }
         if !delivery.commits {
