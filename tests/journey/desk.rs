@@ -72,6 +72,7 @@ impl Desk {
     }
 
     /// Starts a process that does a part of it.
+    #[cfg(feature = "kafka")]
     pub(crate) fn start_role(&self, role: &str) -> Running {
         self.crossfade.spawn(&["run", SPEC, "--quiet", "--role", role])
     }

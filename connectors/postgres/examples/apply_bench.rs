@@ -9,7 +9,7 @@ use crossfade_connector::{Delivery, Failure, Guard, Progress, Sink, Stage, Targe
 use crossfade_event::{
     Cell, Change, Column, ColumnType, Cut, Format, Identity, Logical, Offset, Op, Position, Row, SchemaVersion,
     Sequence, SourceId, TableId, TableName, TableSchema, Version,
-    catalog::{Catalog, ColumnDef, Dialect, KeyDef, RelationKind, TableDef},
+    catalog::{Catalog, ColumnDef, Dialect, KeyDef, TableDef},
 };
 use crossfade_postgres::{Config, PostgresSink, SinkConfig};
 use crossfade_testkit::postgres::{Postgres, Settings, Version as ServerVersion};

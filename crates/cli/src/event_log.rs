@@ -261,6 +261,7 @@ impl AnyLog {
     }
 
     /// Says in the log what the migration is.
+    #[cfg_attr(not(feature = "kafka"), expect(unused_variables, reason = "only a log on Kafka has a head"))]
     pub(crate) fn say_head(&self, head: &str) -> Result<(), CliError> {
         match self {
             Self::Embedded(_) => Err(one_machine()),

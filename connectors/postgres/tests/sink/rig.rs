@@ -7,7 +7,7 @@ use crossfade_connector::{
 use crossfade_event::{
     Cell, Change, Column, ColumnType, Cut, Format, Identity, Key, Logical, Offset, Op, Position, Row, SchemaVersion,
     Sequence, SourceId, TableId, TableName, TableSchema, Version,
-    catalog::{Catalog, ColumnDef, Dialect, ForeignKeyDef, KeyDef, RelationKind, TableDef},
+    catalog::{Catalog, ColumnDef, Dialect, ForeignKeyDef, KeyDef, TableDef},
 };
 use crossfade_postgres::{Apply, Config, PostgresSink, SinkConfig};
 use crossfade_testkit::postgres::{Database, Postgres, Version as ServerVersion};
