@@ -32,6 +32,9 @@ const FORMAT: u32 = 1;
 /// How often deliver looks whether ingest has made the log.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// How often a process that begins looks whether the other one has let go of the migration's folder.
+const LOOK_FOR_FOLDER: Duration = Duration::from_millis(20);
+
 /// How long the other process may need the migration's folder while it begins.
 const BEGINS_WITHIN: Duration = Duration::from_secs(20);
 
@@ -146,7 +149,9 @@ fn take_base(base: &Path) -> Result<WorkFolder, CliError> {
     loop {
         match WorkFolder::lock(base) {
             Err(error)
-                if error.is_locked() && began.elapsed() < BEGINS_WITHIN && !WorkFolder::journal_path(base).is_dir() => {
+                if error.is_locked() && began.elapsed() < BEGINS_WITHIN && !WorkFolder::journal_path(base).is_dir() =>
+            {
+                std::thread::sleep(LOOK_FOR_FOLDER);
             }
             other => return Ok(other?),
         }
