@@ -282,7 +282,12 @@ impl Ddl for KafkaSink {
         if self.config.transactions {
             lines.push(line(&topics::transactions(prefix), For::Transactions));
         }
-        lines.extend(target.tables.iter().map(|table| line(&topics::of_table(prefix, &table.schema.name), For::Rows)));
+        lines.extend(
+            target
+                .tables
+                .iter()
+                .map(|table| line(&topics::of_table(prefix, &table.schema.name), For::table(&table.schema))),
+        );
         Ok(TargetSql { before_load: lines, after_load: Vec::new() })
     }
 }

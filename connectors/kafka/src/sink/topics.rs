@@ -10,7 +10,7 @@ use crate::{
     source::topics::{failure, topic_of},
 };
 use crossfade_connector::Failure;
-use crossfade_event::TableName;
+use crossfade_event::{Identity, TableName, TableSchema};
 use rdkafka::admin::{NewTopic, TopicReplication};
 use std::{
     thread,
@@ -46,7 +46,17 @@ pub(super) fn of_table(prefix: &str, table: &TableName) -> String {
 pub(super) enum For {
     Own,
     Transactions,
+    /// Of a table with a key.
     Rows,
+    /// Of a table without: they have an order only where there is one partition.
+    InOrder,
+}
+
+impl For {
+    /// What the topic of such a table is for.
+    pub(super) fn table(schema: &TableSchema) -> Self {
+        if schema.identity == Identity::Key { Self::Rows } else { Self::InOrder }
+    }
 }
 
 /// The settings with which a topic is made.

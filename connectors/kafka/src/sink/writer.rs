@@ -57,6 +57,8 @@ pub(super) struct Writer {
     pub(super) tables: HashMap<TableId, Arc<Table>>,
     /// Drawn for this writer.
     id: u64,
+    /// Somebody with a right to it has taken over.
+    shut_out: bool,
 }
 
 /// Clients for questions.
@@ -111,7 +113,7 @@ impl Writer {
         let manner = config.manner();
         let own = topics::own(&config.topic_prefix);
         let id = drawn();
-        Self { config, manner, own, asking: None, live: None, tables: HashMap::new(), id }
+        Self { config, manner, own, asking: None, live: None, tables: HashMap::new(), id, shut_out: false }
     }
 
     pub(super) fn asking(&mut self) -> Result<&Asking, Failure> {
@@ -254,6 +256,7 @@ impl Writer {
             live.note_now(&own, &Says::Writer(owner.clone()))?;
             live.owner = Some(owner);
         }
+        self.shut_out = false;
         let partitions: HashMap<String, u32> =
             live.birth.topics.iter().map(|(name, made)| (name.clone(), made.partitions)).collect();
         self.tables = target
@@ -329,7 +332,7 @@ impl Writer {
                 let what = format!("another table's topic is called {topic} too");
                 return Err(Failure::refused(doing(), what, "Give one of them another name (`to` in its [[table]])"));
             }
-            wanted.push((topic, For::Rows));
+            wanted.push((topic, For::table(&table.schema)));
         }
         if self.config.transactions {
             wanted.push((topics::transactions(prefix), For::Transactions));
@@ -399,6 +402,9 @@ impl Writer {
 
     pub(super) fn apply(&mut self, delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
         let mut applied = Applied::default();
+        if self.shut_out {
+            return Err(superseded(&self.own));
+        }
         match self.try_apply(delivery, guard, &mut applied) {
             Ok(()) => Ok(applied),
             Err(broken) => {
@@ -413,7 +419,10 @@ impl Writer {
         match broken {
             Broken::Failure(failure) => failure,
             Broken::Kafka(doing, error) if is_fenced(&error) => match self.notes() {
-                Ok(Some(Notes { owner: Some(owner), .. })) if owner.id != self.id => superseded(&self.own),
+                Ok(Some(Notes { owner: Some(owner), .. })) if owner.id != self.id => {
+                    self.shut_out = true;
+                    superseded(&self.own)
+                }
                 Ok(_) => Failure::reconnect(doing, error),
                 Err(failure) => failure,
             },
