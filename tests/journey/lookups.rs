@@ -7,6 +7,7 @@ use crossfade_testkit::{
     crossfade::Running,
 };
 use rusqlite::Connection;
+use std::path::PathBuf;
 
 const SCHEMA: &str = "
 CREATE TABLE zones (id integer PRIMARY KEY, code text NOT NULL UNIQUE, name text);
@@ -183,14 +184,20 @@ async fn looked_up_values_are_those_of_the_moment_between_two_sqlite_files() {
     assert_same("healed", &before_healing, &both().1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lookup_reads_the_constant_of_a_column_that_took_the_name_it_reads() {
-    let desk = Desk::new();
+/// A filled SQLite file, and where the spec that is written moves it.
+fn between_files(desk: &Desk) -> (Connection, PathBuf) {
     let (old, new) = (desk.path("old.db"), desk.path("new.db"));
     let source = Connection::open(&old).unwrap();
     source.busy_timeout(crossfade_testkit::wait::GENEROUS).unwrap();
     source.execute_batch(&format!("PRAGMA journal_mode = WAL; BEGIN; {} COMMIT;", fill())).unwrap();
     desk.write_spec(&format!("{}\ntables = [\"main.*\"]", sqlite(&old)), &sqlite(&new), &rules("main"));
+    (source, new)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lookup_reads_the_constant_of_a_column_that_took_the_name_it_reads() {
+    let desk = Desk::new();
+    let (source, new) = between_files(&desk);
     let mut run = desk.start();
     desk.wait(&mut run);
     source
@@ -223,11 +230,7 @@ async fn a_lookup_reads_the_constant_of_a_column_that_took_the_name_it_reads() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_a_lookup_reads_and_that_goes_to_a_column_with_values_of_its_own_stops_the_run() {
     let desk = Desk::new();
-    let (old, new) = (desk.path("old.db"), desk.path("new.db"));
-    let source = Connection::open(&old).unwrap();
-    source.busy_timeout(crossfade_testkit::wait::GENEROUS).unwrap();
-    source.execute_batch(&format!("PRAGMA journal_mode = WAL; BEGIN; {} COMMIT;", fill())).unwrap();
-    desk.write_spec(&format!("{}\ntables = [\"main.*\"]", sqlite(&old)), &sqlite(&new), &rules("main"));
+    let (source, _) = between_files(&desk);
     let mut run = desk.start();
     desk.wait(&mut run);
     source

@@ -2,17 +2,16 @@
 //! topics, and adds up to the source, whatever is killed meanwhile. Built with the feature `kafka` (`make test-kafka`).
 
 use crate::{
-    desk::{Desk, SPEC, Writer, postgres, rows, two_databases},
+    debezium::{TYPES, same, source as as_source},
+    desk::{Desk, SPEC, Writer, postgres, two_databases},
     shop::{SHOP, TABLES, work},
 };
-use crossfade_testkit::{
-    compare::assert_same, crossfade::Running, kafka::Kafka, postgres::Database, seeded, wait::GENEROUS,
-};
+use crossfade_testkit::{kafka::Kafka, postgres::Database, seeded};
 use rand::Rng;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// How topics of this prefix stand in a spec as the sink.
@@ -20,17 +19,12 @@ fn sink(kafka: &Kafka, prefix: &str, more: &str) -> String {
     format!("kind = \"kafka\"\nbrokers = \"{}\"\ntopic_prefix = \"{prefix}\"\n{more}", kafka.brokers())
 }
 
-/// The same topics as the source of another migration.
-fn as_source(kafka: &Kafka, prefix: &str, more: &str) -> String {
-    format!(
-        "kind = \"debezium\"\nbrokers = \"{}\"\ntopic_prefix = \"{prefix}\"\ntables = [\"public.*\"]\n{more}",
-        kafka.brokers()
-    )
-}
-
 fn from(database: &Database) -> String {
     format!("{}\ntables = [\"public.*\"]", postgres(database))
 }
+
+/// The tables that are read back.
+const PUBLIC: &str = "\"public.*\"";
 
 /// A topic's committed records, by Kafka's own consumer: key and value, a tombstone as nothing.
 fn records(kafka: &Kafka, topic: &str) -> Vec<(String, Option<Value>)> {
@@ -80,28 +74,6 @@ fn topics(kafka: &Kafka) -> BTreeSet<String> {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect()
 }
-
-/// Waits until a run has brought a query's rows over.
-async fn same(source: &Database, target: &Database, there: &str, here: &str, run: &mut Running) {
-    let started = Instant::now();
-    loop {
-        let (wanted, found) = (rows(source, there).await, rows(target, here).await);
-        if wanted == found {
-            return;
-        }
-        assert!(run.is_running(), "the run has ended: {}", run.stderr());
-        if started.elapsed() > GENEROUS {
-            eprintln!("{}", run.stderr());
-            assert_same(there, &wanted, &found);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-const TYPES: &str = "
-CREATE EXTENSION IF NOT EXISTS hstore; CREATE EXTENSION IF NOT EXISTS citext;
-CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
-CREATE DOMAIN email AS citext CHECK (value ~ '@');";
 
 const KINDS: &str = "
 CREATE TABLE kinds (
@@ -202,11 +174,11 @@ async fn what_is_written_to_topics_is_read_by_our_own_source_and_is_what_the_dat
         // Our own source, into another database.
         let second = Desk::new();
         let more = format!("transactions = \"{prefix}.transaction\"");
-        second.write_spec(&as_source(kafka, prefix, &more), &postgres(&target), "");
+        second.write_spec(&as_source(kafka, prefix, PUBLIC, &more), &postgres(&target), "");
         let mut reading = second.start();
         for table in ["kinds", "parts", "noted", "passing"] {
             let query = format!("SELECT * FROM {table}");
-            same(&source, &target, &query, &query, &mut reading).await;
+            same(&source, &target, &query, &query, &mut reading, None).await;
         }
         second.stop(reading);
         desk.stop(run);
@@ -296,12 +268,16 @@ async fn kills_under_live_writers_lose_nothing_and_double_nothing() {
         assert_eq!(rows.len(), wanted, "{table}");
     }
     let second = Desk::new();
-    second.write_spec(&as_source(kafka, "killed", "transactions = \"killed.transaction\""), &postgres(&target), "");
+    second.write_spec(
+        &as_source(kafka, "killed", PUBLIC, "transactions = \"killed.transaction\""),
+        &postgres(&target),
+        "",
+    );
     let mut reading = second.start();
     second.wait(&mut reading);
     for table in TABLES.into_iter().chain(["ledger"]) {
         let query = format!("SELECT * FROM {table}");
-        same(&source, &target, &query, &query, &mut reading).await;
+        same(&source, &target, &query, &query, &mut reading, None).await;
     }
     second.stop(reading);
     desk.stop(run);

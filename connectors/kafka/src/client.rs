@@ -18,7 +18,8 @@ use rdkafka::{
 };
 use secrecy::ExposeSecret;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
+    ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -422,24 +423,34 @@ pub(crate) fn assignment(
     Ok(list)
 }
 
-/// Reads partitions of a topic from the given offsets, each to where it ends now, or until `each` says that it has seen
-/// enough of that partition.
+/// Reads these ranges of a topic's partitions, each to its end or to where the partition ends, or until `each` says that it
+/// has seen enough of that partition. What is written beyond a range meanwhile is not waited for: whoever writes may write
+/// without a pause.
 pub(crate) fn scan(
     consumer: &LogConsumer,
     topic: &str,
-    from: &[(i32, u64)],
+    ranges: &[(i32, Range<u64>)],
     mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<bool, LogError>,
 ) -> Result<(), LogError> {
     let doing = || format!("reading {topic}");
-    let list = assignment(topic, from.iter().copied()).map_err(|error| server(doing(), error))?;
+    let ranges = || ranges.iter().filter(|(_, range)| !range.is_empty());
+    // Up to where each that is not read through yet is read.
+    let mut open: BTreeMap<i32, u64> = ranges().map(|(partition, range)| (*partition, range.end)).collect();
+    if open.is_empty() {
+        return Ok(());
+    }
+    let from = ranges().map(|(partition, range)| (*partition, range.start));
+    let list = assignment(topic, from).map_err(|error| server(doing(), error))?;
     consumer.assign(&list).map_err(|error| server(doing(), error))?;
-    let mut open: BTreeSet<i32> = from.iter().map(|(partition, _)| *partition).collect();
     let mut heard = Instant::now();
     while !open.is_empty() {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
                 heard = Instant::now();
-                if open.contains(&message.partition()) && each(&message)? {
+                let offset = message.offset().unsigned_abs();
+                if let Some(end) = open.get(&message.partition()).copied()
+                    && (offset >= end || each(&message)? || offset + 1 >= end)
+                {
                     open.remove(&message.partition());
                 }
             }

@@ -12,6 +12,7 @@ pub mod codec;
 mod config;
 mod ids;
 pub mod log;
+mod note;
 mod sink;
 mod source;
 

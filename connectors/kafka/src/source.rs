@@ -380,14 +380,11 @@ fn remembered(clients: &Clients, topic: &str, note: &Note) -> Result<Done, Failu
     if from >= next {
         return Ok(done);
     }
-    scan(&consumer, topic, &[(0, from)], |message| {
-        let offset = u64::try_from(message.offset()).unwrap_or_default();
-        if offset < next
-            && let Some(xid) = message.payload().and_then(transactions::ended)
-        {
+    scan(&consumer, topic, &[(0, from..next)], |message| {
+        if let Some(xid) = message.payload().and_then(transactions::ended) {
             done.insert(xid);
         }
-        Ok(offset + 1 >= next)
+        Ok(false)
     })
     .map_err(failure)?;
     Ok(done)

@@ -15,14 +15,15 @@
 //! cannot disagree. The position is in the marks too; the one here is for a topic whose entries have all expired.
 
 use super::topics::Names;
-use crate::client::{LogConsumer, bounds, scan};
+use crate::{
+    client::{LogConsumer, bounds, scan},
+    note::{self, FORMAT, Wrong, parse},
+};
 use crossfade_event::{Cut, Position, TableSchema};
 use crossfade_log::LogError;
 use rdkafka::{Message, message::BorrowedMessage};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
-
-const FORMAT: u32 = 1;
 
 /// What one record says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,12 +66,6 @@ pub(super) struct LastRound {
     pub(super) abandoned: Vec<(u64, u64)>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Envelope {
-    format: u32,
-    says: Says,
-}
-
 /// Everything that the topic says.
 #[derive(Debug, Default)]
 pub(super) struct Meta {
@@ -102,7 +97,7 @@ impl Says {
     }
 
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>, LogError> {
-        serde_json::to_vec(&Envelope { format: FORMAT, says: self.clone() })
+        note::to_bytes(self)
             .map_err(|error| LogError::Contract(format!("a note of the log cannot be written: {error}")))
     }
 }
@@ -144,10 +139,9 @@ pub(super) fn read(consumer: &LogConsumer, names: &Names) -> Result<Meta, LogErr
 /// Reads what has come since `notes`.
 pub(super) fn read_on(consumer: &LogConsumer, names: &Names, notes: &mut Notes) -> Result<Meta, LogError> {
     let (low, end) = bounds(consumer, &names.meta, 0)?;
-    scan(consumer, &names.meta, &[(0, low.max(notes.next))], |message| {
+    scan(consumer, &names.meta, &[(0, low.max(notes.next)..end)], |message| {
         notes.take(message);
-        // What is written meanwhile is not waited for: whoever writes may write without a pause.
-        Ok(notes.next >= end)
+        Ok(false)
     })?;
     notes.read_to = end;
     let mut meta = Meta::default();
@@ -178,23 +172,6 @@ pub(super) fn note(names: &Names, message: &BorrowedMessage<'_>) -> Result<(Stri
     let key = String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned();
     let says = message.payload().map(|value| parse(value).map_err(|what| refused(names, message.offset(), what)));
     Ok((key, says.transpose()?))
-}
-
-enum Wrong {
-    Foreign,
-    TooNew(u32),
-}
-
-fn parse(value: &[u8]) -> Result<Says, Wrong> {
-    #[derive(Deserialize)]
-    struct Version {
-        format: u32,
-    }
-    let version: Version = serde_json::from_slice(value).map_err(|_| Wrong::Foreign)?;
-    if version.format != FORMAT {
-        return Err(Wrong::TooNew(version.format));
-    }
-    serde_json::from_slice(value).map(|envelope: Envelope| envelope.says).map_err(|_| Wrong::Foreign)
 }
 
 fn refused(names: &Names, offset: i64, wrong: Wrong) -> LogError {
@@ -248,8 +225,8 @@ mod tests {
 
     #[test]
     fn a_newer_or_foreign_note_is_refused() {
-        assert!(matches!(parse(b"{\"format\":2,\"says\":{\"more\":1}}"), Err(Wrong::TooNew(2))));
-        assert!(matches!(parse(b"hello"), Err(Wrong::Foreign)));
-        assert!(matches!(parse(b"{\"format\":1,\"says\":{\"more\":1}}"), Err(Wrong::Foreign)));
+        assert!(matches!(parse::<Says>(b"{\"format\":2,\"says\":{\"more\":1}}"), Err(Wrong::TooNew(2))));
+        assert!(matches!(parse::<Says>(b"hello"), Err(Wrong::Foreign)));
+        assert!(matches!(parse::<Says>(b"{\"format\":1,\"says\":{\"more\":1}}"), Err(Wrong::Foreign)));
     }
 }

@@ -11,7 +11,7 @@ use crate::{
 use crossfade_event::{Cut, Offset, Partition};
 use crossfade_log::LogError;
 use rdkafka::{Message, consumer::Consumer, message::Timestamp};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 /// The first readable place, given the lowest offset that each partition keeps, the last place that was known to be a
 /// good beginning, and the end of the log.
@@ -25,9 +25,12 @@ pub(super) fn first(consumer: &LogConsumer, names: &Names, low: &Cut, known: &Cu
         .filter(|partition| low.next(Partition(*partition)) < end.next(Partition(*partition)))
         .map(|partition| (partition as i32, low.next(Partition(partition)).0))
         .collect();
+    let ranges = |from: &[(i32, u64)]| -> Vec<(i32, Range<u64>)> {
+        from.iter().map(|(partition, at)| (*partition, *at..end.next(Partition(*partition as u32)).0)).collect()
+    };
     // The first mark of each partition ends a round whose beginning may be gone.
     let mut latest: Option<(u64, i64)> = None;
-    scan(consumer, &names.changes, &from, |message| {
+    scan(consumer, &names.changes, &ranges(&from), |message| {
         let mark = mark_of(names, message)?;
         if let Some((round, _)) = mark {
             let at_ms = match message.timestamp() {
@@ -41,7 +44,7 @@ pub(super) fn first(consumer: &LogConsumer, names: &Names, low: &Cut, known: &Cu
     let Some((round, at_ms)) = latest else { return Ok(end.clone()) };
     let near = near(consumer, names, &from, at_ms)?;
     let mut start = end.clone();
-    scan(consumer, &names.changes, &near, |message| match mark_of(names, message)? {
+    scan(consumer, &names.changes, &ranges(&near), |message| match mark_of(names, message)? {
         Some((there, next)) if there >= round => {
             start.set_next(Partition(message.partition() as u32), next);
             Ok(true)

@@ -8,7 +8,7 @@ use crate::{
 use crossfade_event::{Cut, Offset, Partition, Position};
 use crossfade_log::LogError;
 use rdkafka::Message;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 /// How far before the end a mark is looked for first: only the broker's own records stand behind the last one.
 const LOOK_BACK: u64 = 16;
@@ -55,15 +55,15 @@ pub(super) fn ends(consumer: &LogConsumer, names: &Names, partitions: u32) -> Re
     let mut back = LOOK_BACK;
     loop {
         let missing = |partition: &i32| last.get(*partition as usize).is_some_and(Option::is_none);
-        let from: Vec<(i32, u64)> = limits
+        let ranges: Vec<(i32, Range<u64>)> = limits
             .iter()
             .filter(|(partition, (low, high))| missing(partition) && low < high)
-            .map(|(partition, (low, high))| (*partition, high.saturating_sub(back).max(*low)))
+            .map(|(partition, (low, high))| (*partition, high.saturating_sub(back).max(*low)..*high))
             .collect();
-        if from.is_empty() {
+        if ranges.is_empty() {
             return Ok(Ends { last, low });
         }
-        scan(consumer, &names.changes, &from, |message| {
+        scan(consumer, &names.changes, &ranges, |message| {
             let (partition, offset) = (message.partition(), message.offset().unsigned_abs());
             let head = Head::parse(message.payload().unwrap_or_default())
                 .map_err(|wrong| unreadable(names, partition as u32, offset, wrong))?;
@@ -73,7 +73,7 @@ pub(super) fn ends(consumer: &LogConsumer, names: &Names, partitions: u32) -> Re
             Ok(false)
         })?;
         // Those that were read from their very beginning and have no mark hold nothing that was ever committed.
-        limits.retain(|partition, (low, _)| !from.contains(&(*partition, *low)));
+        limits.retain(|partition, (low, high)| !ranges.contains(&(*partition, *low..*high)));
         back = back.saturating_mul(16);
     }
 }

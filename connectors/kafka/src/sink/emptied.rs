@@ -51,10 +51,7 @@ impl Writer {
 fn last_keys(consumer: &LogConsumer, topic: &str, partition: u32) -> Result<BTreeSet<Vec<u8>>, Broken> {
     let (low, high) = bounds(consumer, topic, partition).map_err(failure)?;
     let mut keys = BTreeSet::new();
-    if low == high {
-        return Ok(keys);
-    }
-    scan(consumer, topic, &[(partition as i32, low)], |message| {
+    scan(consumer, topic, &[(partition as i32, low..high)], |message| {
         let Some(key) = message.key() else { return Ok(false) };
         match message.payload() {
             Some(_) => keys.insert(key.to_vec()),

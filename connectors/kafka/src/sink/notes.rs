@@ -10,15 +10,16 @@
 //!
 //! `progress` and what goes into quarantine are written in the same transaction as the records of the batch.
 
-use crate::client::{Clients, LogConsumer, bounds, scan};
+use crate::{
+    client::{Clients, LogConsumer, bounds, scan},
+    note::{self, FORMAT, Wrong, parse},
+};
 use crossfade_connector::{Failure, Progress};
 use crossfade_event::TableSchema;
 use crossfade_log::LogError;
 use rdkafka::Message;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-
-const FORMAT: u32 = 1;
 
 /// What one record says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,12 +85,6 @@ pub(super) struct Held {
     pub(super) at: String,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Envelope {
-    format: u32,
-    says: Says,
-}
-
 /// Everything that the topic says.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
@@ -110,8 +105,7 @@ impl Says {
     }
 
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>, Failure> {
-        serde_json::to_vec(&Envelope { format: FORMAT, says: self.clone() })
-            .map_err(|error| Failure::halt("noting how far the sink has come", error, "Report this"))
+        note::to_bytes(self).map_err(|error| Failure::halt("noting how far the sink has come", error, "Report this"))
     }
 }
 
@@ -119,37 +113,16 @@ pub(super) fn held_key(id: i64) -> String {
     format!("held/{id:019}")
 }
 
-/// Why a topic that bears the name of the sink's own is none, or none that can be read.
-#[derive(Debug)]
-enum Wrong {
-    Foreign,
-    TooNew(u32),
-}
-
-fn parse(value: &[u8]) -> Result<Says, Wrong> {
-    #[derive(Deserialize)]
-    struct Version {
-        format: u32,
-    }
-    let version: Version = serde_json::from_slice(value).map_err(|_| Wrong::Foreign)?;
-    if version.format != FORMAT {
-        return Err(Wrong::TooNew(version.format));
-    }
-    serde_json::from_slice(value).map(|envelope: Envelope| envelope.says).map_err(|_| Wrong::Foreign)
-}
-
 /// Reads the whole topic: what is committed.
 pub(super) fn read(clients: &Clients, consumer: &LogConsumer, topic: &str) -> Result<Notes, Failure> {
     let (low, high) = bounds(consumer, topic, 0).map_err(crate::source::topics::failure)?;
     let mut by_key: BTreeMap<Vec<u8>, (i64, Option<Vec<u8>>)> = BTreeMap::new();
-    if low < high {
-        scan(consumer, topic, &[(0, low)], |message| {
-            let key = message.key().unwrap_or_default().to_vec();
-            by_key.insert(key, (message.offset(), message.payload().map(<[u8]>::to_vec)));
-            Ok(false)
-        })
-        .map_err(crate::source::topics::failure)?;
-    }
+    scan(consumer, topic, &[(0, low..high)], |message| {
+        let key = message.key().unwrap_or_default().to_vec();
+        by_key.insert(key, (message.offset(), message.payload().map(<[u8]>::to_vec)));
+        Ok(false)
+    })
+    .map_err(crate::source::topics::failure)?;
     let mut notes = Notes::default();
     for (offset, value) in by_key.into_values() {
         let Some(value) = value else { continue };
@@ -245,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_newer_or_foreign_note_is_refused() {
-        assert!(matches!(parse(b"{\"format\":2,\"says\":{\"more\":1}}"), Err(Wrong::TooNew(2))));
-        assert!(matches!(parse(b"hello"), Err(Wrong::Foreign)));
+        assert!(matches!(parse::<Says>(b"{\"format\":2,\"says\":{\"more\":1}}"), Err(Wrong::TooNew(2))));
+        assert!(matches!(parse::<Says>(b"hello"), Err(Wrong::Foreign)));
     }
 }

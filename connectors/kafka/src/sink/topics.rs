@@ -127,12 +127,9 @@ pub(super) fn find(clients: &Clients, name: &str) -> Result<Option<ids::Topic>, 
 pub(super) fn adopt(consumer: &LogConsumer, name: &str, there: &ids::Topic) -> Result<Made, Failure> {
     for partition in 0..there.partitions {
         let (low, high) = bounds(consumer, name, partition).map_err(failure)?;
-        if low == high {
-            continue;
-        }
         // What was begun and never committed is nobody's.
         let mut found = false;
-        scan(consumer, name, &[(partition as i32, low)], |_| {
+        scan(consumer, name, &[(partition as i32, low..high)], |_| {
             found = true;
             Ok(true)
         })

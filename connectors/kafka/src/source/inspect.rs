@@ -89,7 +89,7 @@ impl Asking {
                     continue;
                 }
                 let mut misread = None;
-                scan(&self.consumer, &topic.name, &[(partition as i32, from)], |message| {
+                scan(&self.consumer, &topic.name, &[(partition as i32, from..*high)], |message| {
                     match sample(&mut reader, message) {
                         Ok(Some((time, sample))) => {
                             let newer = found.as_ref().is_none_or(|(known, _)| *known <= time);
@@ -98,7 +98,7 @@ impl Asking {
                             }
                             Ok(!last)
                         }
-                        Ok(None) => Ok(u64::try_from(message.offset()).unwrap_or_default() + 1 >= *high),
+                        Ok(None) => Ok(false),
                         Err(foreign) => {
                             misread = Some((message.offset(), foreign));
                             Ok(true)
@@ -304,16 +304,11 @@ impl DebeziumInspect {
                 continue;
             }
             let mut misread = None;
-            scan(&asking.consumer, &topic, &[(partition as i32, *low)], |message| {
-                let offset = u64::try_from(message.offset()).unwrap_or_default();
-                if offset >= *high {
-                    return Ok(true);
-                }
+            scan(&asking.consumer, &topic, &[(partition as i32, *low..*high)], |message| {
                 if let Err(why) = fold.take(message) {
-                    misread = Some((offset, why));
-                    return Ok(true);
+                    misread = Some((message.offset(), why));
                 }
-                Ok(offset + 1 >= *high)
+                Ok(misread.is_some())
             })
             .map_err(failure)?;
             if let Some((offset, why)) = misread {
