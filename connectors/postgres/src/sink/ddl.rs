@@ -246,6 +246,10 @@ pub(super) fn analyze(table: &TableName) -> Result<String, Failure> {
     Ok(format!("ANALYZE {}", quote_table(table)?))
 }
 
+pub(super) fn has_rows(table: &TableName) -> Result<String, Failure> {
+    Ok(format!("SELECT EXISTS (SELECT FROM {})", quote_table(table)?))
+}
+
 /// A foreign key: added unchecked, then checked against the rows without keeping writers out.
 pub(super) struct ForeignKeySql {
     pub(super) add: String,

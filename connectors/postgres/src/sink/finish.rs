@@ -251,14 +251,26 @@ pub(super) async fn after_load(
         for index in table.target.def.indexes.iter().filter(|index| !index.unique) {
             make_index(link, target, &table.target, index).await?;
         }
-        let sql = ddl::analyze(&table.target.schema.name)?;
-        if let Err(error) = link.session.batch_execute(&sql).await {
-            tracing::debug!(%error, table = %table.target.schema.name, "no statistics were made");
-        }
+        make_statistics(link, &table.target.schema.name).await?;
     }
     link.forget();
     link.execute("preparing to write sets", PLAN_SETS).await?;
     Ok(held)
+}
+
+/// Statistics, for whoever reads.
+///
+/// Of a table that is empty now they would say that it has no rows, and whoever plans by them reads it from end to end,
+/// however much the stream has brought since; without any, the server assumes some pages and takes the index.
+async fn make_statistics(link: &mut Link, table: &TableName) -> Result<(), Failure> {
+    let sql = ddl::has_rows(table)?;
+    let rows = link.query(&format!("looking whether {table} has rows"), &sql, &[]).await?;
+    if rows.first().is_some_and(|row| row.get(0))
+        && let Err(error) = link.session.batch_execute(&ddl::analyze(table)?).await
+    {
+        tracing::debug!(%error, %table, "no statistics were made");
+    }
+    Ok(())
 }
 
 fn is_ours(table: &Table) -> bool {

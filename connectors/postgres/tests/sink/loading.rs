@@ -23,6 +23,17 @@ async fn a_backfill_goes_in_by_copy_and_gets_its_keys_afterwards() {
 }
 
 #[tokio::test]
+async fn statistics_are_made_of_what_was_loaded_and_none_of_a_table_that_is_still_empty() {
+    let bare = table(2, "bare", vec![column("id", "integer", Some(0))]);
+    let Some(mut rig) = Rig::empty(vec![people(1), bare]).await else { return };
+    rig.prepare().await.unwrap();
+    rig.load(vec![block(1, 1, &[row(&[V::Int(1), V::Null])])]).await.unwrap();
+    rig.stream(vec![]).await.unwrap();
+    let known = "SELECT relname, reltuples FROM pg_class WHERE oid IN ('app.people'::regclass, 'app.bare'::regclass) ORDER BY 1";
+    assert_eq!(rig.ask(known).await, ["bare|-1", "people|1"], "-1: never counted");
+}
+
+#[tokio::test]
 async fn progress_is_what_was_committed_and_an_uncommitted_part_is_gone() {
     let Some(mut rig) = Rig::streaming(vec![people(1)]).await else { return };
     rig.stream(vec![insert(1, &[V::Int(1), V::Text("a")])]).await.unwrap();
