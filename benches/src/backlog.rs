@@ -10,7 +10,7 @@ use anyhow::Result;
 use crossfade_testkit::postgres::Postgres;
 use std::time::Instant;
 
-const SCHEMA: &str = "CREATE TABLE items (id bigint PRIMARY KEY, kind int NOT NULL, price numeric(12,2) NOT NULL, \
+pub(crate) const SCHEMA: &str = "CREATE TABLE items (id bigint PRIMARY KEY, kind int NOT NULL, price numeric(12,2) NOT NULL, \
                       at timestamptz NOT NULL, name text NOT NULL, body text NOT NULL); \
                       CREATE TABLE done (id int PRIMARY KEY)";
 
@@ -60,7 +60,7 @@ fn parts(rounds: &[Round]) -> String {
     [0, 1, 2].map(median_of).join(" · ")
 }
 
-async fn fill(databases: &Databases, changes: u64) {
+pub(crate) async fn fill(databases: &Databases, changes: u64) {
     databases
         .source
         .execute(&format!(
@@ -72,7 +72,7 @@ async fn fill(databases: &Databases, changes: u64) {
 }
 
 /// Writes the backlog, then the row that says that it is over.
-async fn write(databases: &Databases, changes: u64, per_transaction: u64) -> Result<()> {
+pub(crate) async fn write(databases: &Databases, changes: u64, per_transaction: u64) -> Result<()> {
     let sql = format!(
         "CREATE PROCEDURE backlog() LANGUAGE plpgsql AS $$ \
          DECLARE n bigint := {existing}; moved bigint := 0; gone bigint := {existing}; \

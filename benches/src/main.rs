@@ -2,6 +2,8 @@
 //! round. `make bench` builds the release binary and runs all of it; `docs/performance.md` has what was measured.
 
 mod backlog;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod latency;
 mod load;
 mod memory;
@@ -28,6 +30,12 @@ enum Which {
     Memory,
     /// SQLite to SQLite, 1 M rows, against `.dump | sqlite3`
     Sqlite,
+    /// 500,000 changes from PostgreSQL into topics, against Debezium in Kafka Connect
+    #[cfg(feature = "kafka")]
+    ToTopics,
+    /// The same from PostgreSQL to PostgreSQL, the log on Kafka against the log on disk
+    #[cfg(feature = "kafka")]
+    KafkaLog,
 }
 
 /// Benchmarks against the peers.
@@ -57,6 +65,10 @@ async fn main() -> Result<()> {
             Which::Latency => latency::run(options.rounds).await?,
             Which::Memory => memory::run(sized(3_000_000)).await?,
             Which::Sqlite => sqlite::run(options.rounds, sized(1_000_000))?,
+            #[cfg(feature = "kafka")]
+            Which::ToTopics => kafka::to_topics(options.rounds, sized(500_000)).await?,
+            #[cfg(feature = "kafka")]
+            Which::KafkaLog => kafka::log(options.rounds, sized(500_000)).await?,
         }
     }
     Ok(())

@@ -46,6 +46,12 @@ impl Pair {
 impl Databases {
     /// A spec that copies `public.*` one to one.
     pub(crate) fn spec(&self, name: &str) -> String {
+        let sink = format!("kind    = \"postgres\"\nurl     = \"{}\"\nsslmode = \"disable\"\n", self.target.url);
+        self.spec_to(name, &sink)
+    }
+
+    /// The same to another sink; what is added to it goes on from `[sink]`.
+    pub(crate) fn spec_to(&self, name: &str, sink: &str) -> String {
         format!(
             r#"name = "{name}"
 dir  = "data"
@@ -57,11 +63,8 @@ sslmode = "disable"
 tables  = ["public.*"]
 
 [sink]
-kind    = "postgres"
-url     = "{}"
-sslmode = "disable"
-"#,
-            self.source.url, self.target.url
+{sink}"#,
+            self.source.url
         )
     }
 

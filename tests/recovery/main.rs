@@ -17,6 +17,8 @@ mod kafka;
 mod kills;
 mod mutants;
 mod page;
+#[cfg(feature = "kafka")]
+mod roles;
 mod round;
 mod servers;
 mod setup;

@@ -253,9 +253,14 @@ impl Clients {
             .map_err(|error| server("making a consumer for Kafka", error))
     }
 
+    /// The admin client, which has just heard who is there.
+    fn admin(&self) -> Result<&AdminClient<Listener>, KafkaError> {
+        ids::brokers(&self.admin, PATIENCE).map(|_| &self.admin)
+    }
+
     pub(crate) fn describe(&self, names: &[&str]) -> Result<Vec<Option<ids::Topic>>, LogError> {
-        ids::describe(&self.admin, names, PATIENCE)
-            .map_err(|error| self.unreachable(format!("asking {} for its topics", self.brokers()), error))
+        let failed = |error| self.unreachable(format!("asking {} for its topics", self.brokers()), error);
+        self.admin().and_then(|admin| ids::describe(admin, names, PATIENCE)).map_err(failed)
     }
 
     /// How many brokers there are.
@@ -263,16 +268,15 @@ impl Clients {
     /// # Errors
     /// When none answers.
     pub fn broker_count(&self) -> Result<usize, LogError> {
-        let metadata = self.admin.inner().fetch_metadata(None, PATIENCE);
-        let doing = || format!("asking {} for its brokers", self.brokers());
-        Ok(metadata.map_err(|error| self.unreachable(doing(), error))?.brokers().len())
+        let failed = |error| self.unreachable(format!("asking {} for its brokers", self.brokers()), error);
+        ids::brokers(&self.admin, PATIENCE).map_err(failed)
     }
 
     /// Makes a topic; one that is there already is left as it is.
     pub(crate) fn create(&self, topic: &NewTopic<'_>) -> Result<(), LogError> {
         let doing = || format!("making the topic {}", topic.name);
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE));
-        let results = block_on(self.admin.create_topics([topic], &options));
+        let results = self.admin().and_then(|admin| block_on(admin.create_topics([topic], &options)));
         for result in results.map_err(|error| self.unreachable(doing(), error))? {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
@@ -286,7 +290,7 @@ impl Clients {
     pub(crate) fn delete(&self, topic: &str) -> Result<(), LogError> {
         let doing = || format!("deleting the topic {topic}");
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE));
-        let results = block_on(self.admin.delete_topics(&[topic], &options));
+        let results = self.admin().and_then(|admin| block_on(admin.delete_topics(&[topic], &options)));
         for result in results.map_err(|error| self.unreachable(doing(), error))? {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {}
@@ -301,7 +305,7 @@ impl Clients {
         let doing = || format!("asking for the settings of {}", topics.join(" and "));
         let asked: Vec<ResourceSpecifier<'_>> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
         let options = AdminOptions::new().request_timeout(Some(PATIENCE));
-        let results = block_on(self.admin.describe_configs(&asked, &options));
+        let results = self.admin().and_then(|admin| block_on(admin.describe_configs(&asked, &options)));
         let mut all = BTreeMap::new();
         for result in results.map_err(|error| self.unreachable(doing(), error))? {
             let resource = result.map_err(|code| self.unreachable(doing(), KafkaError::AdminOp(code)))?;
@@ -316,7 +320,8 @@ impl Clients {
     pub(crate) fn delete_below(&self, topic: &str, offsets: &[u64]) -> Result<(), LogError> {
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE));
         let places = offsets.iter().enumerate().map(|(partition, at)| (partition as i32, *at));
-        let done = assignment(topic, places).and_then(|list| block_on(self.admin.delete_records(&list, &options)));
+        let done = assignment(topic, places)
+            .and_then(|list| self.admin().and_then(|admin| block_on(admin.delete_records(&list, &options))));
         let refused = |error| self.unreachable(format!("dropping old records of {topic}"), error);
         for element in done.map_err(refused)?.elements() {
             element.error().map_err(refused)?;
@@ -469,12 +474,40 @@ pub(crate) fn scan(
     consumer.unassign().map_err(|error| server(doing(), error))
 }
 
+/// How long a broker may not have heard of a topic that another one has just made.
+const HEARSAY: Duration = Duration::from_secs(5);
+
 /// The first offset that is kept and the one after the last that can be read.
+///
+/// When a broker goes, its partitions are without a leader until another one takes them over. A client that asks meanwhile
+/// is told so, and believes it for minutes where it reads nothing; so it is made to ask again.
 pub(crate) fn bounds(consumer: &LogConsumer, topic: &str, partition: u32) -> Result<(u64, u64), LogError> {
-    let found = consumer.fetch_watermarks(topic, partition as i32, PATIENCE);
-    let (low, high) =
-        found.map_err(|error| server(format!("asking where partition {partition} of {topic} ends"), error))?;
-    Ok((u64::try_from(low).unwrap_or_default(), u64::try_from(high).unwrap_or_default()))
+    let began = Instant::now();
+    loop {
+        let error = match consumer.fetch_watermarks(topic, partition as i32, PATIENCE) {
+            Ok((low, high)) => {
+                return Ok((u64::try_from(low).unwrap_or_default(), u64::try_from(high).unwrap_or_default()));
+            }
+            Err(error) => error,
+        };
+        let limit = match code_of(&error) {
+            Some(
+                RDKafkaErrorCode::UnknownPartition
+                | RDKafkaErrorCode::LeaderNotAvailable
+                | RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::ReplicaNotAvailable
+                | RDKafkaErrorCode::OffsetNotAvailable,
+            ) => PATIENCE,
+            Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => HEARSAY,
+            _ => Duration::ZERO,
+        };
+        if began.elapsed() >= limit {
+            return Err(server(format!("asking where partition {partition} of {topic} ends"), error));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        // When nobody answers, the next question says so.
+        let _ = consumer.fetch_metadata(Some(topic), PATIENCE);
+    }
 }
 
 /// Waits until everything that was sent has been answered. (The library's own flush looks every tenth of a second only.)

@@ -1,10 +1,10 @@
-//! Which topics there are, under which ids: the one thing of librdkafka that its safe wrapper does not offer.
+//! Which topics there are, under which ids, and which brokers: what of librdkafka its safe wrapper does not offer.
 //!
 //! A topic that is deleted and made anew has its old name and another id. Asking here never makes a topic, as asking for
 //! metadata may.
 #![expect(
     unsafe_code,
-    reason = "DescribeTopics is only in the C interface; every call and every pointer is in this file"
+    reason = "DescribeTopics, and metadata of no topic, are only in the C interface; every call and every pointer is in this file"
 )]
 
 use rdkafka::{
@@ -38,6 +38,26 @@ impl<T> Drop for Owned<T> {
             // SAFETY: the pointer came from the constructor that belongs to this destructor, and is used by nobody else.
             unsafe { (self.1)(self.0) }
         }
+    }
+}
+
+/// How many brokers there are, asked of any that answers: of the brokers alone, whatever topics there are.
+///
+/// It tells the client, too, which of them takes what concerns the whole cluster. A client without topics asks that by
+/// itself only every few minutes, and until then sends all of it to one that may be dead.
+pub(crate) fn brokers<C: ClientContext>(admin: &AdminClient<C>, timeout: Duration) -> Result<usize, KafkaError> {
+    let millis = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+    let mut metadata: *const sys::rd_kafka_metadata = ptr::null();
+    // SAFETY: the client lives as long as `admin`, which is borrowed. The answer is read before it is destroyed, once.
+    unsafe {
+        let error = sys::rd_kafka_metadata(admin.inner().native_ptr(), 0, ptr::null_mut(), &mut metadata, millis);
+        let error = RDKafkaErrorCode::from(error);
+        if error != RDKafkaErrorCode::NoError || metadata.is_null() {
+            return Err(KafkaError::MetadataFetch(error));
+        }
+        let count = (*metadata).broker_cnt;
+        sys::rd_kafka_metadata_destroy(metadata);
+        Ok(usize::try_from(count).unwrap_or_default())
     }
 }
 

@@ -165,6 +165,16 @@ impl Running {
         self.wait()
     }
 
+    /// Stops it where it is (SIGSTOP): it keeps its connections and does nothing.
+    pub fn freeze(&self) {
+        signal("STOP", &[self.child.id()]);
+    }
+
+    /// Lets it go on after [`Running::freeze`].
+    pub fn thaw(&self) {
+        signal("CONT", &[self.child.id()]);
+    }
+
     /// Asks it to drain and stop (SIGTERM).
     pub fn terminate(&self) {
         signal("TERM", &[self.child.id()]);

@@ -129,6 +129,11 @@ impl Debezium {
         watchdog.end();
     }
 
+    /// Its process id; `None` while it is not running.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(child, _)| child.id())
+    }
+
     /// Whether it has noted that its snapshot is over and the stream under way: killed before, it takes another snapshot.
     pub fn has_noted_the_stream(&self) -> bool {
         let noted = fs::read(self.folder.path().join("offsets")).unwrap_or_default();

@@ -4,6 +4,10 @@
 //! Most tests want [`Kafka::shared`] and topics of their own; a test that stops or kills its broker starts one with
 //! [`Kafka::start`]. A broker that cannot be had is a loud skip on a person's machine, and a failure where `CI` is set.
 
+mod cluster;
+
+pub use cluster::Cluster;
+
 use crate::{
     ports,
     postgres::{REPOSITORY, cache_folder, signal},
@@ -82,7 +86,7 @@ impl Kafka {
                 .unwrap_or_else(|error| panic!("no temporary folder for a broker: {error}"))
                 .keep();
             let kafka = Self { programs: programs.clone(), folder, port: ports::free(), process: Mutex::new(None) };
-            kafka.format(settings, certificates);
+            kafka.format(&kafka.draw_id(), settings, certificates);
             if kafka.try_start() {
                 return kafka;
             }
@@ -91,7 +95,14 @@ impl Kafka {
         unreachable!("the last try has returned or failed the test")
     }
 
-    fn format(&self, settings: &[(&str, &str)], certificates: Option<&Certificates>) {
+    /// Draws a cluster's id.
+    fn draw_id(&self) -> String {
+        let id = self.tool("kafka.tools.StorageTool", &["random-uuid"]);
+        String::from_utf8_lossy(&id.stdout).trim().to_owned()
+    }
+
+    /// Makes its storage. A setting that is given counts over ours: of two lines the later one does.
+    fn format(&self, id: &str, settings: &[(&str, &str)], certificates: Option<&Certificates>) {
         let controller = ports::free();
         let (port, data) = (self.port, self.folder.join("data"));
         let mut text = format!(
@@ -119,16 +130,24 @@ impl Kafka {
         }
         let properties = self.folder.join("server.properties");
         fs::write(&properties, text).unwrap_or_else(|error| panic!("{}: {error}", properties.display()));
-        let id = self.tool("kafka.tools.StorageTool", &["random-uuid"]);
-        let id = String::from_utf8_lossy(&id.stdout).trim().to_owned();
-        let properties = properties.to_string_lossy();
         let user = format!("SCRAM-SHA-512=[name={USER},password={PASSWORD}]");
-        let mut words = vec!["format", "-t", &id, "-c", &properties];
-        if certificates.is_some() {
-            words.extend(["--add-scram", &user]);
-        }
+        let scram: &[&str] = if certificates.is_some() { &["--add-scram", &user] } else { &[] };
+        self.make_storage(id, scram);
+    }
+
+    fn make_storage(&self, id: &str, more: &[&str]) {
+        let words = [&["format", "-t", id, "-c", "server.properties"], more].concat();
         let formatted = self.tool("kafka.tools.StorageTool", &words);
         assert!(formatted.status.success(), "Kafka's storage cannot be made:\n{}", said(&formatted));
+    }
+
+    /// Takes everything from a stopped broker but its settings, as the loss of its disk would.
+    fn empty(&self) {
+        let data = self.folder.join("data");
+        let said = fs::read_to_string(data.join("meta.properties")).unwrap_or_default();
+        let id = said.lines().find_map(|line| line.strip_prefix("cluster.id=")).unwrap_or_default();
+        fs::remove_dir_all(&data).unwrap_or_else(|error| panic!("{}: {error}", data.display()));
+        self.make_storage(id, &[]);
     }
 
     /// Further lines, over those before: clients come by TLS with a password, the broker to itself without.
@@ -183,11 +202,17 @@ impl Kafka {
 
     /// Starts and waits until it takes connections; false when it ended instead, or did not come that far.
     fn try_start(&self) -> bool {
+        self.spawn();
+        self.takes_connections()
+    }
+
+    /// Starts it.
+    fn spawn(&self) {
         let open = || {
             let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("server.log"));
             log.unwrap_or_else(|error| panic!("no log file for a broker: {error}"))
         };
-        let mut child = self
+        let child = self
             .java()
             .args(["-Xms512m", "-Xmx512m", "kafka.Kafka", "server.properties"])
             .stdout(open())
@@ -197,19 +222,23 @@ impl Kafka {
             .spawn()
             .unwrap_or_else(|error| panic!("java cannot be run: {error}"));
         let watchdog = Watchdog::over_process_in(child.id(), &self.folder);
+        *self.process() = Some((child, watchdog));
+    }
+
+    /// Waits until it takes connections; false when it has ended, or does not come that far and is ended.
+    fn takes_connections(&self) -> bool {
         let started = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            if child.try_wait().is_ok_and(|ended| ended.is_some()) {
-                return false;
-            }
-            if started.elapsed() > DEADLINE {
-                signal("KILL", &[child.id()]);
-                let _ = child.wait();
+            let has_ended = match &mut *self.process() {
+                Some((child, _)) => child.try_wait().is_ok_and(|ended| ended.is_some()),
+                None => true,
+            };
+            if has_ended || started.elapsed() > DEADLINE {
+                self.end("KILL");
                 return false;
             }
             thread::sleep(Duration::from_millis(10));
         }
-        *self.process() = Some((child, watchdog));
         true
     }
 
