@@ -475,30 +475,28 @@ pub(crate) fn scan(
 }
 
 /// How long a broker may not have heard of a topic that another one has just made.
-const HEARSAY: Duration = Duration::from_secs(5);
+pub(crate) const HEARSAY: Duration = Duration::from_secs(5);
+
+/// How long one broker is waited for before it is asked who else has a partition now.
+const ONE_BROKER: Duration = Duration::from_secs(10);
 
 /// The first offset that is kept and the one after the last that can be read.
 ///
 /// When a broker goes, its partitions are without a leader until another one takes them over. A client that asks meanwhile
-/// is told so, and believes it for minutes where it reads nothing; so it is made to ask again.
+/// is told so, and believes it for minutes where it reads nothing; one that has heard nothing waits for the broker that is
+/// gone. So it is made to ask again who leads.
 pub(crate) fn bounds(consumer: &LogConsumer, topic: &str, partition: u32) -> Result<(u64, u64), LogError> {
     let began = Instant::now();
     loop {
-        let error = match consumer.fetch_watermarks(topic, partition as i32, PATIENCE) {
+        let error = match consumer.fetch_watermarks(topic, partition as i32, ONE_BROKER) {
             Ok((low, high)) => {
                 return Ok((u64::try_from(low).unwrap_or_default(), u64::try_from(high).unwrap_or_default()));
             }
             Err(error) => error,
         };
         let limit = match code_of(&error) {
-            Some(
-                RDKafkaErrorCode::UnknownPartition
-                | RDKafkaErrorCode::LeaderNotAvailable
-                | RDKafkaErrorCode::NotLeaderForPartition
-                | RDKafkaErrorCode::ReplicaNotAvailable
-                | RDKafkaErrorCode::OffsetNotAvailable,
-            ) => PATIENCE,
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => HEARSAY,
+            _ if is_passing(&error) => PATIENCE,
             _ => Duration::ZERO,
         };
         if began.elapsed() >= limit {
@@ -506,7 +504,7 @@ pub(crate) fn bounds(consumer: &LogConsumer, topic: &str, partition: u32) -> Res
         }
         std::thread::sleep(Duration::from_millis(50));
         // When nobody answers, the next question says so.
-        let _ = consumer.fetch_metadata(Some(topic), PATIENCE);
+        let _ = consumer.fetch_metadata(Some(topic), ONE_BROKER);
     }
 }
 

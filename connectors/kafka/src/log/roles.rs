@@ -41,6 +41,8 @@ impl KafkaLog {
         let (Some(path), None) = (&options.pin, pin_of(options)?) else { return Ok(()) };
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?;
+        // Another broker may have said so than the one that is asked now.
+        topics::look_again(&clients, &names)?;
         let standing = topics::open(&clients, &names, options, None, false)?;
         match meta::read(&clients.consumer(&names.readers, true)?, &names)?.birth {
             Some(birth) if birth.changes == standing.changes.id => Pin::new(birth.id, &standing).write(path),

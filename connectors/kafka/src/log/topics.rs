@@ -4,7 +4,12 @@
 //! must never forget. The first is made before the second, so a second without a first means that the first was deleted.
 
 use super::pin::Pin;
-use crate::{LogOptions, Retention, client::Clients, codec::PARTITIONS_MAX, ids};
+use crate::{
+    LogOptions, Retention,
+    client::{Clients, HEARSAY},
+    codec::PARTITIONS_MAX,
+    ids,
+};
 use crossfade_log::LogError;
 use rdkafka::admin::{NewTopic, TopicReplication};
 use std::{
@@ -77,7 +82,10 @@ pub(super) fn open(
     pin: Option<&Pin>,
     make: bool,
 ) -> Result<Standing, LogError> {
-    let mut found = look(clients, names)?;
+    let mut found = match pin {
+        Some(_) => look_again(clients, names)?,
+        None => look(clients, names)?,
+    };
     if let (None, _) | (_, None) = &found {
         if let Some(pin) = pin {
             let gone = if found.0.is_none() { &names.changes } else { &names.meta };
@@ -183,7 +191,7 @@ pub(super) fn delete(clients: &Clients, names: &Names, pin: &Pin) -> Result<Vec<
 
 /// Checks that the topics are still the ones they were.
 pub(super) fn same(clients: &Clients, names: &Names, was: &Standing) -> Result<(), LogError> {
-    let (changes, meta) = look(clients, names)?;
+    let (changes, meta) = look_again(clients, names)?;
     for (name, was, now) in [(&names.changes, &was.changes, changes), (&names.meta, &was.meta, meta)] {
         match now {
             None => return Err(deleted(name, &was.id)),
@@ -193,6 +201,20 @@ pub(super) fn same(clients: &Clients, names: &Names, was: &Standing) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Looks for topics that are said to be there: one that a single broker has not heard of is not gone yet.
+pub(super) fn look_again(
+    clients: &Clients,
+    names: &Names,
+) -> Result<(Option<ids::Topic>, Option<ids::Topic>), LogError> {
+    let began = Instant::now();
+    loop {
+        match look(clients, names)? {
+            (None, _) | (_, None) if began.elapsed() < HEARSAY => thread::sleep(Duration::from_millis(100)),
+            found => return Ok(found),
+        }
+    }
 }
 
 fn look(clients: &Clients, names: &Names) -> Result<(Option<ids::Topic>, Option<ids::Topic>), LogError> {
