@@ -7,8 +7,9 @@ pub(crate) use errors::{code_of, is_passing, server};
 use crate::{Connection, ids};
 use crossfade_log::LogError;
 use futures::executor::block_on;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{
-    ClientConfig, ClientContext, Message, TopicPartitionList,
+    ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier},
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{BaseConsumer, Consumer, ConsumerContext},
@@ -26,6 +27,11 @@ use std::{
 
 /// How long one question to the brokers may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a broker keeps a question for more that it cannot answer yet: long where somebody follows what comes, short where
+/// the answer is that there is nothing more, for behind every transaction stands a record that nobody is given.
+const FOLLOWING: Duration = Duration::from_millis(250);
+const ASKING: Duration = Duration::from_millis(10);
 
 /// Passes what librdkafka says on to the program's own log, and remembers the last complaint.
 #[derive(Debug, Default)]
@@ -227,15 +233,20 @@ impl Clients {
     /// # Errors
     /// When its settings are refused.
     pub fn consumer(&self, group: &str, ends: bool) -> Result<LogConsumer, LogError> {
-        self.reading(group, ends, "read_committed")
+        self.reading(group, ends, "read_committed", FOLLOWING)
     }
 
-    /// A consumer that only asks where partitions end, with what is not committed.
+    /// A consumer that reads what is there now, and asks where partitions end; what is committed.
+    pub(crate) fn asking(&self, group: &str) -> Result<LogConsumer, LogError> {
+        self.reading(group, true, "read_committed", ASKING)
+    }
+
+    /// The same with what is not committed.
     pub(crate) fn uncommitted(&self, group: &str) -> Result<LogConsumer, LogError> {
-        self.reading(group, true, "read_uncommitted")
+        self.reading(group, true, "read_uncommitted", ASKING)
     }
 
-    fn reading(&self, group: &str, ends: bool, isolation: &str) -> Result<LogConsumer, LogError> {
+    fn reading(&self, group: &str, ends: bool, isolation: &str, wait: Duration) -> Result<LogConsumer, LogError> {
         let mut config = base(&self.connection);
         config
             .set("group.id", group)
@@ -246,7 +257,7 @@ impl Clients {
             .set("isolation.level", isolation)
             .set("check.crcs", "true")
             .set("enable.partition.eof", if ends { "true" } else { "false" })
-            .set("fetch.wait.max.ms", "250")
+            .set("fetch.wait.max.ms", wait.as_millis().to_string())
             .set("fetch.error.backoff.ms", "50")
             .set("queued.max.messages.kbytes", "4096");
         LogConsumer::from_config_and_context(&config, Listener::default())
@@ -508,17 +519,45 @@ pub(crate) fn bounds(consumer: &LogConsumer, topic: &str, partition: u32) -> Res
     }
 }
 
-/// Waits until everything that was sent has been answered. (The library's own flush looks every tenth of a second only.)
+/// Where partitions end, of all that is asked in one question to each broker; `None` for one that has no leader now.
+pub(crate) fn ends(
+    consumer: &LogConsumer,
+    topic: &str,
+    partitions: impl IntoIterator<Item = u32>,
+) -> Result<BTreeMap<u32, Option<u64>>, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        // Asked for the place of a time, which this stands for: the end.
+        list.add_partition_offset(topic, partition as i32, Offset::End)?;
+    }
+    let found = consumer.offsets_for_times(list, ONE_BROKER)?;
+    let end = |element: TopicPartitionListElem<'_>| match (element.error(), element.offset()) {
+        (Ok(()), Offset::Offset(at)) => u64::try_from(at).ok(),
+        _ => None,
+    };
+    Ok(found.elements().into_iter().map(|element| (element.partition().unsigned_abs(), end(element))).collect())
+}
+
+/// Waits until everything that was sent has been answered.
+///
+/// The library's own flush looks every tenth of a second only, and its poll spins through the last millisecond of the time
+/// that it is given.
 pub(crate) fn flush(producer: &LogProducer, limit: Duration) -> Result<(), KafkaError> {
+    const PAUSE: Duration = Duration::from_micros(200);
     let began = Instant::now();
+    let mut open = producer.in_flight_count();
     loop {
         producer.poll(Duration::ZERO);
-        if producer.in_flight_count() == 0 {
+        let still = producer.in_flight_count();
+        if still == 0 {
             return Ok(());
         }
         if began.elapsed() > limit {
             return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
         }
-        producer.poll(Duration::from_millis(1));
+        if still == open {
+            std::thread::sleep(PAUSE);
+        }
+        open = still;
     }
 }

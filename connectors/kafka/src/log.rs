@@ -94,7 +94,7 @@ impl KafkaLog {
         let clients = Clients::new(options.connection.clone())?;
         let pin = pin_of(&options)?;
         let standing = topics::open(&clients, &names, &options, pin.as_ref(), true)?;
-        let asking = clients.consumer(&names.readers, true)?;
+        let asking = clients.asking(&names.readers)?;
         // Before anybody is shut out.
         refuse_anothers(&names, &options, pin.as_ref(), &meta::read(&asking, &names)?)?;
         let producer = clients.transactional(&names.writer, standing.message_bytes_max)?;
@@ -146,7 +146,7 @@ impl KafkaLog {
         let clients = Clients::new(options.connection.clone())?;
         let pin = pin_of(&options)?;
         let standing = topics::open(&clients, &names, &options, pin.as_ref(), false)?;
-        let asking = clients.consumer(&names.readers, true)?;
+        let asking = clients.asking(&names.readers)?;
         let made = Made { names, options, pin, standing, asking, noting: None, clients };
         let (shared, notes) = made.seen()?;
         let (shared, notes) = (Arc::new(shared), Mutex::new(notes));
@@ -163,7 +163,7 @@ impl KafkaLog {
         let clients = Clients::new(options.connection.clone())?;
         let pin = pin_of(&options)?;
         let standing = topics::open(&clients, &names, &options, pin.as_ref(), false)?;
-        let asking = clients.consumer(&names.readers, true)?;
+        let asking = clients.asking(&names.readers)?;
         let noting = clients.producer(standing.message_bytes_max)?;
         let made = Made { names, options, pin, standing, asking, noting: Some(noting), clients };
         let (mut shared, notes) = made.seen()?;
@@ -282,7 +282,7 @@ pub fn examine(options: &LogOptions) -> Result<Examined, LogError> {
     let pin = pin_of(options)?;
     let there = topics::examine(&clients, &names, options, pin.as_ref())?.is_some();
     if there {
-        let asking = clients.consumer(&names.readers, true)?;
+        let asking = clients.asking(&names.readers)?;
         refuse_anothers(&names, options, pin.as_ref(), &meta::read(&asking, &names)?)?;
     }
     Ok(Examined { changes: names.changes, meta: names.meta, there })

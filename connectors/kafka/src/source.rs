@@ -186,7 +186,7 @@ struct Begun {
 
 fn begin(config: &DebeziumConfig, planned: &[TableDef], resume: &Resume) -> Result<Begun, Failure> {
     let clients = Clients::new(config.connection.clone()).map_err(failure)?;
-    let consumer = clients.consumer(GROUP, true).map_err(failure)?;
+    let consumer = clients.asking(GROUP).map_err(failure)?;
     let schemas = schemas(planned, resume);
     let names: Vec<String> = schemas.iter().map(|schema| topic_of(&config.topic_prefix, &schema.name)).collect();
     let asked: Vec<&str> = names.iter().chain(&config.transactions).map(String::as_str).collect();
@@ -373,7 +373,7 @@ fn remembered(clients: &Clients, topic: &str, note: &Note) -> Result<Done, Failu
     if next == 0 {
         return Ok(done);
     }
-    let consumer = clients.consumer(GROUP, true).map_err(failure)?;
+    let consumer = clients.asking(GROUP).map_err(failure)?;
     let (low, _) = crate::client::bounds(&consumer, topic, 0).map_err(failure)?;
     // Each has a beginning and an end.
     let from = low.max(next.saturating_sub(2 * REMEMBERED as u64));

@@ -11,10 +11,11 @@
 //! is aborted before anything else is written ([`Ended::abort_hanging`]).
 
 use super::topics::Names;
-use crate::client::{Clients, LogConsumer, LogProducer, bounds, flush, server};
+use crate::client::{Clients, LogConsumer, LogProducer, bounds, ends, flush, server};
 use crossfade_log::LogError;
 use rdkafka::producer::{BaseRecord, Producer};
 use std::{
+    collections::BTreeMap,
     thread,
     time::{Duration, Instant},
 };
@@ -43,22 +44,32 @@ struct Hanging {
 
 impl Ended {
     pub(super) fn new(clients: &Clients, names: &Names) -> Result<Self, LogError> {
-        Ok(Self { all: clients.uncommitted(&names.readers)?, stable: clients.consumer(&names.readers, true)? })
+        Ok(Self { all: clients.uncommitted(&names.readers)?, stable: clients.asking(&names.readers)? })
     }
 
-    /// Waits until everything below `end` can be read; false when it takes longer than `limit`.
-    pub(super) fn reaches(&self, topic: &str, partition: u32, end: u64, limit: Duration) -> Result<bool, LogError> {
+    /// Waits until everything below these ends of a topic's partitions can be read; false when it takes longer than `limit`.
+    pub(super) fn reaches(&self, topic: &str, wanted: &BTreeMap<u32, u64>, limit: Duration) -> Result<bool, LogError> {
         let began = Instant::now();
         let mut pause = Duration::from_micros(500);
+        let mut missing = wanted.clone();
         loop {
-            if bounds(&self.stable, topic, partition)?.1 >= end {
-                return Ok(true);
-            }
-            if began.elapsed() > limit {
-                return Ok(false);
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(50));
+            let failed = |error| server(format!("asking where {topic} ends"), error);
+            let ends = ends(&self.stable, topic, missing.keys().copied()).map_err(failed)?;
+            let end = |partition: &u32| ends.get(partition).copied().flatten();
+            missing.retain(|partition, wanted| end(partition).is_none_or(|end| end < *wanted));
+            let Some(leaderless) = missing.keys().find(|partition| end(partition).is_none()).copied() else {
+                if missing.is_empty() {
+                    return Ok(true);
+                }
+                if began.elapsed() > limit {
+                    return Ok(false);
+                }
+                thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(50));
+                continue;
+            };
+            // Asked by itself it is looked for until somebody leads it.
+            bounds(&self.stable, topic, leaderless)?;
         }
     }
 

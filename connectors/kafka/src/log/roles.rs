@@ -30,7 +30,7 @@ impl KafkaLog {
         if topics::wait_for(&clients, &names, options, pin.as_ref())?.is_none() {
             return Ok(None);
         }
-        Ok(meta::read(&clients.consumer(&names.readers, true)?, &names)?.head)
+        Ok(meta::read(&clients.asking(&names.readers)?, &names)?.head)
     }
 
     /// Notes the topics as this migration's, unless some are noted already: the head has said that they are.
@@ -44,7 +44,7 @@ impl KafkaLog {
         // Another broker may have said so than the one that is asked now.
         topics::look_again(&clients, &names)?;
         let standing = topics::open(&clients, &names, options, None, false)?;
-        match meta::read(&clients.consumer(&names.readers, true)?, &names)?.birth {
+        match meta::read(&clients.asking(&names.readers)?, &names)?.birth {
             Some(birth) if birth.changes == standing.changes.id => Pin::new(birth.id, &standing).write(path),
             Some(birth) => Err(topics::recreated(&names.changes, &birth.changes, &standing.changes.id)),
             None => Err(topics::deleted(&names.changes, "unknown")),

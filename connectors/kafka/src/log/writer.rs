@@ -26,6 +26,7 @@ use rdkafka::{
     producer::{BaseRecord, Producer},
 };
 use std::{
+    collections::BTreeMap,
     sync::{Arc, mpsc::Receiver},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -33,7 +34,7 @@ use std::{
 use tokio::sync::oneshot;
 
 /// A group is sent once it is this large.
-const GROUP_BYTES: usize = 8 << 20;
+const GROUP_BYTES: usize = 2 << 20;
 
 /// How long one step of a transaction may take before it is held to have failed.
 const STEP: Duration = Duration::from_secs(50);
@@ -209,10 +210,12 @@ impl Writer {
     /// Committed is what can be read: see [`super::ended`].
     fn until_readable(&self) -> Result<(), Broken> {
         let names = &self.shared.names;
-        for ((is_note, partition), end) in self.producer.context().ends() {
-            let topic = if is_note { &names.meta } else { &names.changes };
+        let ends = self.producer.context().ends();
+        for (topic, of_notes) in [(&names.changes, false), (&names.meta, true)] {
+            let ends = ends.iter().filter(|((is_note, _), _)| *is_note == of_notes);
+            let ends: BTreeMap<u32, u64> = ends.map(|((_, partition), end)| (*partition, *end)).collect();
             // Whatever the reason: the topic itself is asked what has become of it.
-            if !self.ended.reaches(topic, partition, end, READABLE).unwrap_or(false) {
+            if !ends.is_empty() && !self.ended.reaches(topic, &ends, READABLE).unwrap_or(false) {
                 return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut).into());
             }
         }

@@ -61,7 +61,7 @@ pub(super) struct Asking {
 impl Asking {
     pub(super) fn new(config: &DebeziumConfig) -> Result<Self, Failure> {
         let clients = Clients::new(config.connection.clone()).map_err(failure)?;
-        let consumer = clients.consumer(GROUP, true).map_err(failure)?;
+        let consumer = clients.asking(GROUP).map_err(failure)?;
         Ok(Self { clients, consumer })
     }
 
