@@ -6,15 +6,19 @@
 //! What this sink deliberately does not do: it reads no row back for writing, so what topics have no word for (references
 //! between tables, unique values, rows that are there once only) is not held to.
 
+mod apply;
 mod emptied;
 mod envelope;
 mod form;
 mod held;
 mod inspect;
+mod live;
 mod nested;
 mod notes;
+mod prepare;
 mod settled;
 mod shape;
+mod told;
 mod topics;
 mod writer;
 

@@ -4,9 +4,11 @@
 //! Topics know no references between tables, so no child waits for its parent.
 
 use super::{
+    apply::keys_of,
     envelope::Table,
+    live::Sent,
     notes::{Held, Says, held_key},
-    writer::{Broken, Sent, Writer, keys_of, not_prepared},
+    writer::{Broken, Writer, not_prepared},
 };
 use crossfade_connector::{
     Applied, Failure, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Rejection, TargetTable, WriteMode,
