@@ -16,6 +16,7 @@ mod live;
 mod nested;
 mod notes;
 mod prepare;
+mod prepared;
 mod settled;
 mod shape;
 mod told;
@@ -34,7 +35,8 @@ use crossfade_connector::{
     UndoReport, Verdict,
 };
 use crossfade_event::{Change, Key, Row, TableId, TableName};
-use envelope::{Manner, Table};
+use envelope::Manner;
+use prepared::Prepared;
 use std::sync::mpsc;
 use tokio::sync::oneshot;
 use topics::For;
@@ -71,6 +73,16 @@ impl SinkForm {
     }
 }
 
+/// Where the two key versions of a table stand that is told in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// In two topics, written in one transaction.
+    #[default]
+    TwoTopics,
+    /// In one record, whose key and images have a part for each.
+    OneRecord,
+}
+
 /// Where and how a sink writes.
 #[derive(Debug, Clone)]
 pub struct SinkConfig {
@@ -82,6 +94,8 @@ pub struct SinkConfig {
     pub topic_prefix: String,
     /// In which form records are written.
     pub form: SinkForm,
+    /// Where two key versions stand, of tables that are told in both.
+    pub layout: Layout,
     /// Whether each record carries the schema that Kafka Connect's JSON converter reads.
     pub schemas: bool,
     /// Whether transactions are told, in a topic of their own and in each record.
@@ -112,6 +126,7 @@ impl SinkConfig {
             migration: migration.into(),
             topic_prefix: topic_prefix.into(),
             form: SinkForm::default(),
+            layout: Layout::default(),
             schemas: true,
             transactions: false,
             decimal: DecimalMode::Precise,
@@ -136,6 +151,7 @@ impl SinkConfig {
             schemas: self.schemas,
             handling: self.handling(),
             compacted: self.compact,
+            layout: self.layout,
         }
     }
 
@@ -187,13 +203,16 @@ impl KafkaSink {
     pub fn unsayable(&self, target: &Target) -> Vec<Unsayable> {
         let manner = self.config.manner();
         let of = |target: &TargetTable| {
-            let table = Table::new(target, String::new(), 1, &manner);
-            let found = table.unsayable().map(|(column, text)| Unsayable {
-                table: target.schema.name.clone(),
-                column: column.to_owned(),
-                text,
-            });
-            found.collect::<Vec<_>>()
+            let mut found: Vec<Unsayable> = Vec::new();
+            for (column, text) in
+                Prepared::new(target, &manner, |_| 1).topics.iter().flat_map(|topic| topic.unsayable())
+            {
+                let one = Unsayable { table: target.schema.name.clone(), column: column.to_owned(), text };
+                if !found.contains(&one) {
+                    found.push(one);
+                }
+            }
+            found
         };
         target.tables.iter().flat_map(of).collect()
     }
@@ -286,12 +305,10 @@ impl Ddl for KafkaSink {
         if self.config.transactions {
             lines.push(line(&topics::transactions(prefix), For::Transactions));
         }
-        lines.extend(
-            target
-                .tables
-                .iter()
-                .map(|table| line(&topics::of_table(prefix, &table.schema.name), For::table(&table.schema))),
-        );
+        for table in &target.tables {
+            let names = prepared::topics_of(prefix, &table.schema.name, &table.mode, self.config.layout);
+            lines.extend(names.iter().map(|(_, name)| line(name, For::table(&table.schema))));
+        }
         Ok(TargetSql { before_load: lines, after_load: Vec::new() })
     }
 }

@@ -1,9 +1,10 @@
 //! What becomes of a delivery: its rows and changes as records, its transactions as marks, its end as a commit.
 
 use super::{
-    envelope::{Reason, Table},
+    envelope::Reason,
     live::{MESSAGE_BYTES_MAX, STEP, Sent},
     notes::{Says, Standing},
+    prepared::Prepared,
     settled,
     told::Under,
     topics,
@@ -114,14 +115,14 @@ impl Writer {
             Err(reason) => return Ok(Err(reason)),
         };
         let most = MESSAGE_BYTES_MAX as usize - (1 << 20);
-        if drafts.iter().any(|draft| draft.size_bytes() > most) {
+        if drafts.iter().any(|(_, draft)| draft.size_bytes() > most) {
             return Ok(Err(Reason(format!("its record is larger than {most} bytes, which is all that a topic takes"))));
         }
         let transactions = self.config.transactions;
         let prefix = &self.config.topic_prefix;
         let Some(live) = &mut self.live else { return Err(not_prepared().into()) };
-        for draft in &drafts {
-            live.write_draft(&table, draft, at, is_copy, &self.manner, transactions.then_some(prefix))?;
+        for (topic, draft) in &drafts {
+            live.write_draft(topic, draft, at, is_copy, &self.manner, transactions.then_some(prefix))?;
         }
         Ok(Ok(()))
     }
@@ -184,7 +185,7 @@ fn now_us() -> i64 {
 }
 
 /// Every key that a change touches, as bytes.
-pub(super) fn keys_of(table: &Table, change: &Change) -> Vec<Vec<u8>> {
+pub(super) fn keys_of(table: &Prepared, change: &Change) -> Vec<Vec<u8>> {
     let whole = |row: &Option<Row>| row.as_ref().and_then(|row| table.schema.key_of(row));
     let keys: [Option<Key>; 2] = [whole(&change.new), whole(&change.old)];
     let mut keys: Vec<Vec<u8>> = keys.into_iter().flatten().map(|key| key.as_bytes().to_vec()).collect();

@@ -1,8 +1,8 @@
 //! Making the topics of a target, looking whether that could be done, and deleting them again.
 
 use super::{
-    envelope::Table,
     notes::{Made, Owner, Says},
+    prepared::{self, Prepared},
     topics::{self, For},
     writer::{Writer, not_prepared, superseded},
 };
@@ -59,9 +59,8 @@ impl Writer {
             .tables
             .iter()
             .map(|table| {
-                let topic = topics::of_table(&self.config.topic_prefix, &table.schema.name);
-                let count = partitions.get(&topic).copied().unwrap_or(1);
-                (table.schema.id, Arc::new(Table::new(table, topic, count, &self.manner)))
+                let count = |topic: &str| partitions.get(topic).copied().unwrap_or(1);
+                (table.schema.id, Arc::new(Prepared::new(table, &self.manner, count)))
             })
             .collect();
         Ok(())
@@ -123,12 +122,19 @@ impl Writer {
                     "Give the table a primary key, exclude it, or write cleanup = \"delete\" in [sink]",
                 ));
             }
-            let topic = topics::of_table(prefix, name);
-            if wanted.iter().any(|(other, _)| *other == topic) {
-                let what = format!("another table's topic is called {topic} too");
-                return Err(Failure::refused(doing(), what, "Give one of them another name (`to` in its [[table]])"));
+            let is_dual = matches!(table.mode, WriteMode::Dual { .. });
+            if !is_dual && prepared::is_dual(&table.schema).is_some() {
+                let what = "its columns are called as those of a table in two key versions are, v1.… and v2.…";
+                return Err(Failure::refused(doing(), what, "Rename one of them (`rename` in its [[table]])"));
             }
-            wanted.push((topic, For::table(&table.schema)));
+            for (_, topic) in prepared::topics_of(prefix, name, &table.mode, self.config.layout) {
+                if wanted.iter().any(|(other, _)| *other == topic) {
+                    let what = format!("another table's topic is called {topic} too");
+                    let advice = "Give one of them another name (`to` in its [[table]])";
+                    return Err(Failure::refused(doing(), what, advice));
+                }
+                wanted.push((topic, For::table(&table.schema)));
+            }
         }
         if self.config.transactions {
             wanted.push((topics::transactions(prefix), For::Transactions));
@@ -171,9 +177,9 @@ impl Writer {
                 "Give the table its former name back",
             ));
         }
-        let topic = topics::of_table(&self.config.topic_prefix, &after.schema.name);
-        let partitions = self.table(after.schema.id)?.partitions;
-        self.tables.insert(after.schema.id, Arc::new(Table::new(after, topic, partitions, &self.manner)));
+        let now = self.table(after.schema.id)?.clone();
+        let partitions = |topic: &str| now.topics.iter().find(|one| one.topic == topic).map_or(1, |one| one.partitions);
+        self.tables.insert(after.schema.id, Arc::new(Prepared::new(after, &self.manner, partitions)));
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use super::{
     shape, topics,
     writer::Broken,
 };
+use crate::dual;
 use crossfade_event::Version;
 use rdkafka::message::{Header, OwnedHeaders};
 use std::collections::BTreeMap;
@@ -59,13 +60,16 @@ impl Live {
         let value = table.value(draft, origin, manner);
         let partition = table.partition(draft.key.as_deref());
         let key = draft.key.as_deref().map(str::as_bytes);
-        let headers = draft
-            .moved
-            .as_ref()
-            .map(|(name, key)| OwnedHeaders::new().insert(Header { key: name, value: Some(key.as_bytes()) }));
+        let commit = under.map(|under| under.commit);
+        let of_versions = versions(table, draft, commit, at);
+        let mut headers = of_versions.clone();
+        if let Some((name, key)) = &draft.moved {
+            let moved = Header { key: name, value: Some(key.as_bytes()) };
+            headers = Some(headers.unwrap_or_default().insert(moved));
+        }
         self.send(Sent { topic: &table.topic, partition, key, value: Some(value.as_bytes()), headers })?;
         if draft.goes {
-            self.send(Sent { topic: &table.topic, partition, key, value: None, headers: None })?;
+            self.send(Sent { topic: &table.topic, partition, key, value: None, headers: of_versions })?;
         }
         Ok(())
     }
@@ -102,6 +106,24 @@ impl Live {
         let (key, value) = (Some(key.as_bytes()), Some(value.as_bytes()));
         self.send(Sent { topic, partition: 0, key, value, headers: None })
     }
+}
+
+/// The headers of a record that tells a key version.
+fn versions(table: &Table, draft: &Draft, commit: Option<u64>, at: Version) -> Option<OwnedHeaders> {
+    let version = table.view.version()?;
+    let commit = commit.map_or_else(|| "-".to_owned(), |commit| commit.to_string());
+    let position = format!("{commit}/{}/{}", at.sequence.0, at.ordinal);
+    let shape = format!("{:016x}", table.shape);
+    let op = draft.op.to_string();
+    let all = [
+        (dual::POSITION, Some(&*position)),
+        (dual::SCHEMA, Some(&*shape)),
+        (dual::KEY_VERSION, Some(version)),
+        (dual::OP, Some(&*op)),
+        (dual::OTHER_KEY, draft.other_key.as_deref()),
+    ];
+    let told = all.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    Some(told.fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) })))
 }
 
 impl Under {

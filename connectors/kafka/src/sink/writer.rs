@@ -12,10 +12,11 @@
 
 use super::{
     GROUP, SinkConfig,
-    envelope::{Manner, Table},
+    envelope::Manner,
     held::held_keys,
     live::{Live, MESSAGE_BYTES_MAX},
     notes::{self, Birth, Notes},
+    prepared::Prepared,
     settled, topics,
 };
 use crate::{
@@ -45,7 +46,7 @@ pub(super) struct Writer {
     pub(super) own: String,
     pub(super) asking: Option<Asking>,
     pub(super) live: Option<Live>,
-    pub(super) tables: HashMap<TableId, Arc<Table>>,
+    pub(super) tables: HashMap<TableId, Arc<Prepared>>,
     /// Drawn for this writer.
     pub(super) id: u64,
     /// Somebody with a right to it has taken over.
@@ -169,7 +170,7 @@ impl Writer {
         Ok(self.live.as_ref().and_then(|live| live.standing.as_ref()).map(|standing| standing.progress.clone()))
     }
 
-    pub(super) fn table(&self, id: TableId) -> Result<&Arc<Table>, Failure> {
+    pub(super) fn table(&self, id: TableId) -> Result<&Arc<Prepared>, Failure> {
         self.tables.get(&id).ok_or_else(|| {
             let told = format!("table {} is not among the prepared ones", id.0);
             Failure::halt("applying changes", told, "Report this: a table must be prepared before its rows come")

@@ -2,10 +2,10 @@
 
 use crate::{
     event_log::kafka::connection,
-    spec::{Cleanup, KafkaSink as Keys, OnError, SinkDecimal, SinkFormat, Spec},
+    spec::{Cleanup, DualLayout, KafkaSink as Keys, OnError, SinkDecimal, SinkFormat, Spec},
 };
 use crossfade_connector::Target;
-use crossfade_kafka::{DecimalMode, KafkaSink, OnError as KafkaOnError, Retention, SinkConfig, SinkForm};
+use crossfade_kafka::{DecimalMode, KafkaSink, Layout, OnError as KafkaOnError, Retention, SinkConfig, SinkForm};
 use crossfade_transform::{Fidelity, Note};
 
 /// Where and how a spec's sink writes.
@@ -14,6 +14,10 @@ pub(super) fn config(spec: &Spec, keys: &Keys) -> SinkConfig {
     SinkConfig {
         form: match keys.format {
             SinkFormat::DebeziumJson => SinkForm::DebeziumJson,
+        },
+        layout: match keys.layout {
+            DualLayout::TwoTopics => Layout::TwoTopics,
+            DualLayout::OneRecord => Layout::OneRecord,
         },
         schemas: keys.schemas,
         transactions: keys.transactions,
