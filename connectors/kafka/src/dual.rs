@@ -332,12 +332,13 @@ mod tests {
         )
     }
 
+    fn take(rows: &mut Rows, key: &str, value: Option<&str>, headers: Vec<(&str, Option<&[u8]>)>) {
+        rows.take(read(Some(key.as_bytes()), value.map(str::as_bytes), headers).unwrap());
+    }
+
     #[test]
     fn both_layouts_amount_to_the_same_rows() {
         let (mut one, mut two) = (Rows::default(), Rows::default());
-        let take = |rows: &mut Rows, key: &str, value: Option<&str>, headers| {
-            rows.take(read(Some(key.as_bytes()), value.map(str::as_bytes), headers).unwrap());
-        };
         for (n, op) in [(1, "c"), (2, "c"), (2, "d")] {
             let (v1, v2) = (format!(r#"{{"id":{n}}}"#), format!(r#"{{"id":"k{n}"}}"#));
             let both = format!(r#"{{"v1":{v1},"v2":{v2}}}"#);
@@ -355,7 +356,7 @@ mod tests {
             }
         }
         assert_eq!(one, two);
-        assert_eq!((one.v1.keys().collect::<Vec<_>>(), one.v2.len()), (vec![r#"{"id":1}"#], 1));
+        assert_eq!((one.v1.keys().cloned().collect::<Vec<_>>(), one.v2.len()), (vec![r#"{"id":1}"#.to_owned()], 1));
     }
 
     #[test]

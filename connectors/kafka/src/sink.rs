@@ -35,8 +35,8 @@ use crossfade_connector::{
     UndoReport, Verdict,
 };
 use crossfade_event::{Change, Key, Row, TableId, TableName};
-use envelope::Manner;
-use prepared::Prepared;
+use envelope::{Manner, Table};
+use prepared::{Prepared, View};
 use std::sync::mpsc;
 use tokio::sync::oneshot;
 use topics::For;
@@ -180,6 +180,9 @@ pub struct Unsayable {
     pub text: &'static str,
 }
 
+/// What is said of a table's columns.
+type Said<'a> = Box<dyn Iterator<Item = (&'a str, &'static str)> + 'a>;
+
 /// Writes topics.
 pub struct KafkaSink {
     config: SinkConfig,
@@ -201,20 +204,32 @@ impl KafkaSink {
 
     /// The columns of which the form cannot hold every value.
     pub fn unsayable(&self, target: &Target) -> Vec<Unsayable> {
+        self.columns(target, |table| Box::new(table.unsayable()))
+    }
+
+    /// The columns that Debezium's own JDBC sink connector does not write as they are, where it could read the topics at all.
+    pub fn lost_by_jdbc(&self, target: &Target) -> Vec<Unsayable> {
+        if !self.config.schemas {
+            return Vec::new();
+        }
+        self.columns(target, |table| match table.view {
+            View::Both => Box::new(std::iter::empty()),
+            View::All | View::First | View::Second => Box::new(table.lost_by_jdbc()),
+        })
+    }
+
+    fn columns(&self, target: &Target, of: impl Fn(&Table) -> Said<'_>) -> Vec<Unsayable> {
         let manner = self.config.manner();
-        let of = |target: &TargetTable| {
-            let mut found: Vec<Unsayable> = Vec::new();
-            for (column, text) in
-                Prepared::new(target, &manner, |_| 1).topics.iter().flat_map(|topic| topic.unsayable())
-            {
-                let one = Unsayable { table: target.schema.name.clone(), column: column.to_owned(), text };
+        let mut found: Vec<Unsayable> = Vec::new();
+        for table in &target.tables {
+            for (column, text) in Prepared::new(table, &manner, |_| 1).topics.iter().flat_map(&of) {
+                let one = Unsayable { table: table.schema.name.clone(), column: column.to_owned(), text };
                 if !found.contains(&one) {
                     found.push(one);
                 }
             }
-            found
-        };
-        target.tables.iter().flat_map(of).collect()
+        }
+        found
     }
 
     /// What stands in the way of writing a target. Nothing is changed.

@@ -180,7 +180,7 @@ pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
     );
     findings.extend(AnyLog::preflight(spec).await?);
     let inexact = planned.plan.notes().iter().filter(|note| note.fidelity == Fidelity::Inexact);
-    for note in inexact.chain(&planned.losses) {
+    for note in inexact.chain(planned.losses.iter().filter(|note| note.fidelity != Fidelity::Advice)) {
         let column = note.column.as_ref().map(|column| format!(" column {column}")).unwrap_or_default();
         findings.push(Finding {
             end: "spec",

@@ -131,6 +131,12 @@ impl Table {
         columns.filter_map(|(column, form)| Some((told_name(&column.name, self.view), form.unsayable()?)))
     }
 
+    /// What Debezium's own JDBC sink connector cannot write of its columns.
+    pub(super) fn lost_by_jdbc(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        let columns = self.schema.columns.iter().zip(&self.forms);
+        columns.filter_map(|(column, form)| Some((told_name(&column.name, self.view), form.lost_by_jdbc()?)))
+    }
+
     fn is_keyed(&self) -> bool {
         self.groups.iter().any(|group| !group.key.is_empty())
     }

@@ -46,13 +46,23 @@ pub(super) fn sink(spec: &Spec, keys: &Keys) -> KafkaSink {
     KafkaSink::new(config(spec, keys))
 }
 
-/// The columns of which the records cannot hold every value.
+/// The columns of which the records cannot hold every value, and those that Debezium's own JDBC sink connector does not
+/// write as they are.
 pub(super) fn unsayable(spec: &Spec, keys: &Keys, target: &Target) -> Vec<Note> {
-    let note = |one: crossfade_kafka::Unsayable| Note {
+    let note = |one: crossfade_kafka::Unsayable, fidelity, text| Note {
         table: one.table,
         column: Some(one.column),
-        fidelity: Fidelity::Inexact,
-        text: format!("{}: rows with such values go to quarantine", one.text),
+        fidelity,
+        text,
     };
-    sink(spec, keys).unsayable(target).into_iter().map(note).collect()
+    let sink = sink(spec, keys);
+    let inexact = sink.unsayable(target).into_iter().map(|one| {
+        let text = format!("{}: rows with such values go to quarantine", one.text);
+        note(one, Fidelity::Inexact, text)
+    });
+    let elsewhere = sink.lost_by_jdbc(target).into_iter().map(|one| {
+        let text = format!("Debezium's JDBC sink connector does not write it as it is: {}", one.text);
+        note(one, Fidelity::Advice, text)
+    });
+    inexact.chain(elsewhere).collect()
 }
