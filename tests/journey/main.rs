@@ -13,6 +13,8 @@ mod defaults;
 mod demo;
 mod desk;
 #[cfg(feature = "kafka")]
+mod dual;
+#[cfg(feature = "kafka")]
 mod kafka;
 mod lookups;
 mod planned;
@@ -26,6 +28,8 @@ mod six_tables;
 mod small;
 mod standing;
 mod superseded;
+#[cfg(feature = "kafka")]
+mod told;
 #[cfg(feature = "kafka")]
 mod topics;
 mod trees;

@@ -3,10 +3,10 @@
 
 use crate::{
     debezium::{TYPES, same, source as as_source},
-    desk::{Desk, SPEC, Writer, postgres, two_databases},
+    desk::{Desk, SPEC, Writer, postgres, rows, two_databases},
     shop::{SHOP, TABLES, work},
 };
-use crossfade_testkit::{kafka::Kafka, postgres::Database, seeded};
+use crossfade_testkit::{debezium::Debezium, kafka::Kafka, postgres::Database, seeded};
 use rand::Rng;
 use serde_json::Value;
 use std::{
@@ -15,7 +15,7 @@ use std::{
 };
 
 /// How topics of this prefix stand in a spec as the sink.
-fn sink(kafka: &Kafka, prefix: &str, more: &str) -> String {
+pub(crate) fn sink(kafka: &Kafka, prefix: &str, more: &str) -> String {
     format!("kind = \"kafka\"\nbrokers = \"{}\"\ntopic_prefix = \"{prefix}\"\n{more}", kafka.brokers())
 }
 
@@ -27,7 +27,7 @@ fn from(database: &Database) -> String {
 const PUBLIC: &str = "\"public.*\"";
 
 /// A topic's committed records, by Kafka's own consumer: key and value, a tombstone as nothing.
-fn records(kafka: &Kafka, topic: &str) -> Vec<(String, Option<Value>)> {
+pub(crate) fn records(kafka: &Kafka, topic: &str) -> Vec<(String, Option<Value>)> {
     let brokers = kafka.brokers();
     let words = [
         "--bootstrap-server",
@@ -53,12 +53,12 @@ fn records(kafka: &Kafka, topic: &str) -> Vec<(String, Option<Value>)> {
 }
 
 /// What stands in a record, with or without a schema around it.
-fn payload(value: &Value) -> &Value {
+pub(crate) fn payload(value: &Value) -> &Value {
     value.get("payload").unwrap_or(value)
 }
 
 /// The last image of each key.
-fn folded(records: &[(String, Option<Value>)]) -> BTreeMap<String, Value> {
+pub(crate) fn folded(records: &[(String, Option<Value>)]) -> BTreeMap<String, Value> {
     let mut rows = BTreeMap::new();
     for (key, value) in records {
         match value.as_ref().map(|value| payload(value)["after"].clone()) {
@@ -281,6 +281,65 @@ async fn kills_under_live_writers_lose_nothing_and_double_nothing() {
     }
     second.stop(reading);
     desk.stop(run);
+}
+
+/// What `plan` says that Debezium's JDBC sink connector does not write as it is, of a table.
+fn lost_by_jdbc(plan: &Value, table: &str) -> BTreeSet<String> {
+    let notes = plan["notes"].as_array().unwrap().iter();
+    notes
+        .filter(|note| note["table"].to_string().contains(table))
+        .filter(|note| note["text"].as_str().is_some_and(|text| text.starts_with("Debezium's JDBC sink")))
+        .map(|note| note["column"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn debeziums_own_jdbc_sink_writes_what_our_topics_say() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let Some((source, target)) = two_databases().await else { return };
+    for database in [&source, &target] {
+        database.execute(TYPES).await;
+        database.execute(KINDS).await;
+    }
+    // It knows no word for a value that an update left alone.
+    source.execute("ALTER TABLE parts REPLICA IDENTITY FULL; ALTER TABLE kinds REPLICA IDENTITY FULL").await;
+    source.execute(ROWS).await;
+    let desk = Desk::new();
+    let tables = "tables = [\"public.kinds\", \"public.parts\", \"public.passing\"]";
+    desk.write_spec(&format!("{}\n{tables}", postgres(&source)), &sink(kafka, "jdbc", "partitions = 3"), "");
+    let plan = desk.crossfade.json(&["plan", SPEC]);
+    let lost = lost_by_jdbc(&plan, "kinds");
+    let expected = ["r4", "r8", "b1", "vb", "pt", "ba", "da", "fa", "h"].map(str::to_owned);
+    assert_eq!(lost, BTreeSet::from(expected));
+    assert!(lost_by_jdbc(&plan, "parts").is_empty());
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    let without: Vec<String> = lost.iter().map(|column| format!("jdbc.public.kinds:{column}")).collect();
+    let Some(jdbc) = Debezium::start_sink(kafka, &target, "jdbc", &without.join(",")) else { return };
+    let all = "SELECT column_name FROM information_schema.columns WHERE table_name = 'kinds' ORDER BY ordinal_position";
+    let columns: Vec<String> = column_of(&source, all).await.into_iter().filter(|name| !lost.contains(name)).collect();
+    let kinds = format!("SELECT {} FROM kinds", columns.join(", "));
+    let queries = [kinds.as_str(), "SELECT * FROM parts", "SELECT * FROM passing"];
+    for query in queries {
+        same(&source, &target, query, query, &mut run, Some(&jdbc)).await;
+    }
+    for statement in CHANGES.split(";\n").filter(|statement| !statement.contains("noted")) {
+        source.execute(statement).await;
+    }
+    for query in queries {
+        same(&source, &target, query, query, &mut run, Some(&jdbc)).await;
+    }
+    assert_eq!(source.value("SELECT count(*) FROM kinds").await.as_deref(), Some("4"));
+    // The comparison sees what is not written: the columns that are named.
+    let bits = "SELECT id, vb FROM kinds";
+    assert_ne!(rows(&source, bits).await, rows(&target, bits).await);
+    desk.stop(run);
+}
+
+/// The first column of a query.
+async fn column_of(database: &Database, query: &str) -> Vec<String> {
+    let rows = database.connect().await.query(query, &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@
 pub mod client;
 pub mod codec;
 mod config;
+pub mod dual;
 mod ids;
 pub mod log;
 mod note;
@@ -17,7 +18,7 @@ mod sink;
 mod source;
 
 pub use config::{Connection, ConnectionError, LogOptions, Mechanism, Retention, Sasl, Tls};
-pub use sink::{KafkaSink, KafkaSinkInspect, OnError, SinkConfig, SinkForm, Unsayable};
+pub use sink::{KafkaSink, KafkaSinkInspect, Layout, OnError, SinkConfig, SinkForm, Unsayable};
 pub use source::{
     BinaryMode, DebeziumConfig, DebeziumInspect, DebeziumSource, DecimalMode, Handling, Loss, TimePrecision,
     UNAVAILABLE,

@@ -6,15 +6,20 @@
 //! What this sink deliberately does not do: it reads no row back for writing, so what topics have no word for (references
 //! between tables, unique values, rows that are there once only) is not held to.
 
+mod apply;
 mod emptied;
 mod envelope;
 mod form;
 mod held;
 mod inspect;
+mod live;
 mod nested;
 mod notes;
+mod prepare;
+mod prepared;
 mod settled;
 mod shape;
+mod told;
 mod topics;
 mod writer;
 
@@ -31,6 +36,7 @@ use crossfade_connector::{
 };
 use crossfade_event::{Change, Key, Row, TableId, TableName};
 use envelope::{Manner, Table};
+use prepared::{Prepared, View};
 use std::sync::mpsc;
 use tokio::sync::oneshot;
 use topics::For;
@@ -67,6 +73,16 @@ impl SinkForm {
     }
 }
 
+/// Where the two key versions of a table stand that is told in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// In two topics, written in one transaction.
+    #[default]
+    TwoTopics,
+    /// In one record, whose key and images have a part for each.
+    OneRecord,
+}
+
 /// Where and how a sink writes.
 #[derive(Debug, Clone)]
 pub struct SinkConfig {
@@ -78,6 +94,8 @@ pub struct SinkConfig {
     pub topic_prefix: String,
     /// In which form records are written.
     pub form: SinkForm,
+    /// Where two key versions stand, of tables that are told in both.
+    pub layout: Layout,
     /// Whether each record carries the schema that Kafka Connect's JSON converter reads.
     pub schemas: bool,
     /// Whether transactions are told, in a topic of their own and in each record.
@@ -108,6 +126,7 @@ impl SinkConfig {
             migration: migration.into(),
             topic_prefix: topic_prefix.into(),
             form: SinkForm::default(),
+            layout: Layout::default(),
             schemas: true,
             transactions: false,
             decimal: DecimalMode::Precise,
@@ -132,6 +151,7 @@ impl SinkConfig {
             schemas: self.schemas,
             handling: self.handling(),
             compacted: self.compact,
+            layout: self.layout,
         }
     }
 
@@ -160,6 +180,9 @@ pub struct Unsayable {
     pub text: &'static str,
 }
 
+/// What is said of a table's columns.
+type Said<'a> = Box<dyn Iterator<Item = (&'a str, &'static str)> + 'a>;
+
 /// Writes topics.
 pub struct KafkaSink {
     config: SinkConfig,
@@ -181,17 +204,32 @@ impl KafkaSink {
 
     /// The columns of which the form cannot hold every value.
     pub fn unsayable(&self, target: &Target) -> Vec<Unsayable> {
+        self.columns(target, |table| Box::new(table.unsayable()))
+    }
+
+    /// The columns that Debezium's own JDBC sink connector does not write as they are, where it could read the topics at all.
+    pub fn lost_by_jdbc(&self, target: &Target) -> Vec<Unsayable> {
+        if !self.config.schemas {
+            return Vec::new();
+        }
+        self.columns(target, |table| match table.view {
+            View::Both => Box::new(std::iter::empty()),
+            View::All | View::First | View::Second => Box::new(table.lost_by_jdbc()),
+        })
+    }
+
+    fn columns(&self, target: &Target, of: impl Fn(&Table) -> Said<'_>) -> Vec<Unsayable> {
         let manner = self.config.manner();
-        let of = |target: &TargetTable| {
-            let table = Table::new(target, String::new(), 1, &manner);
-            let found = table.unsayable().map(|(column, text)| Unsayable {
-                table: target.schema.name.clone(),
-                column: column.to_owned(),
-                text,
-            });
-            found.collect::<Vec<_>>()
-        };
-        target.tables.iter().flat_map(of).collect()
+        let mut found: Vec<Unsayable> = Vec::new();
+        for table in &target.tables {
+            for (column, text) in Prepared::new(table, &manner, |_| 1).topics.iter().flat_map(&of) {
+                let one = Unsayable { table: table.schema.name.clone(), column: column.to_owned(), text };
+                if !found.contains(&one) {
+                    found.push(one);
+                }
+            }
+        }
+        found
     }
 
     /// What stands in the way of writing a target. Nothing is changed.
@@ -282,12 +320,10 @@ impl Ddl for KafkaSink {
         if self.config.transactions {
             lines.push(line(&topics::transactions(prefix), For::Transactions));
         }
-        lines.extend(
-            target
-                .tables
-                .iter()
-                .map(|table| line(&topics::of_table(prefix, &table.schema.name), For::table(&table.schema))),
-        );
+        for table in &target.tables {
+            let names = prepared::topics_of(prefix, &table.schema.name, &table.mode, self.config.layout);
+            lines.extend(names.iter().map(|(_, name)| line(name, For::table(&table.schema))));
+        }
         Ok(TargetSql { before_load: lines, after_load: Vec::new() })
     }
 }

@@ -25,6 +25,7 @@ pub(crate) mod types;
 pub(crate) mod value;
 pub(crate) mod wire;
 
+pub(crate) use inspect::Versions;
 pub use inspect::{DebeziumInspect, Loss};
 pub use wire::{BinaryMode, DecimalMode, Handling, TimePrecision};
 

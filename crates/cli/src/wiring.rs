@@ -7,7 +7,7 @@ use crate::{
     event_log::AnyLog,
     registry::{self, AnyInspect, AnySink, AnySource},
     run::{PlanFile, secret_of},
-    spec::{Existing, SinkSpec, SourceSpec, Spec, WriteTo},
+    spec::{DualLayout, Existing, SinkSpec, SourceSpec, Spec, WriteRecords, WriteTo},
 };
 use crossfade_connector::{Inspect, Refusal, Target, Verdict};
 use crossfade_event::{
@@ -55,13 +55,25 @@ pub(crate) fn plan_options(spec: &Spec, secret: Vec<u8>) -> PlanOptions {
     let (schema, dialect, write) = match &spec.sink {
         SinkSpec::Postgres(keys) => (keys.schema.clone(), Dialect::Postgres, keys.write),
         SinkSpec::Sqlite(keys) => (None, Dialect::Sqlite, keys.write),
-        SinkSpec::Kafka(keys) => (keys.schema.clone(), Dialect::Postgres, WriteTo::ShadowTables),
+        SinkSpec::Kafka(keys) => {
+            let write = match keys.write {
+                WriteRecords::ShadowTables => WriteKind::ShadowTables,
+                WriteRecords::DualRecords => WriteKind::DualRecords,
+            };
+            return PlanOptions {
+                schema: keys.schema.clone(),
+                dialect: Dialect::Postgres,
+                write,
+                secret,
+                records: true,
+            };
+        }
     };
     let write = match write {
         WriteTo::ShadowTables => WriteKind::ShadowTables,
         WriteTo::ShadowColumns => WriteKind::ShadowColumns,
     };
-    PlanOptions { schema, dialect, write, secret }
+    PlanOptions { schema, dialect, write, secret, records: false }
 }
 
 /// Whether a table of the source is itself written: new columns beside the old ones.
@@ -88,10 +100,22 @@ pub(crate) fn target_words(spec: &Spec) -> String {
         SinkSpec::Postgres(keys) => format!("postgres {:?} {:?} {secret:?}", keys.schema, keys.write),
         SinkSpec::Sqlite(keys) => format!("sqlite {:?} {:?} {secret:?}", keys.path.file_name(), keys.write),
         SinkSpec::Kafka(keys) => format!(
-            "kafka {:?} {:?} {:?} {:?} {:?} {:?} {secret:?}",
-            keys.topic_prefix, keys.schema, keys.format, keys.schemas, keys.transactions, keys.decimal
+            "kafka {:?} {:?} {:?} {:?} {:?} {:?}{} {secret:?}",
+            keys.topic_prefix,
+            keys.schema,
+            keys.format,
+            keys.schemas,
+            keys.transactions,
+            keys.decimal,
+            dual_words(spec, keys.write, keys.layout)
         ),
     }
+}
+
+/// Nothing where no table is told in both key versions, so that migrations from before are what they were.
+fn dual_words(spec: &Spec, write: WriteRecords, layout: DualLayout) -> String {
+    let one = spec.rules.table.iter().any(|table| table.write == Some(WriteKind::DualRecords));
+    if write == WriteRecords::DualRecords || one { format!(" {write:?} {layout:?}") } else { String::new() }
 }
 
 /// Takes away what a migration made in its source: triggers, slot, publication.
@@ -156,7 +180,7 @@ pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
     );
     findings.extend(AnyLog::preflight(spec).await?);
     let inexact = planned.plan.notes().iter().filter(|note| note.fidelity == Fidelity::Inexact);
-    for note in inexact.chain(&planned.losses) {
+    for note in inexact.chain(planned.losses.iter().filter(|note| note.fidelity != Fidelity::Advice)) {
         let column = note.column.as_ref().map(|column| format!(" column {column}")).unwrap_or_default();
         findings.push(Finding {
             end: "spec",

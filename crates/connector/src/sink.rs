@@ -22,6 +22,13 @@ pub enum WriteMode {
     },
     /// A mapping table: rows are inserted unless their key is there already.
     InsertOnce,
+    /// Records that tell a row in two key versions. The schema's first columns, called `v1.NAME`, are the row as the
+    /// source has it; those from `second` on, called `v2.NAME`, are the row as the plan makes it. The schema's key is both
+    /// keys, one after the other. Only for sinks whose rows are records.
+    Dual {
+        /// Where the second version's columns begin.
+        second: usize,
+    },
 }
 
 /// One table of the target.

@@ -339,6 +339,7 @@ fn target_table(planned: &PlannedTable) -> TargetTable {
             Writing::Table => WriteMode::Table,
             Writing::Columns { columns } => WriteMode::Columns { columns: columns.clone() },
             Writing::InsertOnce => WriteMode::InsertOnce,
+            Writing::Dual { second } => WriteMode::Dual { second: *second },
         },
     }
 }

@@ -267,7 +267,7 @@ impl Bound {
         let mut bytes = BytesMut::new();
         let mut mapping = None;
         for (place, out) in self.plan.outs.iter().enumerate() {
-            if keys_only && out.column.key.is_none() {
+            if keys_only && !out.in_old {
                 row.push(Cell::Absent);
                 continue;
             }
@@ -318,12 +318,7 @@ impl Bound {
     }
 
     fn key_only(&self, row: &Row) -> Row {
-        self.plan
-            .outs
-            .iter()
-            .zip(row.cells())
-            .map(|(out, cell)| if out.column.key.is_some() { cell } else { Cell::Absent })
-            .collect()
+        self.plan.outs.iter().zip(row.cells()).map(|(out, cell)| if out.in_old { cell } else { Cell::Absent }).collect()
     }
 
     /// The key in the target of a change that is refused, as far as it can be made.

@@ -128,6 +128,6 @@ pub enum WriteKind {
     ShadowTables,
     /// New columns beside the old ones, in the same table.
     ShadowColumns,
-    /// One record with both key versions. Not built for SQL sinks yet.
+    /// Records that tell each change in both key versions; only for sinks whose rows are records.
     DualRecords,
 }

@@ -165,7 +165,7 @@ fn targets(plan: &Plan) -> BTreeMap<TableId, TargetSide> {
     plan.tables()
         .iter()
         .map(|planned| {
-            let may_have_more = !matches!(planned.write, Writing::Table);
+            let may_have_more = matches!(planned.write, Writing::Columns { .. } | Writing::InsertOnce);
             (planned.schema.id, TargetSide { schema: planned.schema.clone(), may_have_more })
         })
         .collect()

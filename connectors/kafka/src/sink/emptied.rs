@@ -21,13 +21,17 @@ impl Writer {
         let transactions = self.config.transactions.then(|| self.config.topic_prefix.clone());
         if table.schema.key_columns().is_empty() {
             let live = self.live.as_mut().ok_or_else(not_prepared)?;
-            live.write_emptied(&table, at, &manner)?;
-        } else {
-            self.live.as_ref().ok_or_else(not_prepared)?.settle()?;
-            for partition in 0..table.partitions {
-                for key in self.keys_there(&table.topic, partition)? {
+            for topic in &table.topics {
+                live.write_emptied(topic, at, &manner)?;
+            }
+            return self.hold_emptied(at, id, applied);
+        }
+        self.live.as_ref().ok_or_else(not_prepared)?.settle()?;
+        for topic in &table.topics {
+            for partition in 0..topic.partitions {
+                for key in self.keys_there(&topic.topic, partition)? {
                     let live = self.live.as_mut().ok_or_else(not_prepared)?;
-                    live.write_gone(&table, &key, at, &manner, transactions.as_ref())?;
+                    live.write_gone(topic, &key, at, &manner, transactions.as_ref())?;
                 }
             }
         }

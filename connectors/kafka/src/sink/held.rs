@@ -4,13 +4,13 @@
 //! Topics know no references between tables, so no child waits for its parent.
 
 use super::{
-    envelope::Table,
+    apply::keys_of,
+    live::Sent,
     notes::{Held, Says, held_key},
-    writer::{Broken, Sent, Writer, keys_of, not_prepared},
+    prepared::Prepared,
+    writer::{Broken, Writer, not_prepared},
 };
-use crossfade_connector::{
-    Applied, Failure, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Rejection, TargetTable, WriteMode,
-};
+use crossfade_connector::{Applied, Failure, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Rejection};
 use crossfade_event::{Change, Identity, Key, Op, Row, RowBuilder, SchemaVersion, Sequence, TableId, Version};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -201,7 +201,9 @@ impl Writer {
         let at = Version { sequence: Sequence(held.sequence), ordinal: held.ordinal };
         let now = self.table(held.table.id)?.clone();
         if now.schema.columns != held.table.columns {
-            let then = as_then(&now, held, &self.manner);
+            let partitions =
+                |topic: &str| now.topics.iter().find(|one| one.topic == topic).map_or(1, |one| one.partitions);
+            let then = Prepared::new(&now.under(Arc::new(held.table.clone())), &self.manner, partitions);
             self.tables.insert(held.table.id, Arc::new(then));
         }
         let written = self.write_change(at, &change, false);
@@ -258,29 +260,6 @@ impl Writer {
         let live = self.live.as_mut().ok_or_else(not_prepared)?;
         live.send(Sent { topic: &own, partition: 0, key: Some(key.as_bytes()), value: Some(&value), headers: None })
     }
-}
-
-fn as_then(now: &Table, held: &Held, manner: &super::envelope::Manner) -> Table {
-    let target = TargetTable {
-        schema: Arc::new(held.table.clone()),
-        def: crossfade_event::catalog::TableDef {
-            name: held.table.name.clone(),
-            kind: crossfade_event::catalog::RelationKind::Table,
-            columns: Vec::new(),
-            identity: held.table.identity,
-            primary_key: None,
-            uniques: Vec::new(),
-            checks: Vec::new(),
-            foreign_keys: Vec::new(),
-            indexes: Vec::new(),
-            rows_estimate: 0,
-            bytes: 0,
-            native_id: 0,
-            obstacle: None,
-        },
-        mode: WriteMode::Table,
-    };
-    Table::new(&target, now.topic.clone(), now.partitions, manner)
 }
 
 fn is_meant(filter: &QuarantineFilter, held: &Held) -> bool {

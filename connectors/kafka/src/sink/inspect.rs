@@ -1,7 +1,13 @@
 //! Asks the sink's topics: what their records amount to, as rows in the target's formats.
 
-use super::SinkConfig;
-use crate::{DebeziumInspect, source::types};
+use super::{
+    Layout, SinkConfig,
+    prepared::{View, half, is_dual},
+};
+use crate::{
+    DebeziumInspect,
+    source::{Versions, types},
+};
 use crossfade_connector::{Failure, Inspect, RowPage};
 use crossfade_event::{
     Cell, Column, ColumnType, Format, Key, Logical, Position, Row, RowBuilder, TableName, TableSchema,
@@ -13,12 +19,26 @@ use crossfade_event::{
 pub struct KafkaSinkInspect {
     topics: DebeziumInspect,
     columns: Vec<Column>,
+    layout: Layout,
 }
 
 impl KafkaSinkInspect {
     /// Nothing is asked yet.
     pub fn new(config: &SinkConfig) -> Self {
-        Self { topics: DebeziumInspect::new(config.as_source(), None), columns: Vec::new() }
+        Self { topics: DebeziumInspect::new(config.as_source(), None), columns: Vec::new(), layout: config.layout }
+    }
+
+    async fn begin(&mut self, schema: &TableSchema) -> Result<(), Failure> {
+        self.columns.clone_from(&schema.columns);
+        let text = as_text(schema);
+        match (is_dual(schema), self.layout) {
+            (None, _) => self.topics.scan(&text).await.map(drop),
+            (Some(_), Layout::OneRecord) => self.topics.scan_versions(Versions::InOne(text)).await,
+            (Some(second), Layout::TwoTopics) => {
+                let (first, second) = (half(&text, second, View::First), half(&text, second, View::Second));
+                self.topics.scan_versions(Versions::InTwo(first, second)).await
+            }
+        }
     }
 
     fn rows(&self, rows: Vec<Row>) -> Result<Vec<Row>, Failure> {
@@ -72,8 +92,7 @@ impl Inspect for KafkaSinkInspect {
     }
 
     async fn scan(&mut self, schema: &TableSchema) -> Result<Option<Position>, Failure> {
-        self.columns.clone_from(&schema.columns);
-        self.topics.scan(&as_text(schema)).await?;
+        self.begin(schema).await?;
         // The position of the topics is none of the source's.
         Ok(None)
     }
@@ -84,9 +103,8 @@ impl Inspect for KafkaSinkInspect {
     }
 
     async fn fetch(&mut self, schema: &TableSchema, keys: &[Key]) -> Result<(Vec<Row>, Option<Position>), Failure> {
-        self.columns.clone_from(&schema.columns);
         // All rows are read: the keys are written in the target's formats, and those of the topics are texts.
-        self.topics.scan(&as_text(schema)).await?;
+        self.begin(schema).await?;
         let mut found = Vec::new();
         loop {
             let page = self.topics.scan_next().await?;

@@ -1,6 +1,9 @@
 //! The schemas that Kafka Connect's JSON converter reads beside a record, and those of the topic of transactions.
 
-use super::form::{Form, string};
+use super::{
+    form::{Form, string},
+    prepared::{Group, View, told_name},
+};
 use crate::source::{
     types,
     wire::{Unit, Wire},
@@ -8,33 +11,61 @@ use crate::source::{
 use crossfade_event::{Logical, TableSchema};
 use std::fmt::Write as _;
 
+/// What a topic's records tell of a table.
+pub(super) struct Fields<'a> {
+    pub(super) schema: &'a TableSchema,
+    pub(super) forms: &'a [Form],
+    pub(super) groups: &'a [Group],
+    pub(super) view: View,
+}
+
+impl Fields<'_> {
+    fn one(&self, index: usize, optional: bool) -> Option<String> {
+        let (column, form) = (self.schema.columns.get(index)?, self.forms.get(index)?);
+        Some(field(&form.wire, &column.type_.name, optional, Some(told_name(&column.name, self.view))))
+    }
+
+    /// The fields of a record's key or image: those of the only group, or one for each group.
+    fn all(&self, what: &str, topic: &str, of: impl Fn(&Group) -> Vec<String>) -> String {
+        let fields: Vec<String> = self
+            .groups
+            .iter()
+            .flat_map(|group| match group.name {
+                None => of(group),
+                Some(name) => vec![format!(
+                    "{{\"type\":\"struct\",\"fields\":[{}],\"optional\":false,\"name\":{},\"field\":\"{name}\"}}",
+                    of(group).join(","),
+                    quoted(&format!("{topic}.{name}.{what}"))
+                )],
+            })
+            .collect();
+        fields.join(",")
+    }
+}
+
 /// Of a record's key.
-pub(super) fn key_schema(schema: &TableSchema, forms: &[Form], key: &[usize], topic: &str) -> String {
-    let columns = key.iter().filter_map(|index| Some((schema.columns.get(*index)?, forms.get(*index)?)));
-    let fields: Vec<String> =
-        columns.map(|(column, form)| field(&form.wire, &column.type_.name, false, Some(&column.name))).collect();
+pub(super) fn key_schema(fields: &Fields<'_>, topic: &str) -> String {
+    let of = |group: &Group| group.key.iter().filter_map(|index| fields.one(*index, false)).collect();
     format!(
         "{{\"type\":\"struct\",\"fields\":[{}],\"optional\":false,\"name\":{}}}",
-        fields.join(","),
+        fields.all("Key", topic, of),
         quoted(&format!("{topic}.Key"))
     )
 }
 
 /// Of a record's value. In the image before, all but the key may be missing.
-pub(super) fn value_schema(schema: &TableSchema, forms: &[Form], topic: &str) -> String {
+pub(super) fn value_schema(fields: &Fields<'_>, topic: &str) -> String {
     let image = |name: &str, is_before: bool| {
-        let fields: Vec<String> = schema
-            .columns
-            .iter()
-            .zip(forms)
-            .map(|(column, form)| {
-                let optional = column.nullable || (is_before && column.key.is_none());
-                field(&form.wire, &column.type_.name, optional, Some(&column.name))
-            })
-            .collect();
+        let of = |group: &Group| {
+            let one = |index: usize| {
+                let nullable = fields.schema.columns.get(index).is_none_or(|column| column.nullable);
+                fields.one(index, nullable || (is_before && !group.key.contains(&index)))
+            };
+            group.columns.clone().filter_map(one).collect()
+        };
         format!(
             "{{\"type\":\"struct\",\"fields\":[{}],\"optional\":true,\"name\":{},\"field\":\"{name}\"}}",
-            fields.join(","),
+            fields.all("Value", topic, of),
             quoted(&format!("{topic}.Value"))
         )
     };

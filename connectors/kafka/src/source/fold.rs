@@ -45,6 +45,10 @@ pub(super) struct Fold {
     /// What rows from before a column read in it, and the schemas that were asked.
     constants: Vec<Option<Option<String>>>,
     asked: HashSet<u64>,
+    /// The keys that rows have in the topic of the other key version.
+    others: HashMap<Key, Vec<u8>>,
+    /// Both key versions stand in one record.
+    both: bool,
 }
 
 impl Fold {
@@ -61,7 +65,14 @@ impl Fold {
             awaited: HashMap::new(),
             constants: vec![None; schema.columns.len()],
             asked: HashSet::new(),
+            others: HashMap::new(),
+            both: false,
         }
+    }
+
+    /// Of records that tell both key versions; the schema has the columns of both, as `v1.NAME` and `v2.NAME`.
+    pub(super) fn of_both(schema: &TableSchema, config: &DebeziumConfig) -> Self {
+        Self { both: true, ..Self::new(schema, config) }
     }
 
     pub(super) fn take(&mut self, message: &rdkafka::message::BorrowedMessage<'_>) -> Result<(), String> {
@@ -70,6 +81,7 @@ impl Fold {
             return Err("the table's rows are more than one look at it may hold (1 GiB)".to_owned());
         }
         match record.what {
+            What::Change(moved) if self.both => self.apply(&flat(*moved)).map_err(|misfit| misfit.to_string()),
             What::Change(moved) => self.apply(&moved).map_err(|misfit| misfit.to_string()),
             What::Tombstone | What::Mark(_) => Ok(()),
         }
@@ -101,6 +113,10 @@ impl Fold {
         let Some(key) = &moved.key else { return Ok(()) };
         let at = self.shape.key_now(&wires, &key.cells, &self.placeholder)?;
         let place = (change.origin.xid.unwrap_or_default(), change.origin.lsn.unwrap_or_default());
+        match (&change.after, &moved.other) {
+            (Some(_), Some(other)) => drop(self.others.insert(at.clone(), other.clone())),
+            _ => drop(self.others.remove(&at)),
+        }
         match row(&change.after)? {
             Some(new) => self.comes(at, new, place, moved.comes),
             None => self.goes(&at, place, moved.goes),
@@ -181,22 +197,63 @@ impl Fold {
             .counted
             .into_iter()
             .flat_map(|(row, count)| std::iter::repeat_n(row, usize::try_from(count).unwrap_or_default()));
-        let (constants, columns) = (self.constants, &self.shape.schema.columns);
-        let cast: Vec<Cast> = columns.iter().map(|column| Cast::of(&column.type_.name)).collect();
-        let whole = |row: Row| -> Row {
-            let mut whole = RowBuilder::with_capacity(constants.len(), row.as_bytes().len());
-            for ((cell, constant), cast) in row.cells().zip(&constants).zip(&cast) {
-                match (cell, constant) {
-                    (Cell::Absent, Some(Some(text))) => whole.push(Cell::Bytes(&cast.spell(text.as_bytes()))),
-                    (Cell::Absent, _) => whole.push(Cell::Null),
-                    (Cell::Bytes(text), _) => whole.push(Cell::Bytes(&cast.spell(text))),
-                    (cell, _) => whole.push(cell),
-                }
-            }
-            whole.finish()
-        };
-        self.keyed.into_values().chain(several).map(whole).collect()
+        let whole = Whole::new(&self.shape.schema, self.constants);
+        self.keyed.into_values().chain(several).map(|row| whole.row(&row)).collect()
     }
+
+    /// The rows with their keys, and the keys that they have in the topic of the other key version.
+    pub(super) fn pairs(mut self) -> Vec<(Key, Option<Vec<u8>>, Row)> {
+        let whole = Whole::new(&self.shape.schema, self.constants);
+        let mut pairs = Vec::with_capacity(self.keyed.len());
+        for (key, row) in self.keyed {
+            let other = self.others.remove(&key);
+            pairs.push((key, other, whole.row(&row)));
+        }
+        pairs
+    }
+}
+
+/// How a row of now is made of what was read.
+struct Whole {
+    constants: Vec<Option<Option<String>>>,
+    casts: Vec<Cast>,
+}
+
+impl Whole {
+    fn new(schema: &TableSchema, constants: Vec<Option<Option<String>>>) -> Self {
+        Self { constants, casts: schema.columns.iter().map(|column| Cast::of(&column.type_.name)).collect() }
+    }
+
+    fn row(&self, row: &Row) -> Row {
+        let mut whole = RowBuilder::with_capacity(self.constants.len(), row.as_bytes().len());
+        for ((cell, constant), cast) in row.cells().zip(&self.constants).zip(&self.casts) {
+            match (cell, constant) {
+                (Cell::Absent, Some(Some(text))) => whole.push(Cell::Bytes(&cast.spell(text.as_bytes()))),
+                (Cell::Absent, _) => whole.push(Cell::Null),
+                (Cell::Bytes(text), _) => whole.push(Cell::Bytes(&cast.spell(text))),
+                (cell, _) => whole.push(cell),
+            }
+        }
+        whole.finish()
+    }
+}
+
+/// A change that tells both key versions, with its columns as `v1.NAME` and `v2.NAME`.
+fn flat(mut moved: Moved) -> Moved {
+    let flat = |image: envelope::Image| -> envelope::Image {
+        let parts = image.into_iter().flat_map(|(version, part)| match part {
+            serde_json::Value::Object(part) => {
+                part.into_iter().map(|(name, json)| (format!("{version}.{name}"), json)).collect()
+            }
+            json => vec![(version, json)],
+        });
+        parts.collect()
+    };
+    moved.change.before = moved.change.before.map(flat);
+    moved.change.after = moved.change.after.map(flat);
+    moved.change.schema = None;
+    moved.key = moved.key.map(|key| envelope::RecordKey { cells: flat(key.cells), schema: None });
+    moved
 }
 
 /// Where a cast to text, which is how the target's values are read, spells otherwise than the type itself.

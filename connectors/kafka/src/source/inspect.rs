@@ -5,19 +5,21 @@ use super::{
     envelope::{self, Change, Op},
     fold::Fold,
     note::kept,
-    shape::{Described, table_def},
+    shape::{Described, Shape, table_def},
     source_id, topics,
     topics::{Found, failure, is_meant, of_prefix, topic_of},
+    value::Placeholder,
     wire::{Wire, losses},
 };
 use crate::client::{Clients, LogConsumer, scan};
 use crossfade_connector::{Failure, Inspect, RowPage};
 use crossfade_event::{
-    Identity, Key, Position, Row, TableName, TableSchema,
+    Cell, Identity, Key, Position, Row, TableName, TableSchema,
     catalog::{Catalog, Dialect, TableDef},
 };
 use rdkafka::Message;
 use serde::Serialize;
+use std::{collections::HashMap, sync::Arc};
 
 /// Rows of a page.
 const PAGE: usize = 1_024;
@@ -43,6 +45,15 @@ pub struct DebeziumInspect {
     begun: Option<Vec<TableName>>,
     rows: Vec<Row>,
     losses: Vec<Loss>,
+}
+
+/// A table that is told in two key versions, as far as reading it goes.
+#[derive(Debug)]
+pub(crate) enum Versions {
+    /// Both in one record: its columns are called `v1.NAME` and `v2.NAME`.
+    InOne(TableSchema),
+    /// Each in a topic of its own.
+    InTwo(TableSchema, TableSchema),
 }
 
 /// What one record says of a table.
@@ -294,10 +305,59 @@ impl DebeziumInspect {
     /// The rows that a table's topic amounts to.
     fn fold(&self, schema: &TableSchema) -> Result<(Vec<Row>, Position), Failure> {
         let position = self.end()?;
+        Ok((self.folded(&schema.name, Fold::new(schema, &self.config))?.rows(), position))
+    }
+
+    /// The rows of a table that is told in two key versions, both in one record.
+    fn fold_both(&self, schema: &TableSchema) -> Result<Vec<Row>, Failure> {
+        Ok(self.folded(&schema.name, Fold::of_both(schema, &self.config))?.rows())
+    }
+
+    /// The rows of a table that is told in two topics, joined by the keys that the second one's records name. What is in
+    /// one of them alone comes with nothing in the place of the other.
+    fn fold_two(&self, first: &TableSchema, second: &TableSchema) -> Result<Vec<Row>, Failure> {
+        let (shape, placeholder) =
+            (Shape::new(Arc::new(first.clone()), self.config.handling), Placeholder::new(&self.config.unavailable));
+        let wires: Vec<Wire> =
+            first.columns.iter().map(|column| Wire::of_type(&column.type_.name, self.config.handling)).collect();
+        let misread = |why: String| {
+            let doing = format!("reading the topic of {}", second.name);
+            Failure::halt(doing, why, "Look whether somebody else writes to it")
+        };
+        let mut partners: HashMap<Key, Row> = HashMap::new();
+        for (_, other, row) in self.folded(&second.name, Fold::new(second, &self.config))?.pairs() {
+            let other = other.ok_or_else(|| misread("a record does not name its row's other key".to_owned()))?;
+            let key = envelope::key(&other).map_err(|foreign| misread(foreign.to_string()))?;
+            let key = shape.key_now(&wires, &key.cells, &placeholder).map_err(|misfit| misread(misfit.to_string()))?;
+            partners.insert(key, row);
+        }
+        let mut rows = Vec::new();
+        for (key, _, row) in self.folded(&first.name, Fold::new(first, &self.config))?.pairs() {
+            let missing = || std::iter::repeat_n(Cell::Null, second.columns.len()).collect::<Row>();
+            let partner = partners.remove(&key).unwrap_or_else(missing);
+            rows.push(row.cells().chain(partner.cells()).collect());
+        }
+        let missing: Row = std::iter::repeat_n(Cell::Null, first.columns.len()).collect();
+        rows.extend(partners.into_values().map(|row| missing.cells().chain(row.cells()).collect::<Row>()));
+        Ok(rows)
+    }
+
+    /// Reads rows that are told in two key versions: in two topics, or both in one record.
+    pub(crate) async fn scan_versions(&mut self, versions: Versions) -> Result<(), Failure> {
+        let this = self.asking();
+        self.rows = blocking(move || match versions {
+            Versions::InOne(schema) => this.fold_both(&schema),
+            Versions::InTwo(first, second) => this.fold_two(&first, &second),
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// What a table's topic amounts to.
+    fn folded(&self, name: &TableName, mut fold: Fold) -> Result<Fold, Failure> {
         let asking = Asking::new(&self.config)?;
-        let topic = topic_of(&self.config.topic_prefix, &schema.name);
+        let topic = topic_of(&self.config.topic_prefix, name);
         let found = asking.look(&topic)?;
-        let mut fold = Fold::new(schema, &self.config);
         for (partition, (low, high)) in found.bounds.iter().enumerate() {
             kept(&topic, partition, 0, *low, *high)?;
             if low == high {
@@ -319,7 +379,7 @@ impl DebeziumInspect {
                 ));
             }
         }
-        Ok((fold.rows(), position))
+        Ok(fold)
     }
 }
 

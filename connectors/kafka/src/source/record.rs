@@ -1,6 +1,7 @@
 //! One record of a topic, decoded.
 
 use super::envelope::{self, Change, Marked, RecordKey};
+use crate::dual::OTHER_KEY;
 use rdkafka::{
     Message,
     message::{BorrowedMessage, Headers},
@@ -28,6 +29,8 @@ pub(super) struct Moved {
     pub(super) key: Option<RecordKey>,
     pub(super) goes: bool,
     pub(super) comes: bool,
+    /// The key that the row has in the topic of the other key version.
+    pub(super) other: Option<Vec<u8>>,
     pub(super) offset: u64,
 }
 
@@ -47,7 +50,9 @@ pub(super) fn decode(
             let has = |name: &str| message.headers().is_some_and(|headers| headers.iter().any(|one| one.key == name));
             let change = reader.change(value)?;
             let (goes, comes) = (has("__debezium.newkey"), has("__debezium.oldkey"));
-            What::Change(Box::new(Moved { change, key, goes, comes, offset }))
+            let other = message.headers().and_then(|headers| headers.iter().find(|one| one.key == OTHER_KEY)?.value);
+            let other = other.map(<[u8]>::to_vec);
+            What::Change(Box::new(Moved { change, key, goes, comes, other, offset }))
         }
     };
     Ok(Record { offset, bytes, what })

@@ -125,6 +125,8 @@ impl Writer<'_> {
             match table.target.mode {
                 // In place the source's own TRUNCATE emptied them; a mapping outlives its rows.
                 WriteMode::Columns { .. } | WriteMode::InsertOnce => {}
+                // Both key versions of a row are for records; the plan gives no table here such a mode.
+                WriteMode::Dual { .. } => {}
                 WriteMode::Table if table.tracked => by_row.push(table.clone()),
                 WriteMode::Table => at_once.push(table.quoted.clone()),
             }

@@ -162,7 +162,8 @@ impl Writer {
         match &table.target.mode {
             WriteMode::InsertOnce => insert_once(&keep, table, change),
             WriteMode::Columns { columns } => write_columns(&keep, table, columns, change),
-            WriteMode::Table => match table.schema.identity {
+            // The plan gives no table here the mode of records in both key versions: it would be one as any other.
+            WriteMode::Table | WriteMode::Dual { .. } => match table.schema.identity {
                 Identity::Key => write_keyed(&keep, table, change),
                 Identity::FullRow => write_whole(connection, table, change),
                 Identity::InsertOnly => write_insert_only(connection, table, change),
@@ -176,7 +177,7 @@ impl Writer {
             let table = self.table(*id)?.clone();
             let doing = format!("emptying {}", table.name());
             match table.target.mode {
-                WriteMode::Columns { .. } | WriteMode::InsertOnce => continue,
+                WriteMode::Columns { .. } | WriteMode::InsertOnce | WriteMode::Dual { .. } => continue,
                 WriteMode::Table if table.ours => {
                     run(self.connection()?, &table.sql.truncate, []).map_err(|error| failure(&doing, error))?;
                 }

@@ -106,6 +106,7 @@ fn table_answer(planned: &Planned, table: &PlannedTable) -> TableAnswer {
             Writing::Table => "table",
             Writing::Columns { .. } => "columns",
             Writing::InsertOnce => "mapping",
+            Writing::Dual { .. } => "dual records",
         },
         found_by: match table.schema.identity {
             Identity::Key => "key",

@@ -2,10 +2,10 @@
 
 use crate::{
     event_log::kafka::connection,
-    spec::{Cleanup, KafkaSink as Keys, OnError, SinkDecimal, SinkFormat, Spec},
+    spec::{Cleanup, DualLayout, KafkaSink as Keys, OnError, SinkDecimal, SinkFormat, Spec},
 };
 use crossfade_connector::Target;
-use crossfade_kafka::{DecimalMode, KafkaSink, OnError as KafkaOnError, Retention, SinkConfig, SinkForm};
+use crossfade_kafka::{DecimalMode, KafkaSink, Layout, OnError as KafkaOnError, Retention, SinkConfig, SinkForm};
 use crossfade_transform::{Fidelity, Note};
 
 /// Where and how a spec's sink writes.
@@ -14,6 +14,10 @@ pub(super) fn config(spec: &Spec, keys: &Keys) -> SinkConfig {
     SinkConfig {
         form: match keys.format {
             SinkFormat::DebeziumJson => SinkForm::DebeziumJson,
+        },
+        layout: match keys.layout {
+            DualLayout::TwoTopics => Layout::TwoTopics,
+            DualLayout::OneRecord => Layout::OneRecord,
         },
         schemas: keys.schemas,
         transactions: keys.transactions,
@@ -42,13 +46,23 @@ pub(super) fn sink(spec: &Spec, keys: &Keys) -> KafkaSink {
     KafkaSink::new(config(spec, keys))
 }
 
-/// The columns of which the records cannot hold every value.
+/// The columns of which the records cannot hold every value, and those that Debezium's own JDBC sink connector does not
+/// write as they are.
 pub(super) fn unsayable(spec: &Spec, keys: &Keys, target: &Target) -> Vec<Note> {
-    let note = |one: crossfade_kafka::Unsayable| Note {
+    let note = |one: crossfade_kafka::Unsayable, fidelity, text| Note {
         table: one.table,
         column: Some(one.column),
-        fidelity: Fidelity::Inexact,
-        text: format!("{}: rows with such values go to quarantine", one.text),
+        fidelity,
+        text,
     };
-    sink(spec, keys).unsayable(target).into_iter().map(note).collect()
+    let sink = sink(spec, keys);
+    let inexact = sink.unsayable(target).into_iter().map(|one| {
+        let text = format!("{}: rows with such values go to quarantine", one.text);
+        note(one, Fidelity::Inexact, text)
+    });
+    let elsewhere = sink.lost_by_jdbc(target).into_iter().map(|one| {
+        let text = format!("Debezium's JDBC sink connector does not write it as it is: {}", one.text);
+        note(one, Fidelity::Advice, text)
+    });
+    inexact.chain(elsewhere).collect()
 }

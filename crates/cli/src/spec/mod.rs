@@ -20,7 +20,7 @@ pub(crate) use log::{EmbeddedLog, KafkaLog, LogSpec};
 pub(crate) use log::{KafkaSasl, KafkaTls, Mechanism};
 pub(crate) use rules::has_plain_password;
 pub(crate) use scalar::{Name, Secret, Span};
-pub(crate) use sink::{Apply, Existing, OnError, PostgresSink, SinkSpec, WriteTo};
+pub(crate) use sink::{Apply, DualLayout, Existing, OnError, PostgresSink, SinkSpec, WriteRecords, WriteTo};
 #[cfg(feature = "kafka")]
 pub(crate) use sink::{Cleanup, KafkaSink, SinkDecimal, SinkFormat};
 #[cfg(feature = "kafka")]

@@ -5,18 +5,17 @@ use super::{
     error::SpecError,
     log::{KafkaSasl, KafkaTls, LogSpec, Mechanism},
     scalar::Secret,
-    sink::{Apply, Cleanup, KafkaSink, SinkSpec, WriteTo},
+    sink::{Apply, Cleanup, KafkaSink, SinkSpec, WriteRecords, WriteTo},
     source::{DebeziumSource, SourceSpec},
 };
 use crossfade_control::Gates;
 use crossfade_transform::{Rules, Step, WriteKind};
 
 /// What the design has and this build has not: where it would stand, as which word, and what it would be.
-const UNBUILT: [(&[&str], &str); 12] = [
+const UNBUILT: [(&[&str], &str); 11] = [
     (&["source", "kind"], "kafka"),
     (&["source", "kind"], "cassandra"),
     (&["source", "kind"], "mongodb"),
-    (&["sink", "format"], "dual-records"),
     (&["sink", "kind"], "cassandra"),
     (&["sink", "kind"], "mongodb"),
     (&["sink", "kind"], "duckdb"),
@@ -30,7 +29,9 @@ const UNBUILT: [(&[&str], &str); 12] = [
 /// Refuses by name what is not built yet.
 pub(super) fn refuse_unbuilt(document: &Document<'_>) -> Result<(), SpecError> {
     for (path, value) in UNBUILT {
-        if let Some((_, span)) = document.literal(path).filter(|(text, _)| *text == value) {
+        let is_built =
+            value == "dual-records" && document.literal(&["sink", "kind"]).is_some_and(|(kind, _)| kind == "kafka");
+        if let Some((_, span)) = document.literal(path).filter(|(text, _)| *text == value && !is_built) {
             let (key, section) = path.split_last().unwrap_or((&"", &[]));
             let section = section.join(".");
             return Err(document.error(span, format!("{key} = {value:?} in [{section}] is not built yet")));
@@ -68,6 +69,7 @@ pub(super) fn check(
     }
     check_ranges(document, source, sink)?;
     check_sink(document, sink)?;
+    check_layout(document, sink, rules)?;
     check_same_database(document, source, sink)?;
     if let SourceSpec::Debezium(source) = source {
         check_debezium(document, source, sink, rules)?;
@@ -275,6 +277,22 @@ fn check_sink(document: &Document<'_>, sink: &SinkSpec) -> Result<(), SpecError>
         }
         SinkSpec::Kafka(sink) => check_topics(document, sink),
         SinkSpec::Postgres(_) | SinkSpec::Sqlite(_) => Ok(()),
+    }
+}
+
+/// Where no table is told in both key versions, there are no places for them.
+fn check_layout(document: &Document<'_>, sink: &SinkSpec, rules: &Rules) -> Result<(), SpecError> {
+    let SinkSpec::Kafka(sink) = sink else { return Ok(()) };
+    let any = rules.table.iter().any(|table| table.write == Some(WriteKind::DualRecords));
+    if sink.write == WriteRecords::DualRecords || any {
+        return Ok(());
+    }
+    match document.key_span(&["sink", "layout"]) {
+        Some(span) => Err(document.error(
+            span,
+            "\"layout\" in [sink] says where both key versions stand, and nothing is written as write = \"dual-records\"",
+        )),
+        None => Ok(()),
     }
 }
 

@@ -149,6 +149,29 @@ pub(crate) enum SinkDecimal {
     String,
 }
 
+/// What is told of each change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum WriteRecords {
+    /// The row as the plan makes it, under its new key.
+    #[default]
+    ShadowTables,
+    /// Both key versions: the row as the source has it, under the source's key, and the row as the plan makes it, under its
+    /// new one.
+    DualRecords,
+}
+
+/// Where the two key versions of `write = "dual-records"` stand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DualLayout {
+    /// In two topics, `PREFIX.schema.table.v1` and `PREFIX.schema.table.v2`, written in one transaction of Kafka.
+    #[default]
+    TwoTopics,
+    /// In one record, whose key and images have a part for each version.
+    OneRecord,
+}
+
 /// What a topic keeps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -178,6 +201,12 @@ pub(crate) struct KafkaSink {
     /// In which form records are written.
     #[serde(default)]
     pub(crate) format: SinkFormat,
+    /// What is told of each change; `[[table]]` may say otherwise.
+    #[serde(default)]
+    pub(crate) write: WriteRecords,
+    /// Where the two key versions of `write = "dual-records"` stand.
+    #[serde(default)]
+    pub(crate) layout: DualLayout,
     /// Whether each record carries the schema that Kafka Connect's JSON converter reads.
     #[serde(default = "yes")]
     pub(crate) schemas: bool,

@@ -80,6 +80,15 @@ fn each_wrong_spec_is_refused_with_its_place_and_the_nearest_right_word() {
             "spec.toml:9:9: write = \"dual-records\" in [sink] is not built yet",
         ),
         (
+            spec(
+                HEAD,
+                SOURCE,
+                "[sink]\nkind = \"kafka\"\nbrokers = \"h:1\"\ntopic_prefix = \"p\"\n",
+                "layout = \"one-record\"\n",
+            ),
+            "spec.toml:10:1: \"layout\" in [sink] says where both key versions stand, and nothing is written as write = \"dual-records\"",
+        ),
+        (
             spec(HEAD, SOURCE, SINK, "write = \"shadow-table\"\n"),
             "spec.toml:9:9: \"write\" in [sink] cannot be \"shadow-table\"; did you mean \"shadow-tables\"?",
         ),

@@ -32,6 +32,8 @@ pub(super) fn finish(context: &mut Context<'_>, drafts: &mut [Draft<'_>]) -> Res
         let write = if draft.program.columns_only {
             let written = draft.columns.iter().enumerate().filter(|(_, work)| work.origin.is_none());
             Writing::Columns { columns: written.map(|(index, _)| index).collect() }
+        } else if let Some(second) = draft.program.dual {
+            Writing::Dual { second }
         } else {
             Writing::Table
         };

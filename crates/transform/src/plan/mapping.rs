@@ -91,7 +91,7 @@ fn name(context: &Context<'_>) -> TableName {
     }
     let schema: Arc<str> = match (context.options.dialect, &context.options.schema) {
         (Dialect::Sqlite, _) => Arc::from("main"),
-        (Dialect::Postgres, Some(schema)) if context.options.write == WriteKind::ShadowTables => {
+        (Dialect::Postgres, Some(schema)) if context.options.write != WriteKind::ShadowColumns => {
             Arc::from(schema.as_str())
         }
         (Dialect::Postgres, _) => {

@@ -3,6 +3,7 @@
 mod added;
 mod def;
 mod domains;
+mod dual;
 mod expression;
 mod follow;
 mod index;
@@ -49,11 +50,19 @@ pub struct PlanOptions {
     pub write: WriteKind,
     /// The migration's secret, from which `uuid-v4`, `uuid-v7` and masks are derived.
     pub secret: Vec<u8>,
+    /// Whether the sink's rows are records, which may tell a row in two key versions.
+    pub records: bool,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { schema: None, dialect: Dialect::Postgres, write: WriteKind::default(), secret: Vec::new() }
+        Self {
+            schema: None,
+            dialect: Dialect::Postgres,
+            write: WriteKind::default(),
+            secret: Vec::new(),
+            records: false,
+        }
     }
 }
 
@@ -132,6 +141,12 @@ pub enum Writing {
     },
     /// Rows are inserted unless their key is there already.
     InsertOnce,
+    /// Records in two key versions: the columns before `second` are the source's own row, those from there on the new one.
+    /// Both keys together are the table's.
+    Dual {
+        /// Where the second version's columns begin.
+        second: usize,
+    },
 }
 
 /// One table of the target.
@@ -204,6 +219,8 @@ impl LookupView {
 pub(crate) struct Out {
     pub(crate) column: Column,
     pub(crate) from: From,
+    /// Whether an image of what a row was carries it: it is of the key, or of the row as the source has it.
+    pub(crate) in_old: bool,
 }
 
 /// What is done to the rows of one source table.
@@ -227,6 +244,8 @@ pub(crate) struct TablePlan {
     /// Columns of the source whose default cannot be said in the target, and why.
     pub(crate) unsaid: Vec<(String, String)>,
     pub(crate) columns_only: bool,
+    /// Where the columns of the second key version begin.
+    pub(crate) dual: Option<usize>,
 }
 
 /// Rules and catalog, worked out.

@@ -122,6 +122,7 @@ pub(super) fn target_names(
                 }
                 table.name.clone()
             }
+            WriteKind::DualRecords if options.records => target_name(source, &table.name, rule, options),
             WriteKind::DualRecords => {
                 return Err(PlanError::Unbuilt(format!("write = \"dual-records\" for {} in a SQL sink", table.name)));
             }

@@ -1,7 +1,7 @@
 //! One table: its rule's steps, worked out one after another on the columns as they stand by then.
 
 use super::{
-    Context, Fidelity, Out, PlanError, TablePlan, added::Way, mapping::Mapping, mapping::MappingOut, table_id,
+    Context, Fidelity, Out, PlanError, TablePlan, added::Way, dual, mapping::Mapping, mapping::MappingOut, table_id,
     unknown_column,
 };
 use crate::{
@@ -96,6 +96,14 @@ pub(crate) fn draft<'a>(
     let (types, ops, overwritten) = (steps.types, steps.ops, steps.overwritten);
     let mut outs = outs(table, &columns, surrogate.as_deref(), columns_only)?;
     let unsaid = say_defaults(context, table, &columns, &mut outs, &types, &ops);
+    let mut own_key = own_key_out(context, table, &outs, surrogate.as_deref());
+    let mut dual = None;
+    if context.write_kind(&table.name) == WriteKind::DualRecords {
+        let both = dual::both(table, outs, (context.source.dialect, context.options.dialect))?;
+        own_key = own_key.map(|out| both.second + out);
+        outs = both.outs;
+        dual = Some(both.second);
+    }
     let name = context.names.get(&table.name).cloned().unwrap_or_else(|| table.name.clone());
     let identity = if surrogate.is_some() { Identity::Key } else { table.identity };
     let schema = Arc::new(TableSchema {
@@ -106,12 +114,11 @@ pub(crate) fn draft<'a>(
         identity,
         native_id: table.native_id,
     });
-    let own_key = own_key_out(context, table, &outs, surrogate.as_deref());
     let program = TablePlan {
         id: schema.id,
         version: 1,
         source: table.name.clone(),
-        loaded: table.carried().map(|def| def.column.name.to_string()).collect(),
+        loaded: loaded(table, dual.is_some()),
         generated: table.columns.iter().filter(|d| d.generated.is_some()).map(|d| d.column.name.to_string()).collect(),
         types,
         ops,
@@ -121,8 +128,15 @@ pub(crate) fn draft<'a>(
         schema,
         mapping: mapping.zip(own_key).map(|(mapping, out)| MappingOut { schema: mapping.table.schema.clone(), out }),
         columns_only,
+        dual,
     };
     Ok(Draft { source: table, columns, surrogate, by_surrogate, program })
+}
+
+/// The source's columns that are loaded; twice, where the row as the source has it is told beside the new one.
+fn loaded(table: &TableDef, twice: bool) -> Vec<String> {
+    let names = || table.carried().map(|def| def.column.name.to_string());
+    if twice { names().chain(names()).collect() } else { names().collect() }
 }
 
 /// The output that is the table's own new key.
@@ -164,7 +178,8 @@ fn outs(
             Some(key) => From::Key(key.clone()),
             None => From::Register(work.register),
         };
-        outs.push(Out { column, from });
+        let in_old = column.key.is_some();
+        outs.push(Out { column, from, in_old });
     }
     let by_old_key = surrogate.is_none() || columns_only;
     if table.identity == Identity::Key && by_old_key {
@@ -247,15 +262,12 @@ impl<'c, 'a> Steps<'c, 'a> {
             nullable: def.column.nullable,
             key: None,
         });
-        Self {
-            columns: columns.collect(),
-            types: table.carried().map(|def| def.column.type_.clone()).collect(),
-            context,
-            table,
-            place: String::new(),
-            ops: Vec::new(),
-            overwritten: Vec::new(),
+        let columns = columns.collect();
+        let mut types: Vec<ColumnType> = table.carried().map(|def| def.column.type_.clone()).collect();
+        if context.write_kind(&table.name) == WriteKind::DualRecords {
+            types.extend_from_within(..);
         }
+        Self { columns, types, context, table, place: String::new(), ops: Vec::new(), overwritten: Vec::new() }
     }
 
     pub(super) fn write_kind(&self) -> WriteKind {

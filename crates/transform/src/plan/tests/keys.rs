@@ -145,3 +145,27 @@ fn a_refused_row_is_known_by_its_new_key() {
     };
     assert_eq!(cells, [Cell::Bytes(&expected)]);
 }
+
+#[test]
+fn with_dual_records_the_source_s_own_row_stands_before_the_new_one_under_both_keys() {
+    let catalog = shop();
+    let options = PlanOptions { write: WriteKind::DualRecords, records: true, ..options(Dialect::Postgres) };
+    let mut wanted = rekey("uuid-v5");
+    wanted.table = rules(r#"{"table": [{"from": "users", "steps": [{"mask": "email", "with": "null"}]}]}"#).table;
+    let plan = plan(&catalog, &wanted, &options).unwrap();
+    let users = plan.tables().iter().find(|table| &*table.schema.name.name == "users").unwrap();
+    assert_eq!(users.write, Writing::Dual { second: 4 });
+    let keys: Vec<&str> =
+        users.schema.key_columns().into_iter().map(|index| &*users.schema.columns[index].name).collect();
+    assert_eq!(keys, ["v1.id", "v2.id"]);
+    let (one, two) = (vector("uuid-v5", "public.users", 1), vector("uuid-v5", "public.users", 42));
+    // A step changes the new version alone.
+    let came = run(&catalog, &plan, "users", RowOp::Insert, None, Some(&["1", "a@b", "~", "~"]));
+    assert_eq!(came[1], format!("insert users [] [1 a@b ~ ~ {one} ~ ~ ~]"));
+    // What a row was is told as far as the source has sent it; of the new version its key.
+    let before: &[&str] = &["1", "a@b", "~", "~"];
+    let moved = run(&catalog, &plan, "users", RowOp::Update, Some(before), Some(&["42", "a@b", "~", "="]));
+    assert_eq!(moved[1], format!("update users [1 a@b ~ ~ {one} - - -] [42 a@b ~ ~ {two} ~ ~ ~]"));
+    let gone = run(&catalog, &plan, "users", RowOp::Delete, Some(&["1", "-", "-", "-"]), None);
+    assert_eq!(gone, [format!("delete users [1 - - - {one} - - -] []")]);
+}
