@@ -29,6 +29,8 @@ mod superseded;
 #[cfg(feature = "kafka")]
 mod topics;
 mod trees;
+#[cfg(feature = "kafka")]
+mod workers;
 mod zoo;
 
 /// Whether this is the long round.

@@ -235,6 +235,31 @@ impl Clients {
         self.reading(group, true, "read_uncommitted")
     }
 
+    /// A consumer that is a member of a group, which says what it is given and when that is taken away again.
+    pub(crate) fn member<C: ConsumerContext>(
+        &self,
+        group: &str,
+        silent: Duration,
+        context: C,
+    ) -> Result<BaseConsumer<C>, LogError> {
+        let mut config = base(&self.connection);
+        config
+            .set("group.id", group)
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", silent.as_millis().to_string())
+            .set("heartbeat.interval.ms", (silent / 4).min(Duration::from_secs(3)).as_millis().to_string())
+            .set("max.poll.interval.ms", silent.max(Duration::from_secs(300)).as_millis().to_string())
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("allow.auto.create.topics", "false")
+            .set("isolation.level", "read_committed")
+            // It reads nothing itself; this is for the moment until its partitions rest.
+            .set("auto.offset.reset", "latest")
+            .set("queued.max.messages.kbytes", "64");
+        BaseConsumer::from_config_and_context(&config, context)
+            .map_err(|error| server("making a member of a group for Kafka", error))
+    }
+
     fn reading(&self, group: &str, ends: bool, isolation: &str) -> Result<LogConsumer, LogError> {
         let mut config = base(&self.connection);
         config

@@ -5,6 +5,7 @@ mod conformance;
 mod following;
 mod keeping;
 mod secured;
+mod workers;
 
 use crossfade_kafka::{Connection, LogOptions, log::KafkaLog};
 use crossfade_testkit::kafka::Kafka;
