@@ -27,7 +27,7 @@ steps = [{ mask = "words", with = "stars" }]
 const HISTORY: &str = "
 CREATE TABLE history (at bigserial PRIMARY KEY, id int, n int);
 CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN INSERT INTO history (id, n) VALUES (NEW.id, NEW.n); RETURN NEW; END $$;
+    BEGIN INSERT INTO public.history (id, n) VALUES (NEW.id, NEW.n); RETURN NEW; END $$;
 CREATE TRIGGER noted AFTER INSERT OR UPDATE ON steps FOR EACH ROW EXECUTE FUNCTION noted();
 ALTER TABLE steps ENABLE ALWAYS TRIGGER noted;";
 
