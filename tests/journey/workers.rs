@@ -63,8 +63,12 @@ fn shared_out(desk: &Desk) -> (usize, usize) {
     (shares.values().sum(), shares.values().filter(|share| **share > 0).count())
 }
 
-async fn until_shared(desk: &Desk, among: usize) {
-    until(&format!("8 partitions to be shared among {among}"), async || shared_out(desk) == (8, among)).await;
+async fn until_shared(desk: &Desk, among: usize, workers: &mut [Running]) {
+    until(&format!("8 partitions to be shared among {among}"), async || {
+        assert_alive(workers);
+        shared_out(desk) == (8, among)
+    })
+    .await;
 }
 
 fn assert_alive(workers: &mut [Running]) {
@@ -83,7 +87,7 @@ async fn workers_are_killed_and_frozen_and_both_sides_end_equal_with_every_key_i
     let mut deliver = desk.start_role("deliver");
     wait_both(&desk, &mut ingest, &mut deliver);
     target.execute(HISTORY).await;
-    until_shared(&desk, 2).await;
+    until_shared(&desk, 2, &mut workers).await;
     let writers = [Writer::start(&source, steps), Writer::start(&source, |n| steps(n + 1_000_000))];
     for round in 0..if is_soak() { 60 } else { 8 } {
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..900))).await;
@@ -96,14 +100,14 @@ async fn workers_are_killed_and_frozen_and_both_sides_end_equal_with_every_key_i
             which => {
                 workers.remove(which % 2).kill();
                 if which == 2 {
-                    until_shared(&desk, 1).await;
+                    until_shared(&desk, 1, &mut workers).await;
                 }
                 workers.push(desk.start_role("transform"));
             }
         }
         writers[0].wait_for_more(rng.random_range(1..10));
     }
-    until_shared(&desk, 2).await;
+    until_shared(&desk, 2, &mut workers).await;
     wait_both(&desk, &mut ingest, &mut deliver);
 
     // Longer than the group bears: another one has its partitions when it wakes.
@@ -115,14 +119,14 @@ async fn workers_are_killed_and_frozen_and_both_sides_end_equal_with_every_key_i
     wait_both(&desk, &mut ingest, &mut deliver);
     workers[0].thaw();
     desk.until_said("held this worker for dead", &mut workers[0]);
-    until_shared(&desk, 2).await;
+    until_shared(&desk, 2, &mut workers).await;
     writers[0].wait_for_more(20);
 
     // A third comes, and one goes as it should.
     workers.push(desk.start_role("transform"));
-    until_shared(&desk, 3).await;
+    until_shared(&desk, 3, &mut workers).await;
     desk.stop(workers.remove(0));
-    until_shared(&desk, 2).await;
+    until_shared(&desk, 2, &mut workers).await;
     assert_alive(&mut workers);
     writers[0].wait_for_more(20);
     writers.into_iter().for_each(Writer::stop);
