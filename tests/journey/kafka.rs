@@ -318,7 +318,4 @@ async fn what_is_wrong_with_brokers_and_topics_is_said_with_its_code() {
     desk.expect(5, &["log", "ls"], &[]);
     desk.expect(0, &["rollback"], &["--wipe", "--yes"]);
     assert!(topics(kafka, &["--list"]).contains("shared.changes"), "a topic that is not ours stays");
-    with("");
-    let said = desk.expect(2, &["run"], &["--role", "transform"]);
-    assert!(said.stderr.contains("--role transform is not built yet"), "{said}");
 }

@@ -33,6 +33,8 @@ mod told;
 #[cfg(feature = "kafka")]
 mod topics;
 mod trees;
+#[cfg(feature = "kafka")]
+mod workers;
 mod zoo;
 
 /// Whether this is the long round.

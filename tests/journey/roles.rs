@@ -23,7 +23,7 @@ use std::{
 };
 
 /// Keys that only one secret gives, a column under another name, and a table too.
-const RULES: &str = r#"
+pub(crate) const RULES: &str = r#"
 [keys.default]
 make = "uuid-v4"
 
@@ -49,7 +49,7 @@ async fn desk_of_two(kafka: &Kafka, rules: &str) -> Option<(Desk, Database, Data
 }
 
 /// `crossfade wait --caught-up`, as long as both live.
-fn wait_both(desk: &Desk, ingest: &mut Running, deliver: &mut Running) {
+pub(crate) fn wait_both(desk: &Desk, ingest: &mut Running, deliver: &mut Running) {
     let waited = desk.command(&["wait"], &["--caught-up", "--timeout", "100s"]);
     assert!(
         waited.code == Some(0) && ingest.is_running() && deliver.is_running(),
@@ -60,7 +60,7 @@ fn wait_both(desk: &Desk, ingest: &mut Running, deliver: &mut Running) {
     );
 }
 
-async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !reached().await {
         assert!(began.elapsed() < GENEROUS, "in vain waited for: {what}");
@@ -68,12 +68,12 @@ async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
     }
 }
 
-async fn one(database: &Database, sql: &str) -> String {
+pub(crate) async fn one(database: &Database, sql: &str) -> String {
     database.value(sql).await.unwrap_or_default()
 }
 
 /// Both sides, by the tests' own means.
-async fn assert_equal(desk: &Desk, source: &Database, target: &Database) {
+pub(crate) async fn assert_equal(desk: &Desk, source: &Database, target: &Database) {
     let mapping = Mapping::parse(&desk.expect(0, &["mapping", "export"], &[]).stdout);
     assert_same_through(&mapping, source, target, &[PEOPLE]).await;
     let there = crate::desk::rows(target, "SELECT id, person, total, remark FROM purchases").await;
@@ -283,7 +283,7 @@ async fn while_deliver_is_away_the_source_keeps_no_more_of_its_wal() {
 }
 
 /// Another machine: the same spec in a folder of its own.
-fn elsewhere(desk: &Desk, folder: &Path) -> Crossfade {
+pub(crate) fn elsewhere(desk: &Desk, folder: &Path) -> Crossfade {
     let there = Crossfade::at(folder);
     there.write(SPEC, &fs::read_to_string(desk.path(SPEC)).unwrap());
     there

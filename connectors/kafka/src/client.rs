@@ -246,6 +246,31 @@ impl Clients {
         self.reading(group, true, "read_uncommitted", ASKING)
     }
 
+    /// A consumer that is a member of a group, which says what it is given and when that is taken away again.
+    pub(crate) fn member<C: ConsumerContext>(
+        &self,
+        group: &str,
+        silent: Duration,
+        context: C,
+    ) -> Result<BaseConsumer<C>, LogError> {
+        let mut config = base(&self.connection);
+        config
+            .set("group.id", group)
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", silent.as_millis().to_string())
+            .set("heartbeat.interval.ms", (silent / 4).min(Duration::from_secs(3)).as_millis().to_string())
+            .set("max.poll.interval.ms", silent.max(Duration::from_secs(300)).as_millis().to_string())
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("allow.auto.create.topics", "false")
+            .set("isolation.level", "read_committed")
+            // It reads nothing itself; this is for the moment until its partitions rest.
+            .set("auto.offset.reset", "latest")
+            .set("queued.max.messages.kbytes", "64");
+        BaseConsumer::from_config_and_context(&config, context)
+            .map_err(|error| server("making a member of a group for Kafka", error))
+    }
+
     fn reading(&self, group: &str, ends: bool, isolation: &str, wait: Duration) -> Result<LogConsumer, LogError> {
         let mut config = base(&self.connection);
         config
@@ -272,6 +297,21 @@ impl Clients {
     pub(crate) fn describe(&self, names: &[&str]) -> Result<Vec<Option<ids::Topic>>, LogError> {
         let failed = |error| self.unreachable(format!("asking {} for its topics", self.brokers()), error);
         self.admin().and_then(|admin| ids::describe(admin, names, PATIENCE)).map_err(failed)
+    }
+
+    pub(crate) fn describe_one(&self, name: &str) -> Result<Option<ids::Topic>, LogError> {
+        Ok(self.describe(&[name])?.pop().flatten())
+    }
+
+    /// A topic that is said to be there: one that a single broker has not heard of is not gone yet.
+    pub(crate) fn describe_known(&self, name: &str) -> Result<Option<ids::Topic>, LogError> {
+        let began = Instant::now();
+        loop {
+            match self.describe_one(name)? {
+                None if began.elapsed() < HEARSAY => std::thread::sleep(Duration::from_millis(100)),
+                found => return Ok(found),
+            }
+        }
     }
 
     /// How many brokers there are.
@@ -486,7 +526,7 @@ pub(crate) fn scan(
 }
 
 /// How long a broker may not have heard of a topic that another one has just made.
-pub(crate) const HEARSAY: Duration = Duration::from_secs(5);
+const HEARSAY: Duration = Duration::from_secs(5);
 
 /// How long one broker is waited for before it is asked who else has a partition now.
 const ONE_BROKER: Duration = Duration::from_secs(10);
@@ -520,7 +560,7 @@ pub(crate) fn bounds(consumer: &LogConsumer, topic: &str, partition: u32) -> Res
 }
 
 /// Where partitions end, of all that is asked in one question to each broker; `None` for one that has no leader now.
-pub(crate) fn ends(
+fn ends(
     consumer: &LogConsumer,
     topic: &str,
     partitions: impl IntoIterator<Item = u32>,
@@ -536,6 +576,37 @@ pub(crate) fn ends(
         _ => None,
     };
     Ok(found.elements().into_iter().map(|element| (element.partition().unsigned_abs(), end(element))).collect())
+}
+
+/// Waits until everything below these ends of a topic's partitions can be read; false when it takes longer than `limit`.
+pub(crate) fn reaches(
+    consumer: &LogConsumer,
+    topic: &str,
+    wanted: &BTreeMap<u32, u64>,
+    limit: Duration,
+) -> Result<bool, LogError> {
+    let began = Instant::now();
+    let mut pause = Duration::from_micros(500);
+    let mut missing = wanted.clone();
+    while !missing.is_empty() {
+        let failed = |error| server(format!("asking where {topic} ends"), error);
+        let ends = ends(consumer, topic, missing.keys().copied()).map_err(failed)?;
+        let end = |partition: &u32| ends.get(partition).copied().flatten();
+        missing.retain(|partition, wanted| end(partition).is_none_or(|end| end < *wanted));
+        if let Some(leaderless) = missing.keys().find(|partition| end(partition).is_none()) {
+            // Asked by itself it is looked for until somebody leads it.
+            bounds(consumer, topic, *leaderless)?;
+        }
+        if missing.is_empty() {
+            break;
+        }
+        if began.elapsed() > limit {
+            return Ok(false);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+    Ok(true)
 }
 
 /// Waits until everything that was sent has been answered.

@@ -164,6 +164,11 @@ impl Head {
         Ok(Self { round: u64_at(head, 8), place: u32_at(head, 16), what })
     }
 
+    /// The place in its round of an entry with this sequence.
+    pub(crate) fn place_of(sequence: Sequence) -> u32 {
+        (sequence.0 % SEQUENCES) as u32
+    }
+
     /// The record's place in the order of the whole log.
     pub fn sequence(&self) -> Sequence {
         Sequence(self.round.saturating_mul(SEQUENCES).saturating_add(u64::from(self.place)))

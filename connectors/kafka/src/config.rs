@@ -127,6 +127,9 @@ pub struct LogOptions {
     pub retention: Retention,
     /// How large a segment file of the topic grows; the broker's own default unless said.
     pub segment_bytes: Option<u64>,
+    /// Workers transform what is in the log, beside it, into a third topic, `<prefix>.transformed`; where there are none,
+    /// whoever delivers does.
+    pub workers: Option<Workers>,
     /// A file in which the ids of the topics are kept, so that topics that were deleted and made anew are never taken for
     /// the old ones.
     pub pin: Option<PathBuf>,
@@ -143,9 +146,17 @@ impl LogOptions {
             min_insync_replicas: None,
             retention: Retention::default(),
             segment_bytes: None,
+            workers: None,
             pin: None,
         }
     }
+}
+
+/// Workers that transform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workers {
+    /// How long one may be silent before its partitions are given to others.
+    pub silent: Duration,
 }
 
 /// When entries are dropped; without either limit all are kept.

@@ -17,7 +17,7 @@ mod note;
 mod sink;
 mod source;
 
-pub use config::{Connection, ConnectionError, LogOptions, Mechanism, Retention, Sasl, Tls};
+pub use config::{Connection, ConnectionError, LogOptions, Mechanism, Retention, Sasl, Tls, Workers};
 pub use sink::{KafkaSink, KafkaSinkInspect, Layout, OnError, SinkConfig, SinkForm, Unsayable};
 pub use source::{
     BinaryMode, DebeziumConfig, DebeziumInspect, DebeziumSource, DecimalMode, Handling, Loss, TimePrecision,

@@ -3,6 +3,7 @@
 //! ```text
 //!   <prefix>.changes   N partitions   entries by key, and behind every round a mark in each partition
 //!   <prefix>.meta      compacted      schemas, the last round and its position, consumers' places, who writes
+//!   <prefix>.transformed              where workers transform: what they have made of the entries, by partition and round
 //! ```
 //!
 //! **One writer** with one fixed `transactional.id`: whoever opens the log shuts out the one before, and that one says so
@@ -19,6 +20,7 @@
 mod build;
 mod ended;
 mod follow;
+mod made;
 mod meta;
 mod pin;
 mod place;
@@ -27,10 +29,12 @@ mod roles;
 mod shared;
 mod tail;
 mod topics;
+mod transform;
 mod watcher;
 mod writer;
 
 pub use reader::KafkaReader;
+pub use transform::{Begin, Make, Share};
 
 use crate::{
     LogOptions, Retention,
@@ -499,6 +503,11 @@ impl EventLog for KafkaLog {
 
     fn read(&self, from: &Cut, lane: Lane) -> Result<KafkaReader, LogError> {
         KafkaReader::new(self.0.shared.clone(), self.0.clone(), from, lane)
+    }
+
+    fn read_made(&self, from: &Cut, lane: Lane) -> Result<KafkaReader, LogError> {
+        let reader = self.read(from, lane)?;
+        Ok(if self.0.shared.standing.transformed.is_some() { reader.with_made() } else { reader })
     }
 
     fn tail(&self) -> Tail {

@@ -9,19 +9,22 @@ use crate::{
     error::CliError,
     spec::{EmbeddedLog, KafkaLog as KafkaKeys, LogSpec, Spec},
 };
-use crossfade_event::{Batch, Cut, SchemaVersion, TableId, TableSchema};
+use bytes::Bytes;
+use crossfade_event::{Batch, Cut, SchemaVersion, Sequence, TableId, TableSchema};
 #[cfg(feature = "kafka")]
 use crossfade_kafka::log::{KafkaLog, KafkaReader};
 use crossfade_log::{
     Entries, EventLog, Lane, LogError, LogReader, Tail,
     embedded::{Embedded, Options, Reader, Retention},
 };
+use crossfade_observe::WorkerStatus;
+use crossfade_pipeline::Routes;
 use crossfade_state::WorkFolder;
 use futures::{FutureExt, future::BoxFuture};
 use serde_json::{Value as Json, json};
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 /// The log. All clones are one log.
@@ -79,6 +82,14 @@ impl EventLog for AnyLog {
         }
     }
 
+    fn read_made(&self, from: &Cut, lane: Lane) -> Result<AnyReader, LogError> {
+        match self {
+            Self::Embedded(log) => log.read_made(from, lane).map(AnyReader::Embedded),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => log.read_made(from, lane).map(|reader| AnyReader::Kafka(Box::new(reader))),
+        }
+    }
+
     fn tail(&self) -> Tail {
         each!(self, one => one.tail())
     }
@@ -123,6 +134,14 @@ impl LogReader for AnyReader {
 
     fn try_next(&mut self) -> Result<Option<Entries>, LogError> {
         each!(self, one => one.try_next())
+    }
+
+    fn made(&mut self, sequence: Sequence) -> Option<Bytes> {
+        each!(self, one => one.made(sequence))
+    }
+
+    fn waits(&self) -> bool {
+        each!(self, one => one.waits())
     }
 }
 
@@ -276,6 +295,28 @@ impl AnyLog {
             Self::Embedded(_) => Err(one_machine()),
             #[cfg(feature = "kafka")]
             Self::Kafka(log, _) => Ok(in_place(|| log.take_turn())?),
+        }
+    }
+
+    /// Works as a transform worker of the log until `stop` is set; `tell` hears what it has. Blocks.
+    #[cfg_attr(not(feature = "kafka"), expect(unused_variables, reason = "only a log on Kafka has workers"))]
+    pub(crate) fn transform(
+        &self,
+        routes: Routes,
+        stop: &AtomicBool,
+        tell: &dyn Fn(WorkerStatus),
+    ) -> Result<(), CliError> {
+        match self {
+            Self::Embedded(_) => Err(one_machine()),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => Ok(kafka::transform(log, routes, stop, &|share| {
+                tell(WorkerStatus {
+                    partitions: share.partitions,
+                    made: share.made,
+                    waiting: share.waiting,
+                    ..WorkerStatus::default()
+                });
+            })?),
         }
     }
 

@@ -18,6 +18,7 @@ mod schemas;
 pub use error::LogError;
 pub use find::{Seek, find};
 
+use bytes::Bytes;
 use crossfade_event::{Batch, Cut, Event, Offset, Partition, Position, SchemaVersion, Sequence, TableId, TableSchema};
 use std::{future::Future, sync::Arc};
 
@@ -101,6 +102,15 @@ pub trait EventLog: Clone + Send + Sync + 'static {
     /// the last one: then it is not the log that was read before.
     fn read(&self, from: &Cut, lane: Lane) -> Result<Self::Reader, LogError>;
 
+    /// The same, and with each change and block of rows what a worker has made of it ([`LogReader::made`]), where workers
+    /// transform beside the log: what they have not come to yet is waited for.
+    ///
+    /// # Errors
+    /// As [`EventLog::read`].
+    fn read_made(&self, from: &Cut, lane: Lane) -> Result<Self::Reader, LogError> {
+        self.read(from, lane)
+    }
+
     /// The end.
     fn tail(&self) -> Tail;
 
@@ -158,4 +168,16 @@ pub trait LogReader: Send {
     /// # Errors
     /// As [`LogReader::next`].
     fn try_next(&mut self) -> Result<Option<Entries>, LogError>;
+
+    /// What a worker has made of one of the entries given last; given once. Nothing where none has, or where it is gone:
+    /// then it is made again.
+    fn made(&mut self, sequence: Sequence) -> Option<Bytes> {
+        let _ = sequence;
+        None
+    }
+
+    /// True when nothing was given although the log has more: workers have not made it yet.
+    fn waits(&self) -> bool {
+        false
+    }
 }

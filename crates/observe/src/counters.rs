@@ -24,6 +24,7 @@ struct Inner {
     bytes: AtomicU64,
     commits: AtomicU64,
     lookup_misses: AtomicU64,
+    made: AtomicU64,
     tables: RwLock<BTreeMap<TableName, Arc<Table>>>,
 }
 
@@ -54,6 +55,8 @@ pub struct Committed {
     pub quarantined: u64,
     /// Lookups that found no row.
     pub lookup_misses: u64,
+    /// Those that workers had transformed already.
+    pub made: u64,
     /// How many of each table.
     pub tables: Vec<(TableName, u64)>,
 }
@@ -88,6 +91,7 @@ impl Counters {
         self.0.quarantined.fetch_add(what.quarantined, Relaxed);
         self.0.commits.fetch_add(1, Relaxed);
         self.0.lookup_misses.fetch_add(what.lookup_misses, Relaxed);
+        self.0.made.fetch_add(what.made, Relaxed);
         for (table, count) in &what.tables {
             let table = self.table(table);
             let counter = if what.loading { &table.rows_loaded } else { &table.changes };
@@ -163,6 +167,7 @@ impl Counters {
             bytes: self.0.bytes.load(Relaxed),
             commits: self.0.commits.load(Relaxed),
             lookup_misses: self.0.lookup_misses.load(Relaxed),
+            made: self.0.made.load(Relaxed),
             tables: tables.iter().map(table).collect(),
         }
     }
@@ -221,6 +226,8 @@ pub struct Totals {
     pub commits: u64,
     /// Lookups that found no row, in this run.
     pub lookup_misses: u64,
+    /// Changes and rows that workers had transformed already.
+    pub made: u64,
     /// Table by table, sorted by name.
     pub tables: Vec<TableTotals>,
 }

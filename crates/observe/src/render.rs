@@ -1,7 +1,7 @@
 //! A status for a person: a page for `crossfade status`, a line for a log.
 
 use crate::{
-    Overall, Standing, Status,
+    Overall, Standing, Status, WorkerStatus,
     words::{bytes, grouped, millis, per_second, percent, seconds},
 };
 use std::fmt::Write;
@@ -81,6 +81,12 @@ pub fn render(status: &Status) -> String {
     if status.lookup_misses > 0 {
         line("lookups", format!("{} found no row in this run", grouped(status.lookup_misses)));
     }
+    if status.made > 0 {
+        line("workers", format!("{} changes and rows came transformed in this run", grouped(status.made)));
+    }
+    for worker in &status.workers {
+        line("worker", worker_words(worker));
+    }
     line(
         "speed",
         format!(
@@ -114,6 +120,17 @@ pub fn render(status: &Status) -> String {
         page.push_str(&render(beside));
     }
     page
+}
+
+fn worker_words(worker: &WorkerStatus) -> String {
+    let partitions: Vec<String> = worker.partitions.keys().map(u32::to_string).collect();
+    let which = if partitions.is_empty() { "none yet".to_owned() } else { partitions.join(", ") };
+    let before: u64 = worker.partitions.values().sum();
+    let mut words = format!("process {}, partitions {which}, {} records before it", worker.pid, grouped(before));
+    if let Some(waiting) = &worker.waiting {
+        let _ = write!(words, "; waits: {waiting}");
+    }
+    words
 }
 
 fn phase_words(status: &Status) -> String {

@@ -5,6 +5,7 @@ use crate::{Conservation, Rates, TableTotals, Totals, eta_s};
 use crossfade_control::{Migration, Overlay, Verdict};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// A migration at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +43,12 @@ pub struct Status {
     /// Lookups of this run that found no row; what they would have filled was left as it was.
     #[serde(default)]
     pub lookup_misses: u64,
+    /// Changes and rows of this run that transform workers had transformed already.
+    #[serde(default)]
+    pub made: u64,
+    /// The transform workers that run on this machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub workers: Vec<WorkerStatus>,
     /// False when a change is missing from the line above (or counted twice).
     pub conserved: bool,
     /// Rates over the last ten seconds.
@@ -151,6 +158,22 @@ pub struct LogStatus {
     pub elsewhere: Option<String>,
 }
 
+/// A transform worker.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// The process.
+    pub pid: u32,
+    /// When it said so, ISO 8601 UTC.
+    pub at: String,
+    /// The partitions that the group has given it, and how many records of each are still before it.
+    pub partitions: BTreeMap<u32, u64>,
+    /// Changes and blocks of rows that it has been through in this run.
+    pub made: u64,
+    /// What it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+}
+
 /// A side that waits and tries again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retrying {
@@ -204,6 +227,8 @@ impl Status {
             lag: LagStatus { events: u64::try_from(totals.conservation.pending).unwrap_or(0), ..LagStatus::default() },
             conservation: totals.conservation,
             lookup_misses: totals.lookup_misses,
+            made: totals.made,
+            workers: Vec::new(),
             conserved: totals.conservation.holds(),
             rates,
             source: Value::Null,
@@ -323,6 +348,8 @@ mod tests {
             tables,
             filtered: 0,
             lookup_misses: 0,
+            made: 0,
+            workers: Vec::new(),
         });
         let rates = Rates { copied_rows_per_s: 20.0, loaded_rows_per_s: 10.0, ..Rates::default() };
         let status = Status::new("shop", 1_700_000_000_123_456, &Migration::default(), &counters.totals(), rates);

@@ -41,6 +41,8 @@ pub struct DeliverOptions {
     pub until: Option<Cut>,
     /// How long transient failures are borne.
     pub patience: Patience,
+    /// Take what workers have made beside the log: only where they follow the very plan that this deliver follows.
+    pub made: bool,
     /// What the log says of its backfills; shared with whoever else reads the same log.
     pub folds: Folds,
 }
@@ -54,6 +56,7 @@ impl DeliverOptions {
             load_bytes_max: 8 << 20,
             until: None,
             patience: Patience::default(),
+            made: false,
             folds: Folds::default(),
         }
     }
@@ -303,6 +306,7 @@ impl Uncommitted {
         self.tally.read += tally.read;
         self.tally.filtered += tally.filtered;
         self.tally.misses += tally.misses;
+        self.tally.made += tally.made;
         for (table, count) in tally.tables {
             *self.tally.tables.entry(table).or_default() += count;
         }
@@ -319,6 +323,7 @@ impl Uncommitted {
             filtered: self.tally.filtered,
             quarantined,
             misses: self.tally.misses,
+            made: self.tally.made,
             tables: self.tally.tables,
             commit_time_us: self.tally.commit_time_us,
         }
@@ -368,6 +373,11 @@ impl<L: EventLog> Producer<L> {
         }
     }
 
+    fn read(&self, lane: Lane) -> Result<L::Reader, PipelineError> {
+        let from = &self.progress.cut;
+        Ok(if self.options.made { self.log.read_made(from, lane)? } else { self.log.read(from, lane)? })
+    }
+
     /// Applies a backfill's rows, up to its end in the log.
     async fn load(&mut self) -> Result<Sent, PipelineError> {
         if self.send(Work::Stage(Stage::Loading)).await.is_err() {
@@ -379,11 +389,12 @@ impl<L: EventLog> Producer<L> {
             return Err(trimmed());
         }
         self.gather.views.fill_from_backfill(&self.log, &from, self.progress.generation.max(1)).await?;
-        let mut reader = self.log.read(&self.progress.cut, Lane::Snapshot)?;
+        let mut reader = self.read(Lane::Snapshot)?;
         loop {
             let Ok(entries) = self.fill(&mut reader, true).await? else { return Ok(Err(Gone)) };
             for entry in &entries.entries {
-                let meaning = self.gather.snapshot(entry)?;
+                let made = reader.made(entry.sequence);
+                let meaning = self.gather.snapshot(entry, made)?;
                 if matches!(meaning, Meaning::BackfillEnded { generation } if generation == self.progress.generation) {
                     // The place stays before this entry until the load is finished: a restart in between finds it again.
                     // The sink is told of it even if no rows are left: it is where rows are states that the source had.
@@ -455,7 +466,7 @@ impl<L: EventLog> Producer<L> {
         if self.send(Work::Stage(Stage::Streaming)).await.is_err() {
             return Ok(Err(Gone));
         }
-        let mut reader = self.log.read(&self.progress.cut, Lane::Stream)?;
+        let mut reader = self.read(Lane::Stream)?;
         // Behind the last entry, inside a transaction too: its parts may have come from any partition.
         let mut at = self.progress.cut.clone();
         loop {
@@ -463,7 +474,10 @@ impl<L: EventLog> Producer<L> {
             for entry in entries.entries {
                 past(&mut at, &entry);
                 match entry {
-                    Entry { event: Event::Changed(change), sequence, .. } => self.gather.changed(sequence, change)?,
+                    Entry { event: Event::Changed(change), sequence, .. } => {
+                        let made = reader.made(sequence);
+                        self.gather.changed(sequence, change, made)?;
+                    }
                     entry => match self.gather.stream(&entry)? {
                         Meaning::More | Meaning::BackfillEnded { .. } => {
                             self.open |= matches!(entry.event, Event::Began(_));
@@ -512,7 +526,9 @@ impl<L: EventLog> Producer<L> {
             }
             let ready = !self.gather.is_empty() && (loading || !self.open);
             if !ready {
-                if !self.open && self.gather.is_empty() && self.send(Work::Tail(self.progress.clone())).await.is_err() {
+                // What workers have not made yet is not the end.
+                let is_at_tail = !self.open && self.gather.is_empty() && !reader.waits();
+                if is_at_tail && self.send(Work::Tail(self.progress.clone())).await.is_err() {
                     return Ok(Err(Gone));
                 }
                 tokio::select! {

@@ -2,6 +2,7 @@
 
 use crate::{
     PipelineError,
+    made::Taken,
     route::{Follow, Routes},
     views::{LookupViews, inserted},
 };
@@ -27,6 +28,8 @@ pub(crate) struct Tally {
     pub(crate) filtered: u64,
     /// Lookups that found no row.
     pub(crate) misses: u64,
+    /// Those that workers had transformed already.
+    pub(crate) made: u64,
     pub(crate) tables: BTreeMap<TableId, u64>,
     pub(crate) commit_time_us: Option<i64>,
 }
@@ -132,7 +135,7 @@ impl<L: EventLog> Gather<L> {
     /// Takes one entry of the stream in.
     pub(crate) fn stream(&mut self, entry: &Entry) -> Result<Meaning, PipelineError> {
         match &entry.event {
-            Event::Changed(change) => self.changed(entry.sequence, change.clone())?,
+            Event::Changed(change) => self.changed(entry.sequence, change.clone(), None)?,
             Event::Began(transaction) => {
                 self.transaction = Some(*transaction);
                 self.tally.commit_time_us = Some(transaction.commit_time_us);
@@ -157,9 +160,9 @@ impl<L: EventLog> Gather<L> {
     }
 
     /// Takes one entry of a backfill in.
-    pub(crate) fn snapshot(&mut self, entry: &Entry) -> Result<Meaning, PipelineError> {
+    pub(crate) fn snapshot(&mut self, entry: &Entry, made: Option<Bytes>) -> Result<Meaning, PipelineError> {
         match &entry.event {
-            Event::Rows(block) => self.block(entry, block)?,
+            Event::Rows(block) => self.block(entry, block, made)?,
             Event::SnapshotBegan { table, .. } => {
                 // Without a key a second copy cannot be told from the first: begin with an empty table each time.
                 // What lookups read of it was filled with the whole backfill's rows before the first of them came here.
@@ -225,8 +228,13 @@ impl<L: EventLog> Gather<L> {
         Ok(())
     }
 
-    /// Takes a change of the stream in, which stands at `sequence`.
-    pub(crate) fn changed(&mut self, sequence: Sequence, change: Change) -> Result<(), PipelineError> {
+    /// Takes a change of the stream in, which stands at `sequence`, and what a worker has made of it.
+    pub(crate) fn changed(
+        &mut self,
+        sequence: Sequence,
+        change: Change,
+        made: Option<Bytes>,
+    ) -> Result<(), PipelineError> {
         let schema = self.schema(change.table, &change)?;
         *self.tally.tables.entry(change.table).or_default() += 1;
         let seen = self.transaction.is_some_and(|transaction| {
@@ -256,9 +264,17 @@ impl<L: EventLog> Gather<L> {
             return Ok(());
         }
         self.tally.read += 1;
-        let laid_out = route.laid_out(&change);
-        route.bound.apply(laid_out.as_ref().unwrap_or(&change), &self.views, &mut self.outputs);
-        self.views.check()?;
+        match made.map_or(Ok(None), |made| Taken::of(made, self.routes.shapes(), 1))? {
+            Some(mut taken) => {
+                taken.row(&mut self.outputs)?;
+                self.tally.made += 1;
+            }
+            None => {
+                let laid_out = route.laid_out(&change);
+                route.bound.apply(laid_out.as_ref().unwrap_or(&change), &self.views, &mut self.outputs);
+                self.views.check()?;
+            }
+        }
         let mut outputs = std::mem::take(&mut self.outputs);
         self.tally.filtered += u64::from(nothing_goes(&outputs));
         if goes {
@@ -271,7 +287,7 @@ impl<L: EventLog> Gather<L> {
         Ok(())
     }
 
-    fn block(&mut self, entry: &Entry, block: &RowBlock) -> Result<(), PipelineError> {
+    fn block(&mut self, entry: &Entry, block: &RowBlock, made: Option<Bytes>) -> Result<(), PipelineError> {
         let schema = self.log.schema(block.table, block.schema).ok_or_else(|| unknown(block.table))?;
         *self.tally.tables.entry(block.table).or_default() += u64::from(block.count);
         let route = self.routes.route(&schema)?;
@@ -284,14 +300,23 @@ impl<L: EventLog> Gather<L> {
             return Ok(());
         }
         let mut ordinal = 0u32;
+        let mut taken = made.map_or(Ok(None), |made| Taken::of(made, self.routes.shapes(), block.count))?;
+        if taken.is_some() {
+            self.tally.made += u64::from(block.count);
+        }
         let mut outputs = std::mem::take(&mut self.outputs);
         for row in block.iter() {
             let row = row.map_err(|error| {
                 PipelineError::Refused(format!("the rows at {} are damaged: {error}", entry.sequence))
             })?;
-            let change = inserted(block.table, &schema, row);
-            let laid_out = route.laid_out(&change);
-            route.bound.apply(laid_out.as_ref().unwrap_or(&change), &self.views, &mut outputs);
+            match &mut taken {
+                Some(taken) => taken.row(&mut outputs)?,
+                None => {
+                    let change = inserted(block.table, &schema, row);
+                    let laid_out = route.laid_out(&change);
+                    route.bound.apply(laid_out.as_ref().unwrap_or(&change), &self.views, &mut outputs);
+                }
+            }
             self.tally.read += 1;
             self.tally.filtered += u64::from(nothing_goes(&outputs));
             for output in outputs.drain(..) {

@@ -198,7 +198,7 @@ impl<L: EventLog> Replay<L> {
             self.each(leg, &mut |entry| {
                 let meaning = match leg {
                     Leg::Stream(..) => gather.stream(entry)?,
-                    Leg::Rows(_) => gather.snapshot(entry)?,
+                    Leg::Rows(_) => gather.snapshot(entry, None)?,
                 };
                 // A later backfill begins with empty tables.
                 if let Meaning::BackfillBegan { generation: 2.., tables } = &meaning {

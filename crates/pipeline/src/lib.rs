@@ -2,7 +2,7 @@
 //!
 //! [`ingest`] carries a source's batches into the log and confirms what is durable; [`deliver`] carries entries from
 //! the log through the transforms into a sink. They share nothing but the log, so each fails, restarts and is tested
-//! alone. [`heal`] applies a stretch of the log again, folded per key.
+//! alone. Where workers transform beside the log, each is a [`Maker`], and deliver takes what they made. [`heal`] applies a stretch of the log again, folded per key.
 //!
 //! What this crate deliberately does not do: it knows no particular database, prints nothing, and decides nothing
 //! about phases; it tells a [`Watch`] what happens and obeys a [`Stop`] and a [`Valve`].
@@ -14,6 +14,7 @@ mod fold;
 mod gather;
 mod heal;
 mod ingest;
+mod made;
 mod pace;
 mod retry;
 mod route;
@@ -26,6 +27,7 @@ pub use evolve::evolve_catalog;
 pub use fold::{Begun, Folds, SnapshotFold, fold_snapshots};
 pub use heal::{HealReport, heal};
 pub use ingest::{IngestOptions, ingest};
+pub use made::Maker;
 pub use retry::{Again, Patience, backoff_ms};
 pub use route::Routes;
 pub use shutdown::{Stop, Stopper, Valve, ValveHandle, stop_channel, valve};

@@ -5,7 +5,7 @@
 //! the stream changes the catalog, and with it the plan and the target. The target always has the newest shape that
 //! was followed; rows written under an older schema are laid out in the newer one before they are transformed.
 
-use crate::{PipelineError, evolve::evolve_catalog, views::Scratch};
+use crate::{PipelineError, evolve::evolve_catalog, made, views::Scratch};
 use bytes::Bytes;
 use crossfade_connector::{Target, TargetTable, WriteMode};
 use crossfade_event::{
@@ -28,6 +28,8 @@ pub struct Routes {
     plan: Arc<Plan>,
     target: Target,
     followed: BTreeMap<TableId, Arc<TableSchema>>,
+    /// Tells the shapes followed so far from all others.
+    shapes: u64,
     bound: HashMap<(TableId, SchemaVersion), Arc<Route>>,
     scratch: Scratch,
 }
@@ -109,6 +111,7 @@ impl Routes {
             plan,
             target,
             followed: BTreeMap::new(),
+            shapes: made::shapes(&[]),
             bound: HashMap::new(),
             scratch: Scratch::default(),
         })
@@ -157,6 +160,11 @@ impl Routes {
         self.followed.iter().map(|(table, schema)| (*table, schema.version)).collect()
     }
 
+    /// A number that two have in common who followed the same, with the same program.
+    pub(crate) fn shapes(&self) -> u64 {
+        self.shapes
+    }
+
     /// Follows what a sink says it has followed already, without telling it again.
     ///
     /// # Errors
@@ -195,6 +203,7 @@ impl Routes {
         let mut catalog = self.catalog.clone();
         evolve_catalog(&mut catalog, schema);
         self.followed.insert(schema.id, schema.clone());
+        self.shapes = made::shapes(&self.followed());
         self.bound.retain(|(table, _), _| *table != schema.id);
         if catalog == self.catalog {
             return Ok(None);

@@ -58,6 +58,8 @@ pub struct Delivered {
     pub quarantined: u64,
     /// Lookups that found no row; what they would have filled was left as it was.
     pub misses: u64,
+    /// Changes and rows among those read that workers had transformed already.
+    pub made: u64,
     /// Rows and changes by source table.
     pub tables: BTreeMap<TableId, u64>,
     /// The commit time of the last source transaction in it, microseconds since 1970.

@@ -11,7 +11,7 @@
 //! is aborted before anything else is written ([`Ended::abort_hanging`]).
 
 use super::topics::Names;
-use crate::client::{Clients, LogConsumer, LogProducer, bounds, ends, flush, server};
+use crate::client::{Clients, LogConsumer, LogProducer, bounds, flush, reaches, server};
 use crossfade_log::LogError;
 use rdkafka::producer::{BaseRecord, Producer};
 use std::{
@@ -49,33 +49,19 @@ impl Ended {
 
     /// Waits until everything below these ends of a topic's partitions can be read; false when it takes longer than `limit`.
     pub(super) fn reaches(&self, topic: &str, wanted: &BTreeMap<u32, u64>, limit: Duration) -> Result<bool, LogError> {
-        let began = Instant::now();
-        let mut pause = Duration::from_micros(500);
-        let mut missing = wanted.clone();
-        loop {
-            let failed = |error| server(format!("asking where {topic} ends"), error);
-            let ends = ends(&self.stable, topic, missing.keys().copied()).map_err(failed)?;
-            let end = |partition: &u32| ends.get(partition).copied().flatten();
-            missing.retain(|partition, wanted| end(partition).is_none_or(|end| end < *wanted));
-            let Some(leaderless) = missing.keys().find(|partition| end(partition).is_none()).copied() else {
-                if missing.is_empty() {
-                    return Ok(true);
-                }
-                if began.elapsed() > limit {
-                    return Ok(false);
-                }
-                thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(50));
-                continue;
-            };
-            // Asked by itself it is looked for until somebody leads it.
-            bounds(&self.stable, topic, leaderless)?;
-        }
+        reaches(&self.stable, topic, wanted, limit)
     }
 
     /// Ends what nobody ends. Call it right after `producer` has begun: then nothing of it is on its way.
     pub(super) fn abort_hanging(&self, producer: &LogProducer, names: &Names, partitions: u32) -> Result<(), LogError> {
-        let hanging = self.hanging_for(names, partitions, UNDER_WAY)?;
+        let all: Vec<(&str, u32)> =
+            (0..partitions).map(|partition| (&*names.changes, partition)).chain([(&*names.meta, 0)]).collect();
+        self.abort_hanging_in(producer, &all)
+    }
+
+    /// The same for some partitions.
+    pub(super) fn abort_hanging_in(&self, producer: &LogProducer, all: &[(&str, u32)]) -> Result<(), LogError> {
+        let hanging = self.hanging_for(all, UNDER_WAY)?;
         let Some(first) = hanging.first() else { return Ok(()) };
         tracing::warn!(
             topic = %first.topic, partition = first.partition, offset = first.from,
@@ -90,7 +76,7 @@ impl Ended {
         }
         flush(producer, ABORT).map_err(failed)?;
         producer.abort_transaction(ABORT).map_err(failed)?;
-        match self.hanging_for(names, partitions, ABORT)?.first() {
+        match self.hanging_for(all, ABORT)?.first() {
             None => Ok(()),
             Some(Hanging { topic, partition, from }) => Err(LogError::Refused {
                 what: format!(
@@ -104,10 +90,10 @@ impl Ended {
     }
 
     /// Partitions in which something is open for as long as `limit`.
-    fn hanging_for(&self, names: &Names, partitions: u32, limit: Duration) -> Result<Vec<Hanging>, LogError> {
+    fn hanging_for(&self, all: &[(&str, u32)], limit: Duration) -> Result<Vec<Hanging>, LogError> {
         let began = Instant::now();
         loop {
-            let hanging = self.hanging(names, partitions)?;
+            let hanging = self.hanging(all)?;
             if hanging.is_empty() || began.elapsed() > limit {
                 return Ok(hanging);
             }
@@ -115,15 +101,14 @@ impl Ended {
         }
     }
 
-    fn hanging(&self, names: &Names, partitions: u32) -> Result<Vec<Hanging>, LogError> {
+    fn hanging(&self, all: &[(&str, u32)]) -> Result<Vec<Hanging>, LogError> {
         let mut hanging = Vec::new();
-        let all = (0..partitions).map(|partition| (&names.changes, partition)).chain([(&names.meta, 0)]);
-        for (topic, partition) in all {
+        for &(topic, partition) in all {
             // First the end, which may move on: what can be read then reaches it unless something is open.
             let (_, end) = bounds(&self.all, topic, partition)?;
             let (_, from) = bounds(&self.stable, topic, partition)?;
             if from < end {
-                hanging.push(Hanging { topic: topic.clone(), partition, from });
+                hanging.push(Hanging { topic: topic.to_owned(), partition, from });
             }
         }
         Ok(hanging)

@@ -19,13 +19,23 @@ pub(super) struct Pin {
     pub(super) log: u64,
     pub(super) changes: String,
     pub(super) meta: String,
+    /// The topic of what workers make, where there are workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) transformed: Option<String>,
 }
 
 const FORMAT: u32 = 1;
 
 impl Pin {
     pub(super) fn new(log: u64, standing: &Standing) -> Self {
-        Self { format: FORMAT, log, changes: standing.changes.id.clone(), meta: standing.meta.id.clone() }
+        let transformed = standing.transformed.as_ref().map(|topic| topic.id.clone());
+        let (changes, meta) = (standing.changes.id.clone(), standing.meta.id.clone());
+        Self { format: FORMAT, log, changes, meta, transformed }
+    }
+
+    /// The same, as whoever does not know yet whether there are workers sees it.
+    pub(super) fn without_workers(&self) -> Self {
+        Self { transformed: None, ..self.clone() }
     }
 
     /// What the file says; `None` where there is none.
@@ -50,7 +60,8 @@ impl Pin {
     pub(super) fn write(&self, path: &Path) -> Result<(), LogError> {
         let failed = |doing| move |cause| LogError::Io { doing, file: path.to_owned(), cause };
         let text = serde_json::to_vec(self).map_err(io::Error::other).map_err(failed("writing"))?;
-        let beside = path.with_extension("new");
+        // Several processes of one migration may note the same at once.
+        let beside = path.with_extension(format!("new-{}", std::process::id()));
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(failed("making the folder of"))?;
         }

@@ -42,7 +42,7 @@ pub(super) fn first(consumer: &LogConsumer, names: &Names, low: &Cut, known: &Cu
         Ok(mark.is_some())
     })?;
     let Some((round, at_ms)) = latest else { return Ok(end.clone()) };
-    let near = near(consumer, names, &from, at_ms)?;
+    let near = near(consumer, &names.changes, &from, at_ms)?;
     let mut start = end.clone();
     scan(consumer, &names.changes, &ranges(&near), |message| match mark_of(names, message)? {
         Some((there, next)) if there >= round => {
@@ -61,22 +61,33 @@ fn mark_of(names: &Names, message: &rdkafka::message::BorrowedMessage<'_>) -> Re
     Ok(matches!(head.what, What::Mark { .. }).then_some((head.round, Offset(offset + 1))))
 }
 
-/// For each partition the first offset of that time: all records of one transaction bear one.
+/// For each partition the first offset of that time: all records of one transaction bear one. Where there is none, the
+/// place from which it was asked for.
 pub(super) fn near(
     consumer: &LogConsumer,
-    names: &Names,
+    topic: &str,
     from: &[(i32, u64)],
     at_ms: i64,
 ) -> Result<Vec<(i32, u64)>, LogError> {
-    let failed = |error| server(format!("asking {} for a time", names.changes), error);
-    let asked = from.iter().map(|(partition, _)| (*partition, at_ms.unsigned_abs()));
-    let list = assignment(&names.changes, asked).map_err(failed)?;
+    let found = of_that_time(consumer, topic, from.iter().map(|(partition, _)| *partition), at_ms)?;
+    let place = |(partition, from): &(i32, u64)| (*partition, found.get(partition).map_or(*from, |at| *from.max(at)));
+    Ok(from.iter().map(place).collect())
+}
+
+/// The first offset of that time or later, for each partition that has one.
+pub(super) fn of_that_time(
+    consumer: &LogConsumer,
+    topic: &str,
+    partitions: impl Iterator<Item = i32>,
+    at_ms: i64,
+) -> Result<BTreeMap<i32, u64>, LogError> {
+    let failed = |error| server(format!("asking {topic} for a time"), error);
+    let asked = partitions.map(|partition| (partition, at_ms.unsigned_abs()));
+    let list = assignment(topic, asked).map_err(failed)?;
     let found = consumer.offsets_for_times(list, PATIENCE).map_err(failed)?;
-    let mut places: BTreeMap<i32, u64> = from.iter().copied().collect();
-    for element in found.elements() {
-        if let (rdkafka::Offset::Offset(at), Some(place)) = (element.offset(), places.get_mut(&element.partition())) {
-            *place = (*place).max(at.unsigned_abs());
-        }
-    }
-    Ok(places.into_iter().collect())
+    let there = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
+        rdkafka::Offset::Offset(at) => Some((element.partition(), at.unsigned_abs())),
+        _ => None,
+    };
+    Ok(found.elements().iter().filter_map(there).collect())
 }

@@ -4,6 +4,7 @@
 //! being put together is taken out.
 
 use super::{
+    made::{Made, Sought},
     shared::{End, Shared, Trouble, Waiter},
     tail::unreadable,
 };
@@ -12,14 +13,19 @@ use crate::{
     codec::{HEAD, Head, What},
 };
 use bytes::{Bytes, BytesMut};
-use crossfade_event::{Cut, Offset, Partition, Position};
-use crossfade_log::{Entries, Entry, Lane, LogError, LogReader, record::wanted};
+use crossfade_event::{Cut, Offset, Partition, Position, Sequence};
+use crossfade_log::{
+    Entries, Entry, Lane, LogError, LogReader,
+    record::{Kind, wanted},
+};
 use rdkafka::{
     Message,
     consumer::{Consumer, base_consumer::PartitionQueue},
     error::RDKafkaErrorCode,
+    message::Timestamp,
 };
 use std::{
+    collections::HashMap,
     sync::{Arc, Condvar, Mutex},
     time::{Duration, Instant},
 };
@@ -56,6 +62,23 @@ pub struct KafkaReader {
     whole: bool,
     fetch: Option<Fetch>,
     stall: Stall,
+    /// Of rows, those of this partition alone: a worker's. What belongs to no row comes from the first one.
+    only: Option<Partition>,
+    /// The last round that was given, and the timestamp of its records.
+    last: (u64, i64),
+    /// Where workers transform: what they have made.
+    beside: Option<Beside>,
+}
+
+/// What workers have made of the round given last.
+#[derive(Default)]
+struct Beside {
+    made: HashMap<Sequence, Bytes>,
+    /// Since when something is not made that is to be given.
+    waits_since: Option<Instant>,
+    told: bool,
+    /// When the consumer was made anew because nothing came.
+    renewed: Option<Instant>,
 }
 
 /// Since when nothing has come.
@@ -87,6 +110,8 @@ struct Fetch {
     parts: Vec<Part>,
     woken: Arc<Woken>,
     piece: BytesMut,
+    /// Begun with the first round that has rows.
+    made: Option<Made>,
 }
 
 struct Part {
@@ -102,6 +127,8 @@ struct Taken {
     /// How many of its records have come, and whether all of them were asked for.
     count: u32,
     from_its_beginning: bool,
+    /// Rows are taken from another partition alone.
+    rows_of: Option<Partition>,
 }
 
 struct Held {
@@ -115,18 +142,19 @@ struct Mark {
     offset: Offset,
     round: u64,
     whole: bool,
+    at_ms: i64,
 }
 
 /// Told when a queue is no longer empty.
 #[derive(Default)]
-struct Woken {
+pub(super) struct Woken {
     notify: Notify,
     flag: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Woken {
-    fn wake(&self) {
+    pub(super) fn wake(&self) {
         *super::shared::lock(&self.flag) = true;
         self.changed.notify_all();
         self.notify.notify_one();
@@ -149,6 +177,9 @@ impl Drop for KafkaReader {
         if self.stall.told {
             self.log.goes_on(Waiter::Reader);
         }
+        if self.beside.as_ref().is_some_and(|beside| beside.told) {
+            self.log.goes_on(Waiter::Made);
+        }
     }
 }
 
@@ -157,6 +188,8 @@ enum Look {
     Found(Entries),
     AtTheEnd,
     NotYet,
+    /// It is there, and workers have not made it yet.
+    NotMade,
 }
 
 /// How far the round being put together has come.
@@ -170,12 +203,41 @@ enum Filled {
 impl KafkaReader {
     pub(super) fn new(log: Arc<Shared>, alive: Arc<dyn Send + Sync>, from: &Cut, lane: Lane) -> Result<Self, LogError> {
         log.check(from)?;
+        Ok(Self::from(log, alive, from, lane))
+    }
+
+    /// One that brings what workers have made.
+    pub(super) fn with_made(mut self) -> Self {
+        self.beside = Some(Beside::default());
+        self
+    }
+
+    /// A worker's: of rows those of one partition, and what belongs to no row. The other partitions' places mean nothing.
+    pub(super) fn of_worker(
+        log: Arc<Shared>,
+        alive: Arc<dyn Send + Sync>,
+        from: &Cut,
+        only: Partition,
+    ) -> Result<Self, LogError> {
+        let mut reader = Self::from(log, alive, from, Lane::All);
+        reader.only = Some(only);
+        let (start, end) = (reader.log.start(), reader.log.end().cut);
+        if !reader.next.covers(&reader.seen(&start)) {
+            return Err(LogError::Trimmed { asked: from.clone(), start });
+        }
+        if !reader.seen(&end).covers(&reader.next) {
+            return Err(LogError::Beyond { asked: from.clone(), end });
+        }
+        Ok(reader)
+    }
+
+    fn from(log: Arc<Shared>, alive: Arc<dyn Send + Sync>, from: &Cut, lane: Lane) -> Self {
         let ends = log.end.subscribe();
         let mut next = Cut::start(log.partitions());
         for (partition, at) in (0u32..).zip(&from.0) {
             next.set_next(Partition(partition), *at);
         }
-        Ok(Self {
+        Self {
             log,
             _alive: alive,
             ends,
@@ -184,12 +246,31 @@ impl KafkaReader {
             whole: true,
             fetch: None,
             stall: Stall::default(),
-        })
+            only: None,
+            last: (0, 0),
+            beside: None,
+        }
+    }
+
+    /// A place, with that of the reader itself in the partitions that it does not read.
+    fn seen(&self, cut: &Cut) -> Cut {
+        let mut seen = cut.clone();
+        if let Some(only) = self.only {
+            let others = (0..self.log.partitions()).map(Partition).filter(|other| other.0 != 0 && *other != only);
+            others.for_each(|other| seen.set_next(other, self.next.next(other)));
+        }
+        seen
+    }
+
+    /// The last round that was given, and the timestamp of its records.
+    pub(super) fn last(&self) -> (u64, i64) {
+        self.last
     }
 
     /// Looks without waiting.
     fn look(&mut self) -> Result<Look, LogError> {
-        let end = self.ends.borrow_and_update().clone();
+        let mut end = self.ends.borrow_and_update().clone();
+        end.cut = self.seen(&end.cut);
         if let Some(trouble @ Trouble::Lost { .. }) = self.log.trouble() {
             return Err(trouble.error());
         }
@@ -197,12 +278,12 @@ impl KafkaReader {
             return Ok(Look::AtTheEnd);
         }
         let start = self.log.start();
-        if !self.next.covers(&start) {
+        if !self.next.covers(&self.seen(&start)) {
             return Err(self.log.overtaken(&self.next));
         }
         let mut fetch = match self.fetch.take() {
             Some(fetch) => fetch,
-            None => Fetch::begin(&self.log, &self.next)?,
+            None => Fetch::begin(&self.log, &self.next, self.only)?,
         };
         let looked = self.round(&mut fetch, &end);
         self.fetch = Some(fetch);
@@ -210,7 +291,33 @@ impl KafkaReader {
             Ok(Look::NotYet) => self.stalls(),
             _ => self.moves(),
         }
+        self.is_waiting(matches!(looked, Ok(Look::NotMade)));
         looked
+    }
+
+    /// People are told when workers are waited for.
+    fn is_waiting(&mut self, waits: bool) {
+        let Some(beside) = &mut self.beside else { return };
+        if !waits {
+            (beside.waits_since, beside.renewed) = (None, None);
+            if std::mem::take(&mut beside.told) {
+                self.log.goes_on(Waiter::Made);
+            }
+            return;
+        }
+        if beside.waits_since.get_or_insert_with(Instant::now).elapsed() > TELL_AFTER && !beside.told {
+            beside.told = true;
+            let waits = "what comes next has not been transformed: is a `run --role transform` at work?";
+            self.log.waits(Waiter::Made, waits.to_owned());
+        }
+        // Perhaps it is there, and does not come: a new consumer begins without what keeps this one from its broker.
+        let since = beside.renewed.or(beside.waits_since);
+        if since.is_some_and(|since| since.elapsed() > RENEW_AFTER) {
+            beside.renewed = Some(Instant::now());
+            if let Some(old) = self.fetch.as_mut().and_then(|fetch| fetch.made.take()) {
+                std::thread::spawn(move || drop(old));
+            }
+        }
     }
 
     /// Something was found, or nothing is to be found.
@@ -258,7 +365,7 @@ impl KafkaReader {
                 Filled::Complete => {}
                 Filled::NotYet => return Ok(Look::NotYet),
                 Filled::Astray => {
-                    let anew = Fetch::begin(&self.log, &self.next)?;
+                    let anew = Fetch::begin(&self.log, &self.next, self.only)?;
                     let old = std::mem::replace(fetch, anew);
                     std::thread::spawn(move || drop(old));
                     return Ok(Look::NotYet);
@@ -269,13 +376,26 @@ impl KafkaReader {
             };
             let marks = (0u32..).zip(&fetch.parts).filter(behind).filter_map(|(_, part)| part.taken.mark);
             let Some(round) = marks.clone().map(|mark| mark.round).min() else { return Ok(Look::AtTheEnd) };
-            let whole = marks.filter(|mark| mark.round == round).all(|mark| mark.whole);
+            let whole = marks.clone().filter(|mark| mark.round == round).all(|mark| mark.whole);
+            let at_ms = marks.filter(|mark| mark.round == round).map(|mark| mark.at_ms).next().unwrap_or(0);
             let is_abandoned = self.log.is_abandoned(round);
+            let sought = match &self.beside {
+                Some(_) if !is_abandoned => fetch.sought(round),
+                _ => Vec::new(),
+            };
+            if !sought.is_empty() && !fetch.has_made(&self.log, &sought, at_ms)? {
+                return Ok(Look::NotMade);
+            }
+            if let Some(beside) = &mut self.beside {
+                beside.made = fetch.made.as_mut().map_or_else(HashMap::new, |made| made.take(&sought));
+            }
             let mut held: Vec<(Partition, Held)> = Vec::new();
             for (partition, part) in (0u32..).zip(&mut fetch.parts) {
                 let partition = Partition(partition);
                 if let Some(mark) = part.taken.mark.filter(|mark| mark.round == round) {
+                    let rows_of = part.taken.rows_of;
                     let taken = std::mem::take(&mut part.taken);
+                    part.taken.rows_of = rows_of;
                     held.extend(taken.held.into_iter().map(|held| (partition, held)));
                     self.next.set_next(partition, Offset(mark.offset.0 + 1));
                     part.taken.from_its_beginning = true;
@@ -285,6 +405,7 @@ impl KafkaReader {
                 continue;
             }
             self.whole = whole;
+            self.last = (round, at_ms);
             held.sort_by_key(|(_, held)| held.head.place);
             let entries = held.into_iter().map(|(partition, held)| self.entry(partition, held));
             let entries = entries.collect::<Result<Vec<_>, _>>()?;
@@ -309,7 +430,7 @@ impl KafkaReader {
             let before = self.progress();
             match self.look()? {
                 Look::Found(entries) => return Ok(Some(entries)),
-                Look::AtTheEnd => return Ok(None),
+                Look::AtTheEnd | Look::NotMade => return Ok(None),
                 Look::NotYet => {}
             }
             if self.progress() != before {
@@ -343,6 +464,11 @@ impl KafkaReader {
     }
 }
 
+/// Whether it is made by workers.
+fn is_of_rows(what: What) -> bool {
+    matches!(what, What::Event { kind: Kind::Changed | Kind::Rows, .. })
+}
+
 fn position_of(head: &Head) -> Option<Position> {
     match head.what {
         What::Event { position, .. } => Some(position),
@@ -351,7 +477,7 @@ fn position_of(head: &Head) -> Option<Position> {
 }
 
 impl Fetch {
-    fn begin(log: &Shared, from: &Cut) -> Result<Self, LogError> {
+    fn begin(log: &Shared, from: &Cut, only: Option<Partition>) -> Result<Self, LogError> {
         let topic = &log.names.changes;
         let failed = |error| server(format!("reading {topic}"), error);
         let consumer = Arc::new(log.clients.consumer(&log.names.readers, false)?);
@@ -365,9 +491,44 @@ impl Fetch {
             parts.push(Part { queue, taken: Taken::default() });
         }
         // Only now: a record that came before its partition had a queue of its own would be given to nobody.
-        let places = (0u32..).zip(&from.0).map(|(partition, at)| (partition as i32, at.0));
+        let is_read = |partition: u32| partition == 0 || only.is_none_or(|only| only.0 == partition);
+        let places = (0u32..).zip(&from.0).filter(|(partition, _)| is_read(*partition));
+        let places = places.map(|(partition, at)| (partition as i32, at.0));
         consumer.assign(&assignment(topic, places).map_err(failed)?).map_err(failed)?;
-        Ok(Self { consumer, parts, woken, piece: BytesMut::new() })
+        if let Some(only) = only.filter(|only| only.0 != 0)
+            && let Some(first) = parts.first_mut()
+        {
+            first.taken.rows_of = Some(only);
+        }
+        Ok(Self { consumer, parts, woken, piece: BytesMut::new(), made: None })
+    }
+
+    /// The changes and rows of a round that has come, in each partition in order.
+    fn sought(&self, round: u64) -> Vec<Sought> {
+        let mut sought = Vec::new();
+        for (partition, part) in (0u32..).zip(&self.parts) {
+            if part.taken.mark.is_some_and(|mark| mark.round == round) {
+                let rows = part.taken.held.iter().filter(|held| is_of_rows(held.head.what));
+                sought.extend(rows.map(|held| Sought { partition: Partition(partition), head: held.head }));
+            }
+        }
+        sought
+    }
+
+    /// Whether workers have made all of it, or never will.
+    fn has_made(&mut self, log: &Shared, sought: &[Sought], at_ms: i64) -> Result<bool, LogError> {
+        let made = match &mut self.made {
+            Some(made) => made,
+            none => none.insert(Made::begin(log, at_ms, &self.woken)?),
+        };
+        match made.has(log, sought)? {
+            Some(has) => Ok(has),
+            None => {
+                let old = self.made.take();
+                std::thread::spawn(move || drop(old));
+                Ok(false)
+            }
+        }
     }
 
     /// Takes records out of the queues until every partition that is not at the end has its next mark.
@@ -395,7 +556,11 @@ impl Fetch {
                         let value = message.payload().unwrap_or_default();
                         let wrong = |wrong| unreadable(&log.names, partition, offset.0, wrong);
                         let head = Head::parse(value).map_err(wrong)?;
-                        part.taken.take(log, id, offset, head, value, wanted, &mut self.piece)?;
+                        let at_ms = match message.timestamp() {
+                            Timestamp::CreateTime(ms) | Timestamp::LogAppendTime(ms) => ms,
+                            Timestamp::NotAvailable => 0,
+                        };
+                        part.taken.take(log, id, offset, at_ms, head, value, wanted, &mut self.piece)?;
                     }
                 }
             }
@@ -411,6 +576,7 @@ impl Taken {
         log: &Shared,
         partition: Partition,
         offset: Offset,
+        at_ms: i64,
         head: Head,
         value: &[u8],
         wanted: u16,
@@ -428,11 +594,12 @@ impl Taken {
                         remedy: "Put the right topic back, or start again from the source: `crossfade rollback --wipe`, then `crossfade run`".to_owned(),
                     });
                 }
-                self.mark = Some(Mark { offset, round: head.round, whole });
+                self.mark = Some(Mark { offset, round: head.round, whole, at_ms });
             }
             What::Event { kind, .. } => {
                 self.count += 1;
-                if kind.lane_flag() & wanted != 0 {
+                let is_ours = self.rows_of.is_none() || !is_of_rows(head.what);
+                if is_ours && kind.lane_flag() & wanted != 0 {
                     let payload = value.get(HEAD..).unwrap_or_default();
                     if piece.capacity() - piece.len() < payload.len() {
                         piece.reserve(payload.len().max(PIECE));
@@ -473,7 +640,7 @@ impl LogReader for KafkaReader {
                         return Err(LogError::Poisoned { why: "the log was closed".to_owned() });
                     }
                 }
-                Look::NotYet => {
+                Look::NotYet | Look::NotMade => {
                     let Some(fetch) = &self.fetch else {
                         tokio::task::yield_now().await;
                         continue;
@@ -490,5 +657,13 @@ impl LogReader for KafkaReader {
         let is_multi = tokio::runtime::Handle::try_current()
             .is_ok_and(|handle| handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread);
         if is_multi { tokio::task::block_in_place(|| self.collect()) } else { self.collect() }
+    }
+
+    fn made(&mut self, sequence: Sequence) -> Option<Bytes> {
+        self.beside.as_mut()?.made.remove(&sequence)
+    }
+
+    fn waits(&self) -> bool {
+        self.beside.as_ref().is_some_and(|beside| beside.waits_since.is_some())
     }
 }

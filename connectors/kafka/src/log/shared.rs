@@ -133,6 +133,10 @@ pub(super) enum Waiter {
     Writer,
     Reader,
     Follower,
+    /// A reader, for what workers have not made yet.
+    Made,
+    /// A worker, by its partition.
+    Worker(u32),
 }
 
 /// The number of a note whose offset is wanted.

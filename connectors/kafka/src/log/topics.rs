@@ -1,15 +1,11 @@
-//! The two topics of a log: made, checked, and told from others of the same name.
+//! The topics of a log: made, checked, and told from others of the same name.
 //!
 //! `<prefix>.changes` holds the entries and drops them by age or size; `<prefix>.meta` is compacted and keeps what a log
 //! must never forget. The first is made before the second, so a second without a first means that the first was deleted.
+//! Where workers transform, there is `<prefix>.transformed` with what they make, of as many partitions as the first.
 
 use super::pin::Pin;
-use crate::{
-    LogOptions, Retention,
-    client::{Clients, HEARSAY},
-    codec::PARTITIONS_MAX,
-    ids,
-};
+use crate::{LogOptions, Retention, client::Clients, codec::PARTITIONS_MAX, ids};
 use crossfade_log::LogError;
 use rdkafka::admin::{NewTopic, TopicReplication};
 use std::{
@@ -39,6 +35,10 @@ pub(super) struct Names {
     pub(super) writer: String,
     /// The consumer group's name of whoever reads.
     pub(super) readers: String,
+    /// What workers make.
+    pub(super) transformed: String,
+    /// The workers' group, and what their `transactional.id`s begin with.
+    pub(super) workers: String,
 }
 
 /// The topics as they are.
@@ -46,7 +46,9 @@ pub(super) struct Names {
 pub(super) struct Standing {
     pub(super) changes: ids::Topic,
     pub(super) meta: ids::Topic,
-    /// The largest record that both take.
+    /// What workers make, where there are workers.
+    pub(super) transformed: Option<ids::Topic>,
+    /// The largest record that all take.
     pub(super) message_bytes_max: u64,
     /// When the broker drops entries.
     pub(super) retention: Retention,
@@ -66,6 +68,8 @@ impl Names {
             meta: format!("{prefix}.meta"),
             writer: format!("{prefix}.ingest"),
             readers: format!("{prefix}.readers"),
+            transformed: format!("{prefix}.transformed"),
+            workers: format!("{prefix}.transform"),
         })
     }
 
@@ -82,6 +86,9 @@ pub(super) fn open(
     pin: Option<&Pin>,
     make: bool,
 ) -> Result<Standing, LogError> {
+    if let Some(pin) = pin {
+        begun_otherwise(names, options, pin)?;
+    }
     let mut found = match pin {
         Some(_) => look_again(clients, names)?,
         None => look(clients, names)?,
@@ -109,7 +116,67 @@ pub(super) fn open(
     if let Some(pin) = pin {
         pin.check(names, &changes, &meta)?;
     }
-    check(clients, names, options, changes, meta)
+    let transformed = match options.workers {
+        None => None,
+        Some(_) => Some(made_by_workers(clients, names, options, pin, &changes, make)?),
+    };
+    check(clients, names, options, changes, meta, transformed)
+}
+
+/// A log with workers has what they make beside it, and one without has not: neither becomes the other.
+fn begun_otherwise(names: &Names, options: &LogOptions, pin: &Pin) -> Result<(), LogError> {
+    let refused = |began: &str, remedy: &str| {
+        Err(LogError::Refused {
+            what: format!("the log in {} was begun {began} transform workers", names.changes),
+            remedy: format!("{remedy}, or begin anew: `crossfade rollback --wipe`, then `crossfade run`"),
+        })
+    };
+    match (&pin.transformed, options.workers) {
+        (Some(_), None) => refused("with", "Write `transform = \"workers\"` into [log]"),
+        (None, Some(_)) => refused("without", "Take `transform = \"workers\"` out of [log]"),
+        _ => Ok(()),
+    }
+}
+
+/// The topic of what workers make; with `make` it is made where a new log has none.
+fn made_by_workers(
+    clients: &Clients,
+    names: &Names,
+    options: &LogOptions,
+    pin: Option<&Pin>,
+    changes: &ids::Topic,
+    make: bool,
+) -> Result<ids::Topic, LogError> {
+    let name = &names.transformed;
+    let pinned = pin.and_then(|pin| pin.transformed.as_ref());
+    let mut found = match pinned {
+        Some(_) => clients.describe_known(name)?,
+        None => clients.describe_one(name)?,
+    };
+    if found.is_none() {
+        if let Some(id) = pinned {
+            return Err(deleted(name, id));
+        }
+        if !make {
+            return Err(LogError::Refused {
+                what: format!("there is no topic {name} yet for what workers make"),
+                remedy: "`crossfade run --role ingest` makes it".to_owned(),
+            });
+        }
+        found = Some(create_made(clients, names, options, changes.partitions)?);
+    }
+    let Some(found) = found else { return Err(deleted(name, "unknown")) };
+    match pinned {
+        Some(id) if *id != found.id => Err(recreated(name, id, &found.id)),
+        _ if found.partitions != changes.partitions => Err(LogError::Refused {
+            what: format!(
+                "the topic {name} has {} partitions, and {} has {}",
+                found.partitions, names.changes, changes.partitions
+            ),
+            remedy: "Name another topic_prefix, or make the topic anew".to_owned(),
+        }),
+        _ => Ok(found),
+    }
 }
 
 /// Looks whether a log could be kept there, and makes nothing: the topics as they are, `None` where they are still to be
@@ -148,10 +215,15 @@ pub(super) fn wait_for(
     options: &LogOptions,
     pin: Option<&Pin>,
 ) -> Result<Option<Standing>, LogError> {
+    // Whether there are workers is in what the log says of its migration.
+    let options = &LogOptions { workers: None, ..options.clone() };
     match look(clients, names)? {
         // Brokers hear of the two one after the other.
         (None, _) | (_, None) if pin.is_none() => Ok(None),
-        _ => open(clients, names, options, pin, false).map(Some),
+        _ => {
+            let pin = pin.map(Pin::without_workers);
+            open(clients, names, options, pin.as_ref(), false).map(Some)
+        }
     }
 }
 
@@ -168,6 +240,12 @@ pub(super) fn delete(clients: &Clients, names: &Names, pin: &Pin) -> Result<Vec<
             Some(_) => tracing::warn!(topic = %name, "the topic is not the one that was made here; it is left alone"),
             None => {}
         }
+    }
+    if let (Some(pinned), Some(there)) = (&pin.transformed, clients.describe_one(&names.transformed)?)
+        && there.id == *pinned
+    {
+        clients.delete(&names.transformed)?;
+        deleted.push(names.transformed.clone());
     }
     // All brokers hear of it a moment later.
     let began = Instant::now();
@@ -200,21 +278,22 @@ pub(super) fn same(clients: &Clients, names: &Names, was: &Standing) -> Result<(
             Some(_) => {}
         }
     }
-    Ok(())
+    let Some(was) = &was.transformed else { return Ok(()) };
+    let name = &names.transformed;
+    match clients.describe_known(name)? {
+        None => Err(deleted(name, &was.id)),
+        Some(now) if now.id != was.id => Err(recreated(name, &was.id, &now.id)),
+        Some(now) if now.partitions != was.partitions => Err(grown(name, was.partitions, now.partitions)),
+        Some(_) => Ok(()),
+    }
 }
 
-/// Looks for topics that are said to be there: one that a single broker has not heard of is not gone yet.
+/// Looks for topics that are said to be there.
 pub(super) fn look_again(
     clients: &Clients,
     names: &Names,
 ) -> Result<(Option<ids::Topic>, Option<ids::Topic>), LogError> {
-    let began = Instant::now();
-    loop {
-        match look(clients, names)? {
-            (None, _) | (_, None) if began.elapsed() < HEARSAY => thread::sleep(Duration::from_millis(100)),
-            found => return Ok(found),
-        }
-    }
+    Ok((clients.describe_known(&names.changes)?, clients.describe_known(&names.meta)?))
 }
 
 fn look(clients: &Clients, names: &Names) -> Result<(Option<ids::Topic>, Option<ids::Topic>), LogError> {
@@ -243,30 +322,12 @@ fn grown(name: &str, was: u32, now: u32) -> LogError {
 type Found = (Option<ids::Topic>, Option<ids::Topic>);
 
 fn create(clients: &Clients, names: &Names, options: &LogOptions, found: &Found) -> Result<Found, LogError> {
-    let copies = match options.replication {
-        Some(copies) => i32::from(copies),
-        None => clients.broker_count()?.clamp(1, 3) as i32,
-    };
-    let in_sync = options.min_insync_replicas.map_or(if copies >= 3 { 2 } else { 1 }, i32::from).to_string();
     refuse_what_cannot_be(options)?;
-    let partitions = options.partitions.unwrap_or(PARTITIONS);
-    let (time, bytes) = asked(options.retention, partitions);
-    let largest = MESSAGE_BYTES_MAX.to_string();
-    let segment = options.segment_bytes.map(|bytes| bytes.to_string());
     if found.0.is_none() {
-        let mut topic = NewTopic::new(&names.changes, partitions as i32, TopicReplication::Fixed(copies))
-            .set("cleanup.policy", "delete")
-            .set("retention.ms", &time)
-            .set("retention.bytes", &bytes)
-            .set("min.insync.replicas", &in_sync)
-            .set("unclean.leader.election.enable", "false")
-            .set("message.timestamp.type", "CreateTime")
-            .set("max.message.bytes", &largest);
-        if let Some(segment) = &segment {
-            topic = topic.set("segment.bytes", segment);
-        }
-        clients.create(&topic)?;
+        create_entries(clients, &names.changes, options, options.partitions.unwrap_or(PARTITIONS))?;
     }
+    let (copies, in_sync) = copies(clients, options)?;
+    let largest = MESSAGE_BYTES_MAX.to_string();
     let segment = META_SEGMENT_BYTES.to_string();
     let topic = NewTopic::new(&names.meta, 1, TopicReplication::Fixed(copies))
         .set("cleanup.policy", "compact")
@@ -286,6 +347,60 @@ fn create(clients: &Clients, names: &Names, options: &LogOptions, found: &Found)
             return Err(LogError::Server {
                 doing: format!("making the topics {} and {}", names.changes, names.meta),
                 cause: "they do not appear".into(),
+                passing: true,
+            });
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// How many copies a new topic gets, and how many of them must have a record before it counts.
+fn copies(clients: &Clients, options: &LogOptions) -> Result<(i32, String), LogError> {
+    let copies = match options.replication {
+        Some(copies) => i32::from(copies),
+        None => clients.broker_count()?.clamp(1, 3) as i32,
+    };
+    let in_sync = options.min_insync_replicas.map_or(if copies >= 3 { 2 } else { 1 }, i32::from);
+    Ok((copies, in_sync.to_string()))
+}
+
+/// Makes a topic that drops entries by age or size.
+fn create_entries(clients: &Clients, name: &str, options: &LogOptions, partitions: u32) -> Result<(), LogError> {
+    let (copies, in_sync) = copies(clients, options)?;
+    let (time, bytes) = asked(options.retention, partitions);
+    let largest = MESSAGE_BYTES_MAX.to_string();
+    let segment = options.segment_bytes.map(|bytes| bytes.to_string());
+    let mut topic = NewTopic::new(name, partitions as i32, TopicReplication::Fixed(copies))
+        .set("cleanup.policy", "delete")
+        .set("retention.ms", &time)
+        .set("retention.bytes", &bytes)
+        .set("min.insync.replicas", &in_sync)
+        .set("unclean.leader.election.enable", "false")
+        .set("message.timestamp.type", "CreateTime")
+        .set("max.message.bytes", &largest);
+    if let Some(segment) = &segment {
+        topic = topic.set("segment.bytes", segment);
+    }
+    clients.create(&topic)
+}
+
+/// Makes the topic of what workers make, and waits until it is announced.
+fn create_made(
+    clients: &Clients,
+    names: &Names,
+    options: &LogOptions,
+    partitions: u32,
+) -> Result<ids::Topic, LogError> {
+    create_entries(clients, &names.transformed, options, partitions)?;
+    let began = Instant::now();
+    loop {
+        if let Some(found) = clients.describe_one(&names.transformed)? {
+            return Ok(found);
+        }
+        if began.elapsed() > crate::client::PATIENCE {
+            return Err(LogError::Server {
+                doing: format!("making the topic {}", names.transformed),
+                cause: "it does not appear".into(),
                 passing: true,
             });
         }
@@ -356,6 +471,7 @@ fn check(
     options: &LogOptions,
     changes: ids::Topic,
     meta: ids::Topic,
+    transformed: Option<ids::Topic>,
 ) -> Result<Standing, LogError> {
     check_partitions(names, options, &changes)?;
     if meta.partitions != 1 {
@@ -364,22 +480,32 @@ fn check(
             remedy: "Name another topic_prefix, or make the topic anew".to_owned(),
         });
     }
-    let all = clients.settings(&names.both())?;
+    let mut asked = names.both().to_vec();
+    if transformed.is_some() {
+        asked.push(&names.transformed);
+    }
+    let all = clients.settings(&asked)?;
     let none = BTreeMap::new();
     let of = |name: &str| all.get(name).unwrap_or(&none);
     let (entries, kept) = (of(&names.changes), of(&names.meta));
     let refused = refused_entries(names, options, &changes, entries)
         .or_else(|| compaction(&names.meta, kept, "compact"))
-        .or_else(|| unclean(&names.meta, kept));
+        .or_else(|| unclean(&names.meta, kept))
+        .or_else(|| compaction(&names.transformed, of(&names.transformed), "delete"))
+        .or_else(|| unclean(&names.transformed, of(&names.transformed)));
     if let Some(refused) = refused {
         return Err(refused);
     }
     let largest = |of: &BTreeMap<String, String>| number(of, "max.message.bytes").unwrap_or(1_000_000);
-    let message_bytes_max = largest(entries).min(largest(kept)).unsigned_abs();
+    let mut message_bytes_max = largest(entries).min(largest(kept));
+    if transformed.is_some() {
+        message_bytes_max = message_bytes_max.min(largest(of(&names.transformed)));
+    }
+    let message_bytes_max = message_bytes_max.unsigned_abs();
     let time = number(entries, "retention.ms").and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
     let bytes = number(entries, "retention.bytes").and_then(|bytes| u64::try_from(bytes).ok());
     let bytes = bytes.map(|bytes| bytes.saturating_mul(u64::from(changes.partitions)));
-    Ok(Standing { changes, meta, message_bytes_max, retention: Retention { time, bytes } })
+    Ok(Standing { changes, meta, transformed, message_bytes_max, retention: Retention { time, bytes } })
 }
 
 fn number(of: &BTreeMap<String, String>, name: &str) -> Option<i64> {

@@ -94,7 +94,7 @@ fn warn(shared: &Shared) -> Result<bool, LogError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
         let from: Vec<(i32, u64)> = (0i32..).zip(&start.0).map(|(partition, at)| (partition, at.0)).collect();
         let half = now - (time / 2).as_millis() as i64;
-        for (partition, at) in near(&lock(&shared.asking), &shared.names, &from, half)? {
+        for (partition, at) in near(&lock(&shared.asking), &shared.names.changes, &from, half)? {
             old.set_next(Partition(partition as u32), crossfade_event::Offset(at));
         }
     }

@@ -74,11 +74,16 @@ impl Writer {
         let asking = self.asking()?;
         topics::copies(&asking.clients, &config)?;
         for (name, _) in &wanted {
-            let there = topics::find(&asking.clients, name)?;
-            match (birth.topics.get(name), there) {
-                (Some(made), there) if made.id.is_some() => topics::same(name, made, there.as_ref())?,
-                (None, Some(there)) => drop(topics::adopt(&asking.stable, name, &there)?),
-                _ => {}
+            match birth.topics.get(name) {
+                Some(made) if made.id.is_some() => {
+                    topics::same(name, made, topics::find_known(&asking.clients, name)?.as_ref())?;
+                }
+                Some(_) => {}
+                None => {
+                    if let Some(there) = topics::find(&asking.clients, name)? {
+                        topics::adopt(&asking.stable, name, &there)?;
+                    }
+                }
             }
         }
         Ok(())

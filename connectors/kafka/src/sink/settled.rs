@@ -6,12 +6,13 @@
 
 use super::notes::Standing;
 use crate::{
-    client::{Clients, LogConsumer, LogProducer, bounds, flush, server},
+    client::{Clients, LogConsumer, LogProducer, bounds, flush, reaches, server},
     source::topics::failure,
 };
 use crossfade_connector::Failure;
 use rdkafka::producer::{BaseRecord, Producer};
 use std::{
+    collections::BTreeMap,
     thread,
     time::{Duration, Instant},
 };
@@ -33,17 +34,15 @@ struct Hanging {
 }
 
 /// Waits until all of a transaction can be read.
-pub(super) fn until_readable(stable: &LogConsumer, reaches: &[(String, u32, u64)]) -> Result<(), Failure> {
-    let began = Instant::now();
-    for (topic, partition, end) in reaches {
-        let mut pause = Duration::from_micros(500);
-        while bounds(stable, topic, *partition).map_err(failure)?.1 < *end {
-            if began.elapsed() > READABLE {
-                let doing = format!("waiting until partition {partition} of {topic} can be read");
-                return Err(Failure::reconnect(doing, "a transaction was committed and is not to be read yet"));
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(50));
+pub(super) fn until_readable(stable: &LogConsumer, ends: &[(String, u32, u64)]) -> Result<(), Failure> {
+    let mut by_topic: BTreeMap<&str, BTreeMap<u32, u64>> = BTreeMap::new();
+    for (topic, partition, end) in ends {
+        by_topic.entry(topic).or_default().insert(*partition, *end);
+    }
+    for (topic, ends) in by_topic {
+        if !reaches(stable, topic, &ends, READABLE).map_err(failure)? {
+            let doing = format!("waiting until {topic} can be read");
+            return Err(Failure::reconnect(doing, "a transaction was committed and is not to be read yet"));
         }
     }
     Ok(())

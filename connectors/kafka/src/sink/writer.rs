@@ -71,7 +71,7 @@ impl Writer {
     pub(super) fn asking(&mut self) -> Result<&Asking, Failure> {
         if self.asking.is_none() {
             let clients = Clients::new(self.config.connection.clone()).map_err(failure)?;
-            let stable = clients.consumer(GROUP, true).map_err(failure)?;
+            let stable = clients.asking(GROUP).map_err(failure)?;
             self.asking = Some(Asking { clients, stable });
         }
         self.asking.as_ref().ok_or_else(|| Failure::reconnect("connecting to Kafka", "there is no client"))
@@ -139,7 +139,7 @@ impl Writer {
         let asking = self.asking()?;
         let mut all: Vec<(String, u32)> = Vec::new();
         for (name, made) in birth.topics.iter().filter(|(_, made)| made.id.is_some()) {
-            topics::same(name, made, topics::find(&asking.clients, name)?.as_ref())?;
+            topics::same(name, made, topics::find_known(&asking.clients, name)?.as_ref())?;
             all.push((name.clone(), made.partitions));
         }
         all.push((own, 1));

@@ -6,6 +6,7 @@ mod following;
 mod keeping;
 mod secured;
 mod several;
+mod workers;
 
 use crossfade_kafka::{Connection, LogOptions, log::KafkaLog};
 use crossfade_testkit::kafka::Kafka;

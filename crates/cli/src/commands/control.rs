@@ -58,6 +58,7 @@ pub(crate) async fn status(spec: &Spec, as_json: bool) -> Result<(), CliError> {
             Err(error) => return Err(error),
         };
     }
+    status.workers = run::workers_here(spec)?;
     if as_json {
         return output::json(&status);
     }

@@ -5,16 +5,63 @@ use crate::{
     commands::Finding,
     error::CliError,
     output,
-    spec::{KafkaLog as Keys, KafkaSasl, KafkaTls, Mechanism, Spec},
+    spec::{KafkaLog as Keys, KafkaSasl, KafkaTls, Mechanism, Spec, Transformer},
 };
-use crossfade_event::Event;
+use bytes::Bytes;
+use crossfade_event::{Event, SchemaVersion, TableId};
 use crossfade_kafka::{
-    Connection, LogOptions, Mechanism as KafkaMechanism, Retention, Sasl, Tls,
-    log::{KafkaLog, delete, examine},
+    Connection, LogOptions, Mechanism as KafkaMechanism, Retention, Sasl, Tls, Workers,
+    log::{KafkaLog, Make, Share, delete, examine},
 };
-use crossfade_log::{EventLog, Lane, LogError, LogReader};
+use crossfade_log::{Entry, EventLog, Lane, LogError, LogReader};
+use crossfade_pipeline::{Maker, PipelineError, Routes};
 use secrecy::SecretString;
 use serde_json::json;
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+/// How long a worker may be silent, unless said.
+const SILENT: Duration = Duration::from_secs(30);
+
+/// What a worker makes, made by the pipeline.
+struct Work(Maker<KafkaLog>);
+
+impl Make for Work {
+    fn take(&mut self, entry: &Entry) -> Result<Option<Bytes>, LogError> {
+        self.0.take(entry).map_err(of_worker)
+    }
+
+    fn followed(&self) -> Vec<(TableId, SchemaVersion)> {
+        self.0.followed()
+    }
+}
+
+fn of_worker(error: PipelineError) -> LogError {
+    match error {
+        PipelineError::Log(error) => error,
+        other => LogError::Refused {
+            what: other.to_string(),
+            remedy: "Deliver comes to the same end at this place; see what it says".to_owned(),
+        },
+    }
+}
+
+/// Works as a transform worker of the log until `stop` is set.
+pub(super) fn transform(
+    log: &KafkaLog,
+    routes: Routes,
+    stop: &AtomicBool,
+    tell: &dyn Fn(Share),
+) -> Result<(), LogError> {
+    let of = log.clone();
+    let begin = move |followed: &[(TableId, SchemaVersion)]| {
+        let maker = Maker::new(of.clone(), routes.clone(), followed).map_err(of_worker)?;
+        Ok(Box::new(Work(maker)) as Box<dyn Make>)
+    };
+    log.transform(Arc::new(begin), stop, tell)
+}
 
 /// How the log is kept. The ids of its topics are noted in the migration's folder.
 pub(super) fn options(spec: &Spec, keys: &Keys) -> LogOptions {
@@ -26,6 +73,8 @@ pub(super) fn options(spec: &Spec, keys: &Keys) -> LogOptions {
         min_insync_replicas: keys.min_insync_replicas,
         retention,
         segment_bytes: keys.segment_bytes.map(|size| size.0),
+        workers: (keys.transform == Transformer::Workers)
+            .then(|| Workers { silent: keys.worker_timeout.map_or(SILENT, |silent| silent.0) }),
         pin: Some(super::pin(spec)),
         ..LogOptions::new(connection(&keys.brokers, keys.tls.as_ref(), keys.sasl.as_ref()), prefix(spec, keys))
     }

@@ -27,6 +27,7 @@ mod upkeep;
 mod verify;
 mod watcher;
 mod word;
+mod workers;
 
 pub(crate) use dry::dry_run;
 pub(crate) use ends::{discard, retry};
@@ -37,6 +38,7 @@ pub(crate) use roles::{found, needs_deliver, parts_here};
 pub(crate) use rollback::rollback;
 pub(crate) use session::Session;
 pub(crate) use verify::verify;
+pub(crate) use workers::here as workers_here;
 
 use crate::{
     args::{Role, RunArgs, Until},
@@ -48,10 +50,13 @@ use supervise::{Running, Signals};
 
 /// Runs a migration in the foreground until it is stopped, has caught up, or fails for good.
 pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
-    let part = part_of(args)?;
     if args.listen.is_some() {
         return Err(CliError::not_built("--listen"));
     }
+    if args.role == Role::Transform {
+        return workers::work(spec, args).await;
+    }
+    let part = part_of(args)?;
     if args.dry_run {
         return dry_run(spec, args.limit).await;
     }
@@ -91,10 +96,9 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
 /// What this process is to do of the migration; what only the other one can do is refused.
 fn part_of(args: &RunArgs) -> Result<Option<Part>, CliError> {
     let part = match args.role {
-        Role::All => return Ok(None),
+        Role::All | Role::Transform => return Ok(None),
         Role::Ingest => Part::Ingest,
         Role::Deliver => Part::Deliver,
-        Role::Transform => return Err(CliError::not_built("--role transform")),
     };
     let refused = |what: &str| {
         CliError::misconfigured(format!("{what} cannot be said to --role {}", part.name()))

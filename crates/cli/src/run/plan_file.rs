@@ -148,7 +148,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 pub(super) fn write_whole(path: &Path, content: &[u8]) -> Result<(), CliError> {
-    let beside = path.with_extension("new");
+    // Several processes of one migration may write the same at once.
+    let beside = path.with_extension(format!("new-{}", std::process::id()));
     let write = || -> std::io::Result<()> {
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.write_all(content)?;

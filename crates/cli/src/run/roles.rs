@@ -10,6 +10,7 @@
 use super::{
     follower::Origin,
     plan_file::{PlanFile, secret_id, secret_of},
+    workers,
 };
 use crate::{
     commands::folder,
@@ -46,6 +47,9 @@ pub(super) struct Head {
     migration: String,
     /// Which secret its derived keys come from: a hash, never the secret itself.
     secret_id: String,
+    /// Whether workers transform.
+    #[serde(default)]
+    workers: bool,
     /// What it was planned with.
     pub(super) plan: PlanFile,
 }
@@ -97,6 +101,13 @@ pub(super) fn are_running(spec: &Spec) -> Result<(), CliError> {
 pub(super) fn take_folder(spec: &Spec) -> Result<WorkFolder, CliError> {
     let base = spec.base();
     let Some(part) = spec.part else {
+        if spec.has_workers() {
+            return Err(CliError::refused(format!(
+                "{} says transform = \"workers\" in [log]: that is for a migration by roles",
+                spec.file.display()
+            ))
+            .hint("crossfade run … --role ingest, --role transform and --role deliver; or take it out"));
+        }
         let folder = WorkFolder::lock(&base)?;
         return match parts_here(spec).first() {
             None => Ok(folder),
@@ -178,6 +189,9 @@ pub(super) fn take_others(spec: &Spec) -> Result<Vec<WorkFolder>, CliError> {
         return Ok(Vec::new());
     }
     let mut others = vec![take_base(&spec.base())?];
+    for dir in workers::folders(&spec.base())? {
+        others.push(WorkFolder::lock(dir)?);
+    }
     for part in parts_here(spec).into_iter().filter(|part| Some(*part) != spec.part) {
         others.push(folder::taken(&spec.as_part(Some(part)))?);
     }
@@ -204,8 +218,13 @@ pub(super) fn say_head(spec: &Spec, log: &AnyLog, plan: &PlanFile, secret: &[u8]
         head.check(spec, Some(plan))?;
         return head.check_secret(spec, secret);
     }
-    let head =
-        Head { format: FORMAT, migration: spec.name.to_string(), secret_id: secret_id(secret), plan: plan.clone() };
+    let head = Head {
+        format: FORMAT,
+        migration: spec.name.to_string(),
+        secret_id: secret_id(secret),
+        workers: spec.has_workers(),
+        plan: plan.clone(),
+    };
     let text = serde_json::to_string(&head)
         .map_err(|error| CliError::failed(format!("saying in the log what the migration is: {error}")))?;
     log.say_head(&text)
@@ -242,6 +261,15 @@ impl Head {
                 spec.name
             ))
             .hint("give both processes the same spec, or name another topic_prefix"));
+        }
+        if self.workers != spec.has_workers() {
+            let (begun, other) = if self.workers { ("with", "write") } else { ("without", "leave out") };
+            return Err(CliError::refused(format!(
+                "the migration {} was begun {begun} transform workers, and {} says otherwise",
+                self.migration,
+                spec.file.display()
+            ))
+            .hint(format!("{other} `transform = \"workers\"` in [log], or begin anew: `crossfade rollback --wipe`")));
         }
         self.plan.check(spec)?;
         match own {
@@ -292,6 +320,14 @@ impl Head {
 
 /// What deliver begins from, once ingest has said it; says that it waits.
 pub(super) async fn agreed(spec: &Spec, folder: &WorkFolder, epoch: u64) -> Result<(PlanFile, Vec<u8>), CliError> {
+    agreed_by(spec, |waits| show_waiting(spec, folder, epoch, waits)).await
+}
+
+/// What deliver or a worker begins from, once ingest has said it; `waits` is told that it waits.
+pub(super) async fn agreed_by(
+    spec: &Spec,
+    waiting: impl Fn(String) -> Result<(), CliError>,
+) -> Result<(PlanFile, Vec<u8>), CliError> {
     Origin::refuse(&spec.base(), spec)?;
     let mut told = false;
     loop {
@@ -314,7 +350,7 @@ pub(super) async fn agreed(spec: &Spec, folder: &WorkFolder, epoch: u64) -> Resu
                 event_log::place(spec, &spec.base())
             );
             tracing::warn!("{waits}: waiting for it");
-            show_waiting(spec, folder, epoch, waits)?;
+            waiting(waits)?;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }

@@ -81,7 +81,7 @@ impl Running {
             let (log, routes, watch, stop) =
                 (session.log.clone(), session.routes.clone(), watcher.clone(), stop.clone());
             let watch: Arc<dyn Watch> = watch;
-            let options = DeliverOptions { folds: keeper.folds(), ..DeliverOptions::new(Some(DELIVER)) };
+            let options = DeliverOptions { made: true, folds: keeper.folds(), ..DeliverOptions::new(Some(DELIVER)) };
             loops.spawn(async move {
                 deliver_with_jobs(log, routes, sink, options, watch, valve, stop, job_receiver).await.map(drop)
             });
@@ -286,7 +286,7 @@ pub(super) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     first: bool,
-    over: bool,
+    pub(super) over: bool,
 }
 
 impl Signals {

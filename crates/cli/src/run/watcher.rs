@@ -136,6 +136,7 @@ impl Watch for Watcher {
             filtered: what.filtered,
             quarantined: what.quarantined,
             lookup_misses: what.misses,
+            made: what.made,
             tables: self.named(&what.tables),
         });
         if let Some(at) = what.commit_time_us {

@@ -72,6 +72,17 @@ pub(crate) enum Format {
     Native,
 }
 
+/// Who transforms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Transformer {
+    /// Whoever delivers.
+    #[default]
+    Deliver,
+    /// Processes of their own, any number of them: `crossfade run --role transform`.
+    Workers,
+}
+
 /// Topics of a Kafka cluster.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -107,6 +118,11 @@ pub(crate) struct KafkaLog {
     #[serde(default)]
     #[expect(dead_code, reason = "there is one so far; others are refused by name")]
     pub(crate) format: Format,
+    /// Who transforms: whoever delivers, or workers, which are processes of their own.
+    #[serde(default)]
+    pub(crate) transform: Transformer,
+    /// How long a worker may be silent before its partitions are given to others, from 6s to 30m; 30s unless said.
+    pub(crate) worker_timeout: Option<Span>,
     /// TLS; without it everything travels in the clear. `tls = {}` trusts the system's authorities.
     pub(crate) tls: Option<KafkaTls>,
     /// Who we are.

@@ -15,7 +15,7 @@ mod source;
 
 pub(crate) use crossfade_control::Gates;
 pub(crate) use error::{SpecError, nearest};
-pub(crate) use log::{EmbeddedLog, KafkaLog, LogSpec};
+pub(crate) use log::{EmbeddedLog, KafkaLog, LogSpec, Transformer};
 #[cfg(feature = "kafka")]
 pub(crate) use log::{KafkaSasl, KafkaTls, Mechanism};
 pub(crate) use rules::has_plain_password;
@@ -164,6 +164,11 @@ impl Spec {
             None => self.base(),
             Some(part) => self.base().join(part.name()),
         }
+    }
+
+    /// Whether workers transform, which are processes of their own.
+    pub(crate) fn has_workers(&self) -> bool {
+        matches!(&self.log, LogSpec::Kafka(log) if log.transform == Transformer::Workers)
     }
 
     /// The same migration, as the process sees it that does this of it.

@@ -3,7 +3,7 @@
 use super::{
     document::Document,
     error::SpecError,
-    log::{KafkaSasl, KafkaTls, LogSpec, Mechanism},
+    log::{KafkaSasl, KafkaTls, LogSpec, Mechanism, Transformer},
     scalar::Secret,
     sink::{Apply, Cleanup, KafkaSink, SinkSpec, WriteRecords, WriteTo},
     source::{DebeziumSource, SourceSpec},
@@ -166,6 +166,21 @@ pub(super) fn check_log(document: &Document<'_>, log: &LogSpec, rules: &Rules) -
             &["log", "partitions"],
             format!("\"partitions\" in [log] must be from 1 to 1000, not {partitions}"),
         );
+    }
+    if let Some(silent) = log.worker_timeout {
+        let seconds = silent.0.as_secs_f64();
+        if !(6.0..=1_800.0).contains(&seconds) {
+            return refuse(
+                &["log", "worker_timeout"],
+                format!("\"worker_timeout\" in [log] must be from 6s to 30m, not {seconds}s"),
+            );
+        }
+        if log.transform != Transformer::Workers {
+            return refuse(
+                &["log", "worker_timeout"],
+                "\"worker_timeout\" in [log] is for workers; write transform = \"workers\" beside it".to_owned(),
+            );
+        }
     }
     for (key, figure) in [("replication", log.replication), ("min_insync_replicas", log.min_insync_replicas)] {
         if figure == Some(0) {

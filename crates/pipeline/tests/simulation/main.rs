@@ -8,6 +8,7 @@
 mod lookups;
 mod sink;
 mod source;
+mod workers;
 
 use crossfade_event::{
     Cell, Column, ColumnType, Format, Identity, Key, Logical, Row, SchemaVersion, TableId, TableName, TableSchema,
