@@ -349,7 +349,6 @@ mod tests {
             filtered: 0,
             lookup_misses: 0,
             made: 0,
-            workers: Vec::new(),
         });
         let rates = Rates { copied_rows_per_s: 20.0, loaded_rows_per_s: 10.0, ..Rates::default() };
         let status = Status::new("shop", 1_700_000_000_123_456, &Migration::default(), &counters.totals(), rates);

@@ -185,16 +185,6 @@ impl Running {
         signal("INT", &[self.child.id()]);
     }
 
-    /// Stops it where it is (SIGSTOP): it keeps its connections and does nothing.
-    pub fn freeze(&self) {
-        signal("STOP", &[self.child.id()]);
-    }
-
-    /// Lets it go on after [`Running::freeze`].
-    pub fn thaw(&self) {
-        signal("CONT", &[self.child.id()]);
-    }
-
     /// What it has printed so far.
     pub fn stdout(&self) -> String {
         fs::read_to_string(&self.stdout).unwrap_or_default()
