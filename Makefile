@@ -1,5 +1,5 @@
 # What people and CI run. `make test` is the one test command; CI calls the same.
-.PHONY: demo build test test-kafka lint soak bench
+.PHONY: demo build test test-kafka lint soak bench bench-kafka
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -27,13 +27,20 @@ lint:
 	ci/lint
 
 # The long rounds of tests/recovery (at least 200 kills under live writers, with a report of kills per phase; builds with a
-# defect, which must be found) and of tests/journey.
+# defect, which must be found; at least 200 over two roles and three brokers) and of tests/journey.
 soak:
-	ci/prepare
-	cargo build --release -p crossfade-cli
-	CROSSFADE_SOAK=1 CI=true cargo test -p crossfade-tests-recovery -p crossfade-tests-journey -- --nocapture --test-threads=1
+	CROSSFADE_WITH_KAFKA=1 ci/prepare
+	cargo build --release -p crossfade-cli --features kafka
+	CROSSFADE_SOAK=1 CI=true cargo test -p crossfade-tests-recovery -p crossfade-tests-journey \
+	  --features crossfade-tests-journey/kafka,crossfade-tests-recovery/kafka -- --nocapture --test-threads=1
 
 # Crossfade and its peers on the same work in one run; see docs/performance.md.
 bench: build
 	ci/prepare sqlite3
 	cargo run --release -p crossfade-benches
+
+# The same with Kafka at the end or between, against Debezium. Needs Java.
+bench-kafka:
+	CROSSFADE_WITH_KAFKA=1 ci/prepare
+	cargo build --release -p crossfade-cli --features kafka
+	cargo run --release -p crossfade-benches --features kafka -- to-topics over-topics kafka-log

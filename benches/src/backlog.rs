@@ -171,7 +171,7 @@ fn since(before: [f64; 3], now: [f64; 3]) -> [f64; 3] {
 }
 
 impl Databases {
-    async fn copy_items(&self) -> Result<()> {
+    pub(crate) async fn copy_items(&self) -> Result<()> {
         let script = format!(
             "set -e -o pipefail; psql -qXAt '{}' -c 'COPY items TO STDOUT' | psql -qXAt '{}' -c 'COPY items FROM STDIN'",
             self.source.url, self.target.url

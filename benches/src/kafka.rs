@@ -70,16 +70,7 @@ pub(crate) async fn to_topics(rounds: usize, changes: u64) -> Result<()> {
 }
 
 async fn debezium(pair: &Pair, kafka: &Kafka, databases: &Databases, prefix: &str, changes: u64) -> Result<Round> {
-    let connector = Debezium::start(kafka, &databases.source, prefix, &CONNECTOR).context("Debezium cannot be had")?;
-    // Once it has its slot: what it is told then, it notes.
-    let source = databases.source.connect().await;
-    let has_slot = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE database = current_database() AND active)";
-    until_true(&source, has_slot).await?;
-    databases.source.execute("INSERT INTO done VALUES (0)").await;
-    while !connector.has_noted_the_stream() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    connector.kill();
+    let connector = begun_connector(kafka, databases, prefix, &CONNECTOR).await?;
     write(databases, changes, PER_TRANSACTION).await?;
     pair.settle().await?;
     let begun = Instant::now();
@@ -90,6 +81,26 @@ async fn debezium(pair: &Pair, kafka: &Kafka, databases: &Databases, prefix: &st
     databases.free_slot().await;
     ensure!(count(kafka, prefix)? >= changes, "Debezium has not told every change");
     Ok(Round { changes_per_second: changes as f64 / took, peak_mib: peak })
+}
+
+/// A connector that has its slot and has noted where it is, and does not run.
+async fn begun_connector(
+    kafka: &Kafka,
+    databases: &Databases,
+    prefix: &str,
+    settings: &[(&str, &str)],
+) -> Result<Debezium> {
+    let connector = Debezium::start(kafka, &databases.source, prefix, settings).context("Debezium cannot be had")?;
+    // Once it has its slot: what it is told then, it notes.
+    let source = databases.source.connect().await;
+    let has_slot = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE database = current_database() AND active)";
+    until_true(&source, has_slot).await?;
+    databases.source.execute("INSERT INTO done VALUES (0)").await;
+    while !connector.has_noted_the_stream() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    connector.kill();
+    Ok(connector)
 }
 
 async fn into_topics(pair: &Pair, kafka: &Kafka, databases: &Databases, prefix: &str, changes: u64) -> Result<Round> {
@@ -156,6 +167,67 @@ async fn over_log(pair: &Pair, databases: &Databases, log: &str, changes: u64) -
     databases.free_slot().await;
     databases.compare("SELECT * FROM public.items ORDER BY id").await?;
     Ok(Round { changes_per_second: changes as f64 / took, peak_mib: peak })
+}
+
+/// From PostgreSQL to PostgreSQL over topics: Debezium and its JDBC sink, a worker each, with the schemas that the sink
+/// needs; and a run whose log is on Kafka.
+pub(crate) async fn over_topics(rounds: usize, changes: u64) -> Result<()> {
+    let pair = Pair::start()?;
+    let kafka = Kafka::start(&[]).context("Kafka cannot be had here")?;
+    let (mut peer, mut ours) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let order = if round % 2 == 0 { [true, false] } else { [false, true] };
+        for is_peer in order {
+            let databases = pair.databases("over").await;
+            databases.source.execute(SCHEMA).await;
+            fill(&databases, changes).await;
+            let prefix = kafka.prefix("bench");
+            if is_peer {
+                peer.push(connectors(&pair, &kafka, &databases, &prefix, changes).await?);
+            } else {
+                let log = format!(
+                    "[log]\nkind = \"kafka\"\nbrokers = \"{}\"\ntopic_prefix = \"{prefix}\"\n",
+                    kafka.brokers()
+                );
+                ours.push(over_log(&pair, &databases, &log, changes).await?);
+            }
+        }
+    }
+    rows("backlog, transactions of 100, over topics", &peer, &ours);
+    Ok(())
+}
+
+/// Both connectors; the memory is that of the larger worker.
+async fn connectors(pair: &Pair, kafka: &Kafka, databases: &Databases, prefix: &str, changes: u64) -> Result<Round> {
+    databases.target.execute(SCHEMA).await;
+    databases.copy_items().await?;
+    let with_schemas = CONNECTOR.map(|(name, value)| match name.ends_with("schemas.enable") {
+        true => (name, "true"),
+        false => (name, value),
+    });
+    let source = begun_connector(kafka, databases, prefix, &with_schemas).await?;
+    write(databases, changes, PER_TRANSACTION).await?;
+    pair.settle().await?;
+    let watcher = databases.target.connect().await;
+    let begun = Instant::now();
+    source.start_again();
+    let sink = Debezium::start_sink(kafka, &databases.target, prefix, "").context("Debezium cannot be had")?;
+    // The sink takes the topics one by one: that the last transaction is there does not say that all before it is.
+    let all = format!(
+        "SELECT EXISTS (SELECT FROM done WHERE id = 1) AND (SELECT count(*) = {kept} FROM items) \
+         AND (SELECT name = 'moved {moved}' FROM items WHERE id = {last})",
+        kept = changes / 2 + changes / 2 - changes / 10,
+        moved = changes / 10 * 4,
+        last = 1 + (changes / 10 * 4) % (changes / 4),
+    );
+    until_true(&watcher, &all).await?;
+    let took = begun.elapsed().as_secs_f64();
+    let peaks = [source.pid(), sink.pid()].into_iter().flatten().map(peak_bytes).collect::<Result<Vec<_>>>()?;
+    drop((source, sink));
+    databases.free_slot().await;
+    databases.compare("SELECT * FROM public.items ORDER BY id").await?;
+    let peak_mib = peaks.into_iter().max().unwrap_or_default() as f64 / MIB;
+    Ok(Round { changes_per_second: changes as f64 / took, peak_mib })
 }
 
 fn reader(kafka: &Kafka) -> Result<BaseConsumer> {

@@ -33,6 +33,9 @@ enum Which {
     /// 500,000 changes from PostgreSQL into topics, against Debezium in Kafka Connect
     #[cfg(feature = "kafka")]
     ToTopics,
+    /// The same from PostgreSQL to PostgreSQL over topics, against Debezium and its JDBC sink
+    #[cfg(feature = "kafka")]
+    OverTopics,
     /// The same from PostgreSQL to PostgreSQL, the log on Kafka against the log on disk
     #[cfg(feature = "kafka")]
     KafkaLog,
@@ -67,6 +70,8 @@ async fn main() -> Result<()> {
             Which::Sqlite => sqlite::run(options.rounds, sized(1_000_000))?,
             #[cfg(feature = "kafka")]
             Which::ToTopics => kafka::to_topics(options.rounds, sized(500_000)).await?,
+            #[cfg(feature = "kafka")]
+            Which::OverTopics => kafka::over_topics(options.rounds, sized(500_000)).await?,
             #[cfg(feature = "kafka")]
             Which::KafkaLog => kafka::log(options.rounds, sized(500_000)).await?,
         }
