@@ -51,8 +51,9 @@ fn what_is_not_built_is_refused_by_name() {
     for command in ["cutover", "failback", "cleanup"] {
         desk.refuse(&[command, "spec.toml"], 2, &format!("{command} is not built yet"));
     }
-    desk.refuse(&["run", "spec.toml", "--role", "transform"], 2, "not built yet");
-    desk.refuse(&["run", "spec.toml", "--role", "ingest"], 2, "needs the log on Kafka");
+    for role in ["ingest", "transform", "deliver"] {
+        desk.refuse(&["run", "spec.toml", "--role", role], 2, "needs the log on Kafka");
+    }
     desk.refuse(
         &["run", "spec.toml", "--role", "deliver", "--dry-run"],
         2,
