@@ -46,25 +46,40 @@ fn rows(work: &str, peer: &[Round], ours: &[Round]) {
     row("the same, resident memory, peak", "MiB", &memory(peer), &memory(ours));
 }
 
-/// From PostgreSQL into topics.
-pub(crate) async fn to_topics(rounds: usize, changes: u64) -> Result<()> {
+/// Both do the same work in turns, each round on databases and topics of its own.
+async fn in_turns(
+    rounds: usize,
+    changes: u64,
+    mut once: impl AsyncFnMut(bool, &Pair, &Kafka, &Databases, &str) -> Result<Round>,
+) -> Result<(Vec<Round>, Vec<Round>)> {
     let pair = Pair::start()?;
     let kafka = Kafka::start(&[]).context("Kafka cannot be had here")?;
     let (mut peer, mut ours) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         let order = if round % 2 == 0 { [true, false] } else { [false, true] };
         for is_peer in order {
-            let databases = pair.databases("topics").await;
+            let databases = pair.databases("kafka").await;
             databases.source.execute(SCHEMA).await;
             fill(&databases, changes).await;
-            let prefix = kafka.prefix("bench");
-            if is_peer {
-                peer.push(debezium(&pair, &kafka, &databases, &prefix, changes).await?);
-            } else {
-                ours.push(into_topics(&pair, &kafka, &databases, &prefix, changes).await?);
-            }
+            let figures = once(is_peer, &pair, &kafka, &databases, &kafka.prefix("bench")).await?;
+            if is_peer { peer.push(figures) } else { ours.push(figures) }
         }
     }
+    Ok((peer, ours))
+}
+
+/// `[log]` of a spec whose log is on Kafka.
+fn log_on(kafka: &Kafka, prefix: &str) -> String {
+    format!("[log]\nkind = \"kafka\"\nbrokers = \"{}\"\ntopic_prefix = \"{prefix}\"\n", kafka.brokers())
+}
+
+/// From PostgreSQL into topics.
+pub(crate) async fn to_topics(rounds: usize, changes: u64) -> Result<()> {
+    let (peer, ours) = in_turns(rounds, changes, async |is_peer, pair, kafka, databases, prefix| match is_peer {
+        true => debezium(pair, kafka, databases, prefix, changes).await,
+        false => into_topics(pair, kafka, databases, prefix, changes).await,
+    })
+    .await?;
     rows("backlog, transactions of 100, into topics", &peer, &ours);
     Ok(())
 }
@@ -127,25 +142,11 @@ async fn into_topics(pair: &Pair, kafka: &Kafka, databases: &Databases, prefix: 
 
 /// From PostgreSQL to PostgreSQL, the log on Kafka against the log on disk.
 pub(crate) async fn log(rounds: usize, changes: u64) -> Result<()> {
-    let pair = Pair::start()?;
-    let kafka = Kafka::start(&[]).context("Kafka cannot be had here")?;
-    let (mut disk, mut topics) = (Vec::new(), Vec::new());
-    for round in 0..rounds {
-        let order = if round % 2 == 0 { [true, false] } else { [false, true] };
-        for is_disk in order {
-            let databases = pair.databases("log").await;
-            databases.source.execute(SCHEMA).await;
-            fill(&databases, changes).await;
-            let log = if is_disk {
-                String::new()
-            } else {
-                let prefix = kafka.prefix("bench");
-                format!("[log]\nkind = \"kafka\"\nbrokers = \"{}\"\ntopic_prefix = \"{prefix}\"\n", kafka.brokers())
-            };
-            let figures = over_log(&pair, &databases, &log, changes).await?;
-            if is_disk { disk.push(figures) } else { topics.push(figures) }
-        }
-    }
+    let (disk, topics) = in_turns(rounds, changes, async |is_disk, pair, kafka, databases, prefix| {
+        let log = if is_disk { String::new() } else { log_on(kafka, prefix) };
+        over_log(pair, databases, &log, changes).await
+    })
+    .await?;
     rows("backlog, transactions of 100: log on disk (as the peer) and on Kafka", &disk, &topics);
     Ok(())
 }
@@ -172,27 +173,11 @@ async fn over_log(pair: &Pair, databases: &Databases, log: &str, changes: u64) -
 /// From PostgreSQL to PostgreSQL over topics: Debezium and its JDBC sink, a worker each, with the schemas that the sink
 /// needs; and a run whose log is on Kafka.
 pub(crate) async fn over_topics(rounds: usize, changes: u64) -> Result<()> {
-    let pair = Pair::start()?;
-    let kafka = Kafka::start(&[]).context("Kafka cannot be had here")?;
-    let (mut peer, mut ours) = (Vec::new(), Vec::new());
-    for round in 0..rounds {
-        let order = if round % 2 == 0 { [true, false] } else { [false, true] };
-        for is_peer in order {
-            let databases = pair.databases("over").await;
-            databases.source.execute(SCHEMA).await;
-            fill(&databases, changes).await;
-            let prefix = kafka.prefix("bench");
-            if is_peer {
-                peer.push(connectors(&pair, &kafka, &databases, &prefix, changes).await?);
-            } else {
-                let log = format!(
-                    "[log]\nkind = \"kafka\"\nbrokers = \"{}\"\ntopic_prefix = \"{prefix}\"\n",
-                    kafka.brokers()
-                );
-                ours.push(over_log(&pair, &databases, &log, changes).await?);
-            }
-        }
-    }
+    let (peer, ours) = in_turns(rounds, changes, async |is_peer, pair, kafka, databases, prefix| match is_peer {
+        true => connectors(pair, kafka, databases, prefix, changes).await,
+        false => over_log(pair, databases, &log_on(kafka, prefix), changes).await,
+    })
+    .await?;
     rows("backlog, transactions of 100, over topics", &peer, &ours);
     Ok(())
 }

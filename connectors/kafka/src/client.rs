@@ -7,7 +7,6 @@ pub(crate) use errors::{code_of, is_passing, server};
 use crate::{Connection, ids};
 use crossfade_log::LogError;
 use futures::executor::block_on;
-use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{
     ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier},
@@ -15,7 +14,8 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode},
     message::BorrowedMessage,
-    producer::{BaseProducer, DeliveryResult, Producer, ProducerContext},
+    producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext},
+    topic_partition_list::TopicPartitionListElem,
 };
 use secrecy::ExposeSecret;
 use std::{
@@ -303,14 +303,15 @@ impl Clients {
         Ok(self.describe(&[name])?.pop().flatten())
     }
 
-    /// A topic that is said to be there: one that a single broker has not heard of is not gone yet.
-    pub(crate) fn describe_known(&self, name: &str) -> Result<Option<ids::Topic>, LogError> {
+    /// Topics that are said to be there: one that a single broker has not heard of is not gone yet.
+    pub(crate) fn describe_known(&self, names: &[&str]) -> Result<Vec<Option<ids::Topic>>, LogError> {
         let began = Instant::now();
         loop {
-            match self.describe_one(name)? {
-                None if began.elapsed() < HEARSAY => std::thread::sleep(Duration::from_millis(100)),
-                found => return Ok(found),
+            let found = self.describe(names)?;
+            if found.iter().all(Option::is_some) || began.elapsed() >= HEARSAY {
+                return Ok(found);
             }
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 
@@ -607,6 +608,25 @@ pub(crate) fn reaches(
         pause = (pause * 2).min(Duration::from_millis(50));
     }
     Ok(true)
+}
+
+/// Sends a record; waits while the producer has as many as it takes, not longer than `limit`.
+pub(crate) fn send(
+    producer: &LogProducer,
+    mut record: BaseRecord<'_, [u8], [u8], usize>,
+    limit: Duration,
+) -> Result<(), KafkaError> {
+    let began = Instant::now();
+    loop {
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
+            Err((error, back)) if code_of(&error) == Some(RDKafkaErrorCode::QueueFull) && began.elapsed() < limit => {
+                producer.poll(Duration::from_millis(10));
+                record = back;
+            }
+            Err((error, _)) => return Err(error),
+        }
+    }
 }
 
 /// Waits until everything that was sent has been answered.

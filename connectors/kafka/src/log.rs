@@ -97,7 +97,7 @@ impl KafkaLog {
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?;
         let pin = pin_of(&options)?;
-        let standing = topics::open(&clients, &names, &options, pin.as_ref(), true)?;
+        let standing = topics::open(&clients, &names, &options, pin.as_ref(), topics::Way::Make)?;
         let asking = clients.asking(&names.readers)?;
         // Before anybody is shut out.
         refuse_anothers(&names, &options, pin.as_ref(), &meta::read(&asking, &names)?)?;
@@ -149,7 +149,7 @@ impl KafkaLog {
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?;
         let pin = pin_of(&options)?;
-        let standing = topics::open(&clients, &names, &options, pin.as_ref(), false)?;
+        let standing = topics::open(&clients, &names, &options, pin.as_ref(), topics::Way::Look)?;
         let asking = clients.asking(&names.readers)?;
         let made = Made { names, options, pin, standing, asking, noting: None, clients };
         let (shared, notes) = made.seen()?;
@@ -166,7 +166,7 @@ impl KafkaLog {
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?;
         let pin = pin_of(&options)?;
-        let standing = topics::open(&clients, &names, &options, pin.as_ref(), false)?;
+        let standing = topics::open(&clients, &names, &options, pin.as_ref(), topics::Way::Look)?;
         let asking = clients.asking(&names.readers)?;
         let noting = clients.producer(standing.message_bytes_max)?;
         let made = Made { names, options, pin, standing, asking, noting: Some(noting), clients };

@@ -10,7 +10,7 @@
 
 use super::{
     place::of_that_time,
-    reader::Woken,
+    reader::{Woken, queue_of},
     shared::{Shared, lock},
 };
 use crate::{
@@ -179,10 +179,7 @@ impl Made {
         let consumer = Arc::new(log.clients.consumer(&log.names.readers, false)?);
         let mut parts = Vec::new();
         for partition in 0..log.partitions() {
-            let queue = consumer.split_partition_queue(topic, partition as i32);
-            let mut queue = queue.ok_or_else(|| LogError::Contract(format!("{topic} has no partition {partition}")))?;
-            let bell = woken.clone();
-            queue.set_nonempty_callback(move || bell.wake());
+            let queue = queue_of(&consumer, topic, partition, woken)?;
             parts.push(Part { queue, ahead: None, round: 0, found: BTreeMap::new() });
         }
         consumer.assign(&assignment(topic, places).map_err(failed)?).map_err(failed)?;

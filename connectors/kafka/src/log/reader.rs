@@ -476,6 +476,20 @@ fn position_of(head: &Head) -> Option<Position> {
     }
 }
 
+/// A partition's own queue, whose first record wakes who waits.
+pub(super) fn queue_of(
+    consumer: &Arc<LogConsumer>,
+    topic: &str,
+    partition: u32,
+    woken: &Arc<Woken>,
+) -> Result<PartitionQueue<Listener>, LogError> {
+    let queue = consumer.split_partition_queue(topic, partition as i32);
+    let mut queue = queue.ok_or_else(|| LogError::Contract(format!("{topic} has no partition {partition}")))?;
+    let bell = woken.clone();
+    queue.set_nonempty_callback(move || bell.wake());
+    Ok(queue)
+}
+
 impl Fetch {
     fn begin(log: &Shared, from: &Cut, only: Option<Partition>) -> Result<Self, LogError> {
         let topic = &log.names.changes;
@@ -484,10 +498,7 @@ impl Fetch {
         let woken = Arc::new(Woken::default());
         let mut parts = Vec::new();
         for partition in 0..log.partitions() {
-            let queue = consumer.split_partition_queue(topic, partition as i32);
-            let mut queue = queue.ok_or_else(|| LogError::Contract(format!("{topic} has no partition {partition}")))?;
-            let bell = woken.clone();
-            queue.set_nonempty_callback(move || bell.wake());
+            let queue = queue_of(&consumer, topic, partition, &woken)?;
             parts.push(Part { queue, taken: Taken::default() });
         }
         // Only now: a record that came before its partition had a queue of its own would be given to nobody.

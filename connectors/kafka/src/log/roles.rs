@@ -42,8 +42,7 @@ impl KafkaLog {
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?;
         // Another broker may have said so than the one that is asked now.
-        topics::look_again(&clients, &names)?;
-        let standing = topics::open(&clients, &names, options, None, false)?;
+        let standing = topics::open(&clients, &names, options, None, topics::Way::Known)?;
         match meta::read(&clients.asking(&names.readers)?, &names)?.birth {
             Some(birth) if birth.changes == standing.changes.id => Pin::new(birth.id, &standing).write(path),
             Some(birth) => Err(topics::recreated(&names.changes, &birth.changes, &standing.changes.id)),

@@ -78,20 +78,31 @@ impl Names {
     }
 }
 
-/// Finds the topics, and with `make` makes those of a new log; checks that they are usable and the ones pinned.
+/// What is known of a log before its topics are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Those of a new log are made.
+    Make,
+    /// They may be there.
+    Look,
+    /// They are said to be there, as those that are pinned are.
+    Known,
+}
+
+/// Finds the topics, and makes those of a new log where it is to be made; checks that they are usable and the ones pinned.
 pub(super) fn open(
     clients: &Clients,
     names: &Names,
     options: &LogOptions,
     pin: Option<&Pin>,
-    make: bool,
+    way: Way,
 ) -> Result<Standing, LogError> {
     if let Some(pin) = pin {
         begun_otherwise(names, options, pin)?;
     }
-    let mut found = match pin {
-        Some(_) => look_again(clients, names)?,
-        None => look(clients, names)?,
+    let mut found = match pin.is_some() || way == Way::Known {
+        true => two(clients.describe_known(&names.both())?),
+        false => look(clients, names)?,
     };
     if let (None, _) | (_, None) = &found {
         if let Some(pin) = pin {
@@ -104,7 +115,7 @@ pub(super) fn open(
                 remedy: REMEDY.to_owned(),
             });
         }
-        if !make {
+        if way != Way::Make {
             return Err(LogError::Refused {
                 what: format!("there is no log yet: {} has no topic {}", clients.brokers(), names.changes),
                 remedy: "`crossfade run` makes it".to_owned(),
@@ -118,7 +129,7 @@ pub(super) fn open(
     }
     let transformed = match options.workers {
         None => None,
-        Some(_) => Some(made_by_workers(clients, names, options, pin, &changes, make)?),
+        Some(_) => Some(made_by_workers(clients, names, options, pin, &changes, way)?),
     };
     check(clients, names, options, changes, meta, transformed)
 }
@@ -138,26 +149,26 @@ fn begun_otherwise(names: &Names, options: &LogOptions, pin: &Pin) -> Result<(),
     }
 }
 
-/// The topic of what workers make; with `make` it is made where a new log has none.
+/// The topic of what workers make; it is made where a new log has none and is to be made.
 fn made_by_workers(
     clients: &Clients,
     names: &Names,
     options: &LogOptions,
     pin: Option<&Pin>,
     changes: &ids::Topic,
-    make: bool,
+    way: Way,
 ) -> Result<ids::Topic, LogError> {
     let name = &names.transformed;
     let pinned = pin.and_then(|pin| pin.transformed.as_ref());
-    let mut found = match pinned {
-        Some(_) => clients.describe_known(name)?,
-        None => clients.describe_one(name)?,
+    let mut found = match pinned.is_some() || way == Way::Known {
+        true => clients.describe_known(&[name])?.pop().flatten(),
+        false => clients.describe_one(name)?,
     };
     if found.is_none() {
         if let Some(id) = pinned {
             return Err(deleted(name, id));
         }
-        if !make {
+        if way != Way::Make {
             return Err(LogError::Refused {
                 what: format!("there is no topic {name} yet for what workers make"),
                 remedy: "`crossfade run --role ingest` makes it".to_owned(),
@@ -188,10 +199,10 @@ pub(super) fn examine(
     pin: Option<&Pin>,
 ) -> Result<Option<Standing>, LogError> {
     if pin.is_some() {
-        return open(clients, names, options, pin, false).map(Some);
+        return open(clients, names, options, pin, Way::Look).map(Some);
     }
     match look(clients, names)? {
-        (Some(_), Some(_)) | (None, Some(_)) => open(clients, names, options, pin, false).map(Some),
+        (Some(_), Some(_)) | (None, Some(_)) => open(clients, names, options, pin, Way::Look).map(Some),
         (there, None) => {
             if let Some(changes) = there {
                 check_entries(clients, names, options, &changes)?;
@@ -222,7 +233,7 @@ pub(super) fn wait_for(
         (None, _) | (_, None) if pin.is_none() => Ok(None),
         _ => {
             let pin = pin.map(Pin::without_workers);
-            open(clients, names, options, pin.as_ref(), false).map(Some)
+            open(clients, names, options, pin.as_ref(), Way::Look).map(Some)
         }
     }
 }
@@ -269,8 +280,10 @@ pub(super) fn delete(clients: &Clients, names: &Names, pin: &Pin) -> Result<Vec<
 
 /// Checks that the topics are still the ones they were.
 pub(super) fn same(clients: &Clients, names: &Names, was: &Standing) -> Result<(), LogError> {
-    let (changes, meta) = look_again(clients, names)?;
-    for (name, was, now) in [(&names.changes, &was.changes, changes), (&names.meta, &was.meta, meta)] {
+    let mut known = vec![(&names.changes, &was.changes), (&names.meta, &was.meta)];
+    known.extend(was.transformed.as_ref().map(|was| (&names.transformed, was)));
+    let asked: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
+    for ((name, was), now) in known.into_iter().zip(clients.describe_known(&asked)?) {
         match now {
             None => return Err(deleted(name, &was.id)),
             Some(now) if now.id != was.id => return Err(recreated(name, &was.id, &now.id)),
@@ -278,27 +291,16 @@ pub(super) fn same(clients: &Clients, names: &Names, was: &Standing) -> Result<(
             Some(_) => {}
         }
     }
-    let Some(was) = &was.transformed else { return Ok(()) };
-    let name = &names.transformed;
-    match clients.describe_known(name)? {
-        None => Err(deleted(name, &was.id)),
-        Some(now) if now.id != was.id => Err(recreated(name, &was.id, &now.id)),
-        Some(now) if now.partitions != was.partitions => Err(grown(name, was.partitions, now.partitions)),
-        Some(_) => Ok(()),
-    }
-}
-
-/// Looks for topics that are said to be there.
-pub(super) fn look_again(
-    clients: &Clients,
-    names: &Names,
-) -> Result<(Option<ids::Topic>, Option<ids::Topic>), LogError> {
-    Ok((clients.describe_known(&names.changes)?, clients.describe_known(&names.meta)?))
+    Ok(())
 }
 
 fn look(clients: &Clients, names: &Names) -> Result<(Option<ids::Topic>, Option<ids::Topic>), LogError> {
-    let mut found = clients.describe(&names.both())?.into_iter();
-    Ok((found.next().flatten(), found.next().flatten()))
+    Ok(two(clients.describe(&names.both())?))
+}
+
+fn two(found: Vec<Option<ids::Topic>>) -> Found {
+    let mut found = found.into_iter();
+    (found.next().flatten(), found.next().flatten())
 }
 
 pub(super) fn deleted(name: &str, id: &str) -> LogError {

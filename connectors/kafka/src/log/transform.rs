@@ -24,7 +24,7 @@ use super::{
     start,
 };
 use crate::{
-    client::{Listener, LogProducer, PATIENCE, assignment, code_of, flush, is_passing, server},
+    client::{Listener, LogProducer, PATIENCE, assignment, code_of, flush, is_passing, send, server},
     codec::{Head, What},
 };
 use bytes::Bytes;
@@ -540,19 +540,7 @@ impl<'a> Hand<'a> {
         if let Some(key) = key {
             record = record.key(key);
         }
-        let began = Instant::now();
-        loop {
-            match self.producer.send(record) {
-                Ok(()) => return Ok(()),
-                Err((error, back))
-                    if code_of(&error) == Some(RDKafkaErrorCode::QueueFull) && began.elapsed() < STEP =>
-                {
-                    self.producer.poll(Duration::from_millis(10));
-                    record = back;
-                }
-                Err((error, _)) => return Err(error),
-            }
-        }
+        send(&self.producer, record, STEP)
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     tail::{Ends, Last},
     topics::{self, Names},
 };
-use crate::client::{LogProducer, NOTE, PATIENCE, code_of, flush, is_passing, server};
+use crate::client::{LogProducer, NOTE, PATIENCE, code_of, flush, is_passing, send, server};
 use crossfade_event::{Batch, Cut, Offset};
 use crossfade_log::LogError;
 use rdkafka::{
@@ -230,19 +230,7 @@ impl Writer {
         if let Some(key) = key {
             record = record.key(key);
         }
-        let began = Instant::now();
-        loop {
-            match self.producer.send(record) {
-                Ok(()) => return Ok(()),
-                Err((error, back))
-                    if code_of(&error) == Some(RDKafkaErrorCode::QueueFull) && began.elapsed() < STEP =>
-                {
-                    self.producer.poll(Duration::from_millis(10));
-                    record = back;
-                }
-                Err((error, _)) => return Err(error.into()),
-            }
-        }
+        Ok(send(&self.producer, record, STEP)?)
     }
 
     /// The cut after the last whole round, by the offsets that its marks were given.

@@ -6,20 +6,16 @@ use super::{
     writer::Broken,
 };
 use crate::{
-    client::{LogProducer, code_of, flush, server},
+    client::{LogProducer, flush, send, server},
     source::topics::failure,
 };
 use crossfade_connector::Failure;
 use crossfade_event::TableId;
 use rdkafka::{
-    error::RDKafkaErrorCode,
     message::OwnedHeaders,
     producer::{BaseRecord, Producer},
 };
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Duration};
 
 /// The largest record that is sent.
 pub(super) const MESSAGE_BYTES_MAX: u64 = 64 << 20;
@@ -86,19 +82,7 @@ impl Live {
         record.key = key;
         record.payload = value;
         record.headers = headers;
-        let began = Instant::now();
-        loop {
-            match self.producer.send(record) {
-                Ok(()) => return Ok(()),
-                Err((error, back))
-                    if code_of(&error) == Some(RDKafkaErrorCode::QueueFull) && began.elapsed() < STEP =>
-                {
-                    self.producer.poll(Duration::from_millis(10));
-                    record = back;
-                }
-                Err((error, _)) => return Err(Broken::Kafka(format!("writing to {topic}"), error)),
-            }
-        }
+        send(&self.producer, record, STEP).map_err(|error| Broken::Kafka(format!("writing to {topic}"), error))
     }
 
     /// After the last record of each partition.

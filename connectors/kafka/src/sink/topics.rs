@@ -125,7 +125,7 @@ pub(super) fn find(clients: &Clients, name: &str) -> Result<Option<ids::Topic>, 
 
 /// The same of one that was made here, or taken.
 pub(super) fn find_known(clients: &Clients, name: &str) -> Result<Option<ids::Topic>, Failure> {
-    clients.describe_known(name).map_err(failure)
+    Ok(clients.describe_known(&[name]).map_err(failure)?.pop().flatten())
 }
 
 /// A topic of that name that the sink did not make: refused where it holds records.
