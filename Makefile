@@ -1,5 +1,5 @@
 # What people and CI run. `make test` is the one test command; CI calls the same.
-.PHONY: demo build test test-kafka lint soak bench bench-kafka
+.PHONY: demo build test test-kafka lint soak examples bench bench-kafka
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -33,6 +33,12 @@ soak:
 	cargo build --release -p crossfade-cli --features kafka
 	CROSSFADE_SOAK=1 CI=true cargo test -p crossfade-tests-recovery -p crossfade-tests-journey \
 	  --features crossfade-tests-journey/kafka,crossfade-tests-recovery/kafka -- --nocapture --test-threads=1
+
+# The migrations of examples/ at their full size, by the commands of their READMEs.
+examples:
+	ci/prepare
+	cargo build --release -p crossfade-cli --features kafka
+	CROSSFADE_EXAMPLES=full CI=true cargo test -p crossfade-tests-journey -- cowrie:: --nocapture --test-threads=1
 
 # Crossfade and its peers on the same work in one run; see docs/performance.md.
 bench: build

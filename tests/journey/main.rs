@@ -7,6 +7,7 @@ mod bad_input;
 mod bench;
 mod beside;
 mod changes;
+mod cowrie;
 #[cfg(feature = "kafka")]
 mod debezium;
 mod defaults;

@@ -14,6 +14,7 @@ pub(crate) mod wire;
 
 pub(crate) use error::broken;
 pub use error::{ServerError, failure};
+pub(crate) use names::printed;
 pub use names::{QuotedName, quote_ident, quote_literal, quote_table};
 pub use patterns::Patterns;
 

@@ -19,7 +19,6 @@ use crate::{
 use crossfade_connector::{Failure, Inspect, Refusal, RowPage, Target};
 use crossfade_event::{Format, Key, Position, Row, SourceId, TableName, TableSchema, catalog::Catalog};
 use scan::Scan;
-use std::collections::HashSet;
 
 /// A PostgreSQL database that is asked about itself. Connects when it is first asked.
 pub struct PostgresInspect {
@@ -57,7 +56,7 @@ impl PostgresInspect {
         Self { as_text, ..self }
     }
 
-    /// The tables that this migration made here are left out: it is asked as that migration's source.
+    /// The tables and columns that this migration made here are left out: it is asked as that migration's source.
     #[must_use]
     pub fn source_of(self, migration: &str) -> Self {
         Self { migration: Some(migration.to_owned()), ..self }
@@ -131,10 +130,11 @@ impl Inspect for PostgresInspect {
         let migration = self.migration.clone();
         let session = self.session().await?;
         let made = match &migration {
-            Some(migration) => made::tables(session, migration).await?,
-            None => HashSet::new(),
+            Some(migration) => made::read(session, migration).await?,
+            None => made::Made::default(),
         };
-        let mut catalog = Box::pin(catalog::read(session, &patterns, &made)).await?;
+        let mut catalog = Box::pin(catalog::read(session, &patterns, &made.tables)).await?;
+        catalog.tables.iter_mut().for_each(|table| made.leave_out(table));
         if self.as_text {
             for def in catalog.tables.iter_mut().flat_map(|table| &mut table.columns) {
                 def.column.type_.format = Format::PgText;

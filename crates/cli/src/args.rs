@@ -186,8 +186,7 @@ pub(crate) struct RunArgs {
     /// The spec
     #[arg(value_name = "SPEC")]
     pub(crate) spec: PathBuf,
-    /// Which part of the journey this process does; `ingest` and `deliver` meet in a log on Kafka, `transform` is not built
-    /// yet
+    /// Which part of the journey this process does; the parts meet in a log on Kafka
     #[arg(long, value_enum, default_value_t = Role::All)]
     pub(crate) role: Role,
     /// End by itself

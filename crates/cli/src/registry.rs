@@ -336,12 +336,12 @@ impl AnySink {
 }
 
 impl AnyInspect {
-    /// Asks a spec's source.
-    pub(crate) fn of_source(spec: &Spec) -> Result<Self, CliError> {
+    /// Asks a spec's source; with `as_text` every value comes in its text form.
+    pub(crate) fn of_source(spec: &Spec, as_text: bool) -> Result<Self, CliError> {
         match &spec.source {
             SourceSpec::Postgres(keys) => {
                 let inspect = PostgresInspect::new(source_connection(keys)?).by_root(spec.source.by_root());
-                let inspect = inspect.source_of(spec.name.as_str()).as_text(matches!(spec.sink, SinkSpec::Kafka(_)));
+                let inspect = inspect.source_of(spec.name.as_str()).as_text(as_text);
                 Ok(Self::Postgres(Box::new(inspect)))
             }
             SourceSpec::Sqlite(keys) => Ok(Self::sqlite(sqlite(&keys.path, keys.busy_timeout), spec.name.as_str())),

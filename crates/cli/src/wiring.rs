@@ -28,9 +28,9 @@ pub(crate) fn sink(spec: &Spec) -> Result<AnySink, CliError> {
     AnySink::new(spec)
 }
 
-/// Asks the source.
+/// Asks the source, in the form in which its stream is read.
 pub(crate) fn source_inspect(spec: &Spec) -> Result<AnyInspect, CliError> {
-    AnyInspect::of_source(spec)
+    AnyInspect::of_source(spec, needs_text(spec)?)
 }
 
 /// Asks the sink.
@@ -44,8 +44,13 @@ fn needs_text(spec: &Spec) -> Result<bool, CliError> {
         return Ok(true);
     }
     let Some(file) = PlanFile::read(&spec.base())? else { return Ok(false) };
+    plan_needs_text(spec, &file.catalog)
+}
+
+/// The same, of the plan that a catalog would make.
+pub(crate) fn plan_needs_text(spec: &Spec, catalog: &Catalog) -> Result<bool, CliError> {
     // No key is made here: any secret that is long enough will do.
-    let planned = plan(&file.catalog, &spec.rules, &plan_options(spec, vec![0; 32]))?;
+    let planned = plan(catalog, &spec.rules, &plan_options(spec, vec![0; 32]))?;
     Ok(!planned.text_columns().is_empty())
 }
 

@@ -21,6 +21,12 @@ impl fmt::Display for QuotedName {
     }
 }
 
+/// What the server prints for a value, as the stream brings it. A cast to text is something else for some types (boolean,
+/// inet, char(n)); `format` always is what is printed.
+pub(crate) fn printed(value: &str) -> String {
+    format!("CASE WHEN {value} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {value}) END")
+}
+
 /// Quotes one name.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Rows as they are now: all of a table at one point, or those under some keys.
 
 use crate::{
-    client::{Session, failure},
+    client::{Session, failure, printed},
     quote_ident, quote_table,
 };
 use bytes::{Bytes, BytesMut};
@@ -155,7 +155,7 @@ fn select_list(schema: &TableSchema, alias: &str) -> Result<String, Failure> {
         .map(|column| {
             let name = quote_ident(&column.name)?;
             Ok(match column.type_.format {
-                Format::PgText => format!("{alias}.{name}::pg_catalog.text"),
+                Format::PgText => printed(&format!("{alias}.{name}")),
                 Format::PgBinary | Format::Tagged => format!("{alias}.{name}"),
             })
         })

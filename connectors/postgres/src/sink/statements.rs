@@ -1,7 +1,7 @@
 //! The SQL by which a table is written.
 
 use super::{ddl, table::Table};
-use crate::client::quote_ident;
+use crate::client::{printed, quote_ident};
 use crossfade_connector::{Failure, WriteMode};
 use crossfade_event::catalog::KeyDef;
 use std::sync::Arc;
@@ -230,7 +230,7 @@ impl Table {
             .columns
             .iter()
             .map(|column| match column.text {
-                true => format!("t.{}::text", column.quoted),
+                true => printed(&format!("t.{}", column.quoted)),
                 false => format!("t.{}", column.quoted),
             })
             .collect();

@@ -82,7 +82,7 @@ ORDER BY 2, 3";
 /// All tables that a pattern could mean: not those that the migration made itself.
 pub(super) async fn candidates(client: &Client, migration: &str) -> Result<Vec<Candidate>, Failure> {
     let rows = client.query(CANDIDATES, &[]).await.map_err(|error| failure("listing the tables", error))?;
-    let made = made::tables(client, migration).await?;
+    let made = made::read(client, migration).await?.tables;
     let name = |schema: String, name: String| TableName::new(schema, name);
     Ok(rows
         .into_iter()

@@ -2,7 +2,10 @@
 //! the row may be one that no chunk has carried. All of a batch's rows of one table in one query.
 
 use super::assemble::Assembler;
-use crate::{client::failure, quote_ident};
+use crate::{
+    client::{failure, printed},
+    quote_ident,
+};
 use bytes::{BufMut, BytesMut};
 use crossfade_connector::Failure;
 use crossfade_event::{Cell, Change, Event, Format, Key, Op, Row, RowBuilder, TableId, TableName, TableSchema};
@@ -38,10 +41,7 @@ pub(super) fn select_list(schema: &TableSchema, columns: &[(u32, String)], of: &
         };
         let name = format!("{of}{}", quote_ident(name)?);
         list.push(match column.type_.format {
-            // A cast to text is not the text form for every type (boolean, inet, char(n)); `format` always is.
-            Format::PgText => {
-                format!("CASE WHEN {name} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {name}) END")
-            }
+            Format::PgText => printed(&name),
             Format::PgBinary | Format::Tagged => name,
         });
     }

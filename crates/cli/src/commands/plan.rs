@@ -82,7 +82,7 @@ pub(crate) async fn plan(spec: &Spec, as_json: bool) -> Result<(), CliError> {
 fn answer<'a>(spec: &'a Spec, planned: &'a Planned, steps: Vec<Step>) -> Answer<'a> {
     let tables: Vec<TableAnswer> = planned.plan.tables().iter().map(|table| table_answer(planned, table)).collect();
     let moved = |def: &&TableDef| planned.plan.tables().iter().any(|table| table.source.as_ref() == Some(&def.name));
-    let left_out = planned.catalog.tables.iter().filter(|def| !moved(def)).map(left_out).collect();
+    let left_out = planned.catalog.tables.iter().filter(|def| !moved(def)).map(|def| left_out(planned, def)).collect();
     Answer {
         migration: spec.name.as_str(),
         source: wiring::source_kind(spec),
@@ -128,7 +128,10 @@ fn table_answer(planned: &Planned, table: &PlannedTable) -> TableAnswer {
     }
 }
 
-fn left_out(def: &TableDef) -> LeftOut {
+fn left_out(planned: &Planned, def: &TableDef) -> LeftOut {
+    if def.obstacle.is_none() && planned.plan.lookups().iter().any(|view| view.table == def.name) {
+        return LeftOut { table: def.name.to_string(), reason: "it is only looked up".to_owned() };
+    }
     let reason = def.obstacle.clone().unwrap_or_else(|| {
         match def.kind {
             RelationKind::Partitioned { .. } => "its leaves are moved one by one",

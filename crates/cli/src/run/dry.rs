@@ -8,6 +8,7 @@ use super::{
 use crate::{
     error::CliError,
     output::{self, Table},
+    registry::AnyInspect,
     spec::Spec,
     wiring,
 };
@@ -29,7 +30,11 @@ struct Count {
 /// Reads up to `limit` rows of each table, and says what a run would make of them.
 pub(crate) async fn dry_run(spec: &Spec, limit: Option<u64>) -> Result<(), CliError> {
     let mut source = wiring::source_inspect(spec)?;
-    let catalog = source.catalog(spec.source.tables()).await?;
+    let mut catalog = source.catalog(spec.source.tables()).await?;
+    if wiring::plan_needs_text(spec, &catalog)? {
+        source = AnyInspect::of_source(spec, true)?;
+        catalog = source.catalog(spec.source.tables()).await?;
+    }
     let plan = PlanFile::unsaved(spec, catalog);
     // Keys that need the migration's secret come out as they will: from its own one if it has begun.
     let secret = if spec.base().is_dir() { secret_of(&spec.base())? } else { vec![0; 32] };

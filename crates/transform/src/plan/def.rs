@@ -23,7 +23,7 @@ pub(super) fn is_planned(table: &TableDef, _dialect: Dialect) -> bool {
 /// Makes the tables of all drafts.
 pub(super) fn finish(context: &mut Context<'_>, drafts: &mut [Draft<'_>]) -> Result<Vec<PlannedTable>, PlanError> {
     let mut planned = Vec::with_capacity(drafts.len());
-    for draft in drafts.iter() {
+    for draft in drafts.iter().filter(|draft| draft.program.written) {
         let def = if draft.program.columns_only {
             beside(context, draft, drafts)
         } else {

@@ -244,6 +244,8 @@ pub(crate) struct TablePlan {
     /// Columns of the source whose default cannot be said in the target, and why.
     pub(crate) unsaid: Vec<(String, String)>,
     pub(crate) columns_only: bool,
+    /// Whether anything of it is written at all; otherwise it is only looked up by others.
+    pub(crate) written: bool,
     /// Where the columns of the second key version begin.
     pub(crate) dual: Option<usize>,
 }
@@ -410,11 +412,13 @@ pub fn plan(source: &Catalog, rules: &Rules, options: &PlanOptions) -> Result<Pl
 fn text_columns(context: &Context<'_>, drafts: &[table::Draft<'_>]) -> Vec<(TableName, String)> {
     let mut out = Vec::new();
     for draft in drafts {
-        for column in draft.source.carried().map(|def| &def.column) {
+        for (register, column) in draft.source.carried().map(|def| &def.column).enumerate() {
             let opaque = column.type_.logical == Logical::Opaque && context.source.dialect == Dialect::Postgres;
-            let touched = draft.columns.iter().any(|work| {
-                work.origin.as_deref() == Some(&*column.name) && (work.touched || work.target != column.type_)
-            });
+            // By its register: a shadow beside the column has its values, and another name.
+            let touched = draft
+                .columns
+                .iter()
+                .any(|work| work.register == register && (work.touched || work.target != column.type_));
             if opaque && touched && column.type_.format != Format::PgText {
                 out.push((draft.source.name.clone(), column.name.to_string()));
             }

@@ -3,10 +3,12 @@
 use super::{
     Fidelity, PlanError,
     domains::Domain,
+    names::find_table,
     table::{Steps, Work, spec_of},
 };
 use crate::{
     program::{Kept, KeyFrom, Time},
+    step::Step,
     types::TypeSpec,
 };
 use crossfade_event::{ColumnType, Identity, catalog::RelationKind};
@@ -155,8 +157,22 @@ impl Steps<'_, '_> {
         Ok(found)
     }
 
-    /// Beside the old columns only the key and the new ones are written, each under its own name.
-    pub(super) fn shadow(&mut self, names: &BTreeMap<String, String>) -> Result<(), PlanError> {
+    /// Beside the old columns only the key and the new ones are written, each under its own name. `false` where nothing
+    /// is: the table is only looked up by others.
+    pub(super) fn shadow(&mut self, names: &BTreeMap<String, String>) -> Result<bool, PlanError> {
+        let nothing = self
+            .columns
+            .iter()
+            .all(|work| !work.touched && work.key.is_none() && work.origin.as_deref() == Some(&*work.name));
+        if nothing && names.is_empty() && self.is_looked_up() {
+            self.context.note(
+                &self.table.name,
+                None,
+                Fidelity::Advice,
+                "is only looked up by other tables; nothing of it is written",
+            );
+            return Ok(false);
+        }
         if self.table.identity != Identity::Key {
             return Err(self.invalid("shadow columns need a key by which the row is found"));
         }
@@ -219,6 +235,16 @@ impl Steps<'_, '_> {
             return Err(self.invalid("nothing changes, so there is no shadow column to write"));
         }
         self.columns = columns;
-        Ok(())
+        Ok(true)
+    }
+
+    /// Whether a rule of another table looks rows of this one up.
+    fn is_looked_up(&self) -> bool {
+        let steps = self.context.rules.table.iter().flat_map(|rule| &rule.steps);
+        let mut looked_up = steps.filter_map(|step| match step {
+            Step::Lookup(lookup) => find_table(self.context.source, &lookup.lookup),
+            _ => None,
+        });
+        looked_up.any(|table| table.name == self.table.name)
     }
 }

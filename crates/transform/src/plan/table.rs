@@ -5,7 +5,7 @@ use super::{
     unknown_column,
 };
 use crate::{
-    cast,
+    cast, predicate,
     program::{From, KeyFrom, Op},
     rules::WriteKind,
     step::Literal,
@@ -89,11 +89,15 @@ pub(crate) fn draft<'a>(
         )));
     }
     let columns_only = steps.write_kind() == WriteKind::ShadowColumns;
+    let mut written = true;
     if columns_only {
-        steps.shadow(&rule.map(|rule| rule.shadow).unwrap_or_default())?;
+        written = steps.shadow(&rule.map(|rule| rule.shadow).unwrap_or_default())?;
     }
     let columns = std::mem::take(&mut steps.columns);
-    let (types, ops, overwritten) = (steps.types, steps.ops, steps.overwritten);
+    let (types, mut ops, overwritten) = (steps.types, steps.ops, steps.overwritten);
+    if !written {
+        ops.push(Op::Filter(predicate::never()));
+    }
     let mut outs = outs(table, &columns, surrogate.as_deref(), columns_only)?;
     let unsaid = say_defaults(context, table, &columns, &mut outs, &types, &ops);
     let mut own_key = own_key_out(context, table, &outs, surrogate.as_deref());
@@ -128,6 +132,7 @@ pub(crate) fn draft<'a>(
         schema,
         mapping: mapping.zip(own_key).map(|(mapping, out)| MappingOut { schema: mapping.table.schema.clone(), out }),
         columns_only,
+        written,
         dual,
     };
     Ok(Draft { source: table, columns, surrogate, by_surrogate, program })

@@ -179,6 +179,11 @@ pub(crate) fn compile(text: &str, resolve: &Resolve<'_>) -> Result<Predicate, St
     ready(&tree, resolve)
 }
 
+/// The condition that no row meets.
+pub(crate) fn never() -> Predicate {
+    Expr::Truth((Operand::Value(Some(Value::Bool(false))), Comparable::Bool))
+}
+
 fn ready(tree: &Expr<Word>, resolve: &Resolve<'_>) -> Result<Predicate, String> {
     let both = |left: &Expr<Word>, right: &Expr<Word>| -> Result<_, String> {
         Ok((Box::new(ready(left, resolve)?), Box::new(ready(right, resolve)?)))

@@ -16,7 +16,7 @@
 mod compare;
 mod parse;
 
-pub(crate) use compare::{Comparable, compile};
+pub(crate) use compare::{Comparable, compile, never};
 use parse::{ParseError, parse};
 
 use crate::program::Reg;

@@ -166,3 +166,25 @@ fn binary_that_only_its_database_can_read_is_named_before_anything_runs() {
     let error = plan.bind(&schema_of(&catalog, "t")).unwrap_err();
     assert!(matches!(error, PlanError::NeedsText { .. }));
 }
+
+#[test]
+fn a_table_that_is_only_looked_up_needs_no_shadow_and_nothing_of_it_is_written() {
+    let catalog = shop();
+    let looks_up = steps("orders", r#"{"lookup": "users", "on": {"id": "user_id"}, "take": {"mail": "email"}}"#);
+    let beside = PlanOptions { write: WriteKind::ShadowColumns, ..options(Dialect::Postgres) };
+    let catalog = Catalog { tables: catalog.tables.into_iter().take(2).collect(), ..catalog };
+    let plan = plan(&catalog, &looks_up, &beside).unwrap();
+    let written: Vec<String> = plan.tables().iter().map(|table| table.schema.name.to_string()).collect();
+    assert_eq!(written, ["public.orders"]);
+    for (op, old, new) in [
+        (RowOp::Insert, None, Some(["1", "a", "~", "~"])),
+        (RowOp::Update, None, Some(["1", "b", "~", "~"])),
+        (RowOp::Delete, Some(["1", "-", "-", "-"]), None),
+    ] {
+        let old: Option<&[&str]> = old.as_ref().map(|row| &row[..]);
+        let new: Option<&[&str]> = new.as_ref().map(|row| &row[..]);
+        assert_eq!(run(&catalog, &plan, "users", op, old, new), ["filtered"], "{op:?}");
+    }
+    let nobody = super::super::plan(&catalog, &Rules::default(), &beside).unwrap_err();
+    assert!(nobody.to_string().contains("nothing changes"), "{nobody}");
+}

@@ -1,0 +1,150 @@
+//! `examples/cowrie`, by the commands in its README, while the application writes: a dry run, a trial, a backfill that is
+//! killed and started again, every value checked against every state that the inventory ever had, and taken back.
+//! `CROSSFADE_EXAMPLES=full` takes the whole size and says how long it took beside one `UPDATE … FROM`.
+
+use crate::desk::{Desk, SPEC, Writer, rows};
+use crossfade_testkit::{
+    compare::assert_same,
+    postgres::{Database, Postgres, Version},
+};
+use std::{path::Path, time::Instant};
+
+fn is_full() -> bool {
+    std::env::var("CROSSFADE_EXAMPLES").is_ok_and(|size| size == "full")
+}
+
+fn file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/cowrie").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What the application's own writes look like before the migration: some rows have values, which must be kept.
+const OWN: &str = "
+UPDATE session_summaries SET snapshot_country = 'FR', snapshot_ip_types = 'vpn' WHERE session_id < '02';
+UPDATE session_summaries SET snapshot_country = 'XX' WHERE session_id LIKE '1f%';
+UPDATE session_summaries SET source_ip = '11.0.0.7', enrichment_at = '2020-01-01' WHERE session_id LIKE '2f%';
+CREATE TABLE history AS SELECT * FROM ip_inventory;
+CREATE FUNCTION remember() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO history SELECT NEW.*; RETURN NEW; END $$;
+CREATE TRIGGER remember AFTER INSERT OR UPDATE ON ip_inventory FOR EACH ROW EXECUTE FUNCTION remember();
+CREATE INDEX ON history (ip_address);
+ANALYZE history";
+
+/// The application at work: sessions come, change and go, and so does what is known of addresses.
+fn work(number: u64) -> String {
+    let (known, fresh) = (1 + number * 31 % 1000, number);
+    match number % 4 {
+        0 => format!(
+            "INSERT INTO ip_inventory VALUES ('12.0.0.0'::inet + {fresh}, {fresh}, 'SE', 'mobile', now(), now(), now());
+             INSERT INTO session_summaries (session_id, first_event_at, last_event_at, event_count, command_count, file_downloads, login_attempts, enrichment)
+             VALUES ('new-{number}', now(), now(), 1, 0, 0, 0, jsonb_build_object('source_ip', host('12.0.0.0'::inet + {fresh})))"
+        ),
+        1 => format!(
+            "UPDATE ip_inventory SET geo_country = 'N{}', current_asn = {number}, enrichment_updated_at = now() WHERE ip_address = '11.0.0.0'::inet + {known}",
+            number % 10
+        ),
+        2 => format!("UPDATE session_summaries SET event_count = event_count + 1 WHERE session_id = md5('7/{known}')"),
+        _ => format!("DELETE FROM session_summaries WHERE session_id = md5('7/{}')", 2000 + number),
+    }
+}
+
+/// Sessions whose new columns are not what the inventory said at some moment since the start, or the application itself.
+const WRONG: &str = "
+SELECT s.session_id FROM (
+  SELECT *, coalesce(source_ip, (enrichment ->> 'source_ip')::inet) AS address FROM session_summaries) s
+WHERE source_ip_v2 IS DISTINCT FROM address
+   OR CASE WHEN EXISTS (SELECT FROM history h WHERE h.ip_address = s.address) THEN NOT EXISTS (
+     SELECT FROM history h WHERE h.ip_address = s.address
+       AND s.snapshot_asn_v2 IS NOT DISTINCT FROM coalesce(s.snapshot_asn, h.current_asn)
+       AND s.snapshot_country_v2 IS NOT DISTINCT FROM
+           (SELECT c FROM (VALUES (coalesce(s.snapshot_country, h.geo_country))) v (c) WHERE c NOT IN ('XX', '--', ''))
+       AND s.snapshot_ip_type IS NOT DISTINCT FROM coalesce(s.snapshot_ip_types, h.ip_type)
+       AND s.enrichment_at_v2 IS NOT DISTINCT FROM coalesce(s.enrichment_at, h.enrichment_updated_at))
+   ELSE (s.snapshot_asn_v2, s.snapshot_country_v2, s.snapshot_ip_type, s.enrichment_at_v2) IS DISTINCT FROM
+        (s.snapshot_asn, nullif(s.snapshot_country, 'XX'), s.snapshot_ip_types, s.enrichment_at) END
+LIMIT 5";
+
+const NEW_COLUMNS: &str = "SELECT attname::text FROM pg_attribute WHERE attrelid = 'session_summaries'::regclass \
+     AND attnum > 0 AND NOT attisdropped AND (attname ~ '_v2$' OR attname = 'snapshot_ip_type')";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_get_what_was_known_of_their_address_while_the_application_writes() {
+    let Some(server) = Postgres::shared(Version::V15) else { return };
+    let database = server.create_database("cowrie").await;
+    let size = if is_full() { 1_682_827 } else { 20_000 };
+    database.execute(&file("schema.sql")).await;
+    database.execute(&file("generate.sql").replace(":rows", &size.to_string()).replace(":seed", "7")).await;
+    database.execute(OWN).await;
+    let desk = Desk::new();
+    let url = database.url.as_str();
+    let spec = file("cowrie.toml").replace("\"cowrie\"", &format!("\"{}\"", desk.name)).replace("${COWRIE_URL}", url);
+    desk.crossfade.write(SPEC, &spec);
+
+    desk.expect(0, &["plan"], &[]);
+    let dry = desk.expect(0, &["run"], &["--dry-run"]);
+    assert!(dry.stdout.contains("nothing has been written") && !dry.stdout.contains("refused "), "{dry}");
+    assert_eq!(rows(&database, NEW_COLUMNS).await.count(), 0, "a dry run writes nothing");
+
+    let trial = desk.expect(0, &["run"], &["--limit", "1000", "--quiet"]);
+    let filled = "SELECT session_id FROM session_summaries WHERE source_ip_v2 IS NOT NULL";
+    let filled = rows(&database, filled).await.count();
+    assert!(filled > 0 && filled < size, "a trial fills some of {size}, and this one {filled}\n{trial}");
+
+    let writer = Writer::start(&database, work);
+    let began = Instant::now();
+    let run = desk.start();
+    writer.wait_for_more(20);
+    run.kill();
+    let mut run = desk.start();
+    writer.wait_for_more(50);
+    desk.wait(&mut run);
+    let took_s = began.elapsed().as_secs_f64();
+    writer.wait_for_more(50);
+    writer.stop();
+    desk.wait(&mut run);
+    let wrong = rows(&database, WRONG).await;
+    assert_eq!(wrong.count(), 0, "{:?}", wrong.iter().collect::<Vec<_>>());
+    assert_eq!(desk.crossfade.json(&["status", SPEC])["conservation"]["quarantined"], 0);
+    desk.stop(run);
+    // The check itself can fail.
+    database.execute("UPDATE session_summaries SET snapshot_asn_v2 = -1 WHERE session_id = 'new-0'").await;
+    assert_eq!(rows(&database, WRONG).await.count(), 1);
+
+    let own = "SELECT session_id, event_count, enrichment, source_ip, snapshot_asn, snapshot_country, snapshot_ip_types, \
+               enrichment_at FROM session_summaries";
+    let before = rows(&database, own).await;
+    desk.expect(0, &["rollback"], &["--wipe", "--yes"]);
+    assert_same("the application's own columns", &before, &rows(&database, own).await);
+    assert_eq!(rows(&database, NEW_COLUMNS).await.count(), 0, "all that was made is gone");
+
+    // And begun anew, with nobody at work: what was looked up is what is there now.
+    desk.expect(0, &["run"], &["--until", "caught-up", "--quiet"]);
+    desk.verify();
+    desk.expect(0, &["rollback"], &["--wipe", "--yes"]);
+    if is_full() {
+        println!(
+            "cowrie: {size} sessions in {took_s:.1} s, one UPDATE … FROM in {:.1} s",
+            update_from(&database).await
+        );
+    }
+}
+
+/// How long the database itself takes for the same rows, in seconds.
+async fn update_from(database: &Database) -> f64 {
+    database
+        .execute(
+            "ALTER TABLE session_summaries ADD source_ip_v2 inet, ADD snapshot_asn_v2 int, ADD snapshot_country_v2 text, \
+             ADD snapshot_ip_type text, ADD enrichment_at_v2 timestamptz; VACUUM FULL ANALYZE session_summaries",
+        )
+        .await;
+    let began = Instant::now();
+    database
+        .execute(
+            "UPDATE session_summaries s SET source_ip_v2 = address, snapshot_asn_v2 = coalesce(s.snapshot_asn, i.current_asn),
+               snapshot_country_v2 = CASE WHEN coalesce(s.snapshot_country, i.geo_country) NOT IN ('XX', '--', '') THEN coalesce(s.snapshot_country, i.geo_country) END,
+               snapshot_ip_type = coalesce(s.snapshot_ip_types, i.ip_type), enrichment_at_v2 = coalesce(s.enrichment_at, i.enrichment_updated_at)
+             FROM (SELECT session_id, coalesce(source_ip, (enrichment ->> 'source_ip')::inet) AS address FROM session_summaries) a
+             LEFT JOIN ip_inventory i ON i.ip_address = a.address WHERE a.session_id = s.session_id",
+        )
+        .await;
+    began.elapsed().as_secs_f64()
+}
