@@ -29,6 +29,8 @@ mod six_tables;
 mod small;
 mod standing;
 mod superseded;
+mod switch;
+mod tellers;
 #[cfg(feature = "kafka")]
 mod told;
 #[cfg(feature = "kafka")]

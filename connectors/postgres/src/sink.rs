@@ -17,7 +17,7 @@ mod apply;
 mod attempt;
 mod collide;
 mod contract;
-mod ddl;
+pub(crate) mod ddl;
 mod exchange;
 mod finish;
 mod fold;

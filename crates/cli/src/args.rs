@@ -84,8 +84,14 @@ pub(crate) enum Command {
         after_help = "Examples:\n  crossfade rollback shop.toml --undo\n  crossfade rollback shop.toml --wipe --yes"
     )]
     Rollback(RollbackArgs),
-    /// Switch the applications to the new side (not built yet)
-    Cutover(SpecArgs),
+    /// Agree to the next switch, by one's name, where `[switch] approvals` asks for it
+    #[command(after_help = "Example:\n  crossfade approve shop.toml --reason 'change 4711, after the nightly batch'")]
+    Approve(ApproveArgs),
+    /// Switch the applications to the new side, or say why not
+    #[command(
+        after_help = "Examples:\n  crossfade cutover shop.toml --dry-run\n  crossfade cutover shop.toml --deadline 5s\n\nWriters are held up for the deadline at most, and go on where they were unless all is on the new side by then.\nIt may be killed at any moment and asked again: it completes what was decided, or takes back what was not.\nExit code 3 when a guard says no; nothing has been held up then."
+    )]
+    Cutover(CutoverArgs),
     /// Switch the applications back to the old side (not built yet)
     Failback(SpecArgs),
     /// Drop what a finished migration no longer needs (not built yet)
@@ -238,6 +244,37 @@ pub(crate) struct VerifyArgs {
     /// How many differences to list
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) limit: usize,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Who agrees, and why.
+#[derive(Debug, Args)]
+pub(crate) struct ApproveArgs {
+    /// The spec
+    #[arg(value_name = "SPEC")]
+    pub(crate) spec: PathBuf,
+    /// Why; it stands in the journal
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+    /// By whose name; the user's own unless said
+    #[arg(long, value_name = "NAME")]
+    pub(crate) by: Option<String>,
+}
+
+/// How to switch.
+#[derive(Debug, Args)]
+pub(crate) struct CutoverArgs {
+    /// The spec
+    #[arg(value_name = "SPEC")]
+    pub(crate) spec: PathBuf,
+    /// Ask every guard, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Hold writers up for at most so long, whatever the spec says: 500ms to 60s
+    #[arg(long, value_name = "TIME")]
+    pub(crate) deadline: Option<Span>,
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -254,12 +254,15 @@ impl From<VerifyError> for CliError {
 impl From<Refusal> for CliError {
     fn from(refusal: Refusal) -> Self {
         let exit = match refusal {
-            Refusal::WrongPhase { .. } | Refusal::Stopped { .. } | Refusal::SpecChanged { .. } => Exit::Refused,
-            Refusal::IdentityChanged { .. } => Exit::Lost,
+            Refusal::WrongPhase { .. }
+            | Refusal::Stopped { .. }
+            | Refusal::SpecChanged { .. }
+            | Refusal::Guarded { .. } => Exit::Refused,
+            Refusal::IdentityChanged { .. } | Refusal::AnotherEpoch { .. } => Exit::Lost,
             Refusal::CheckpointExists { .. }
             | Refusal::NoCheckpoint { .. }
             | Refusal::BadName { .. }
-            | Refusal::NotBuilt { .. } => Exit::Misconfigured,
+            | Refusal::BadShare { .. } => Exit::Misconfigured,
         };
         Self::of(exit, &refusal)
     }

@@ -17,10 +17,13 @@ use crossfade_connector::{
     QuarantineOutcome, QuarantinedChange, Refusal, Resume, Rollback, RowPage, Sink, Source, SourceHealth,
     StoredMapping, Target, TargetSql, TargetTable, UndoReport,
 };
-use crossfade_event::{Batch, Change, Durable, Key, Position, Row, TableId, TableName, TableSchema, catalog::Catalog};
+use crossfade_event::{
+    Batch, Change, Durable, Key, Position, Row, Side, TableId, TableName, TableSchema, catalog::Catalog,
+};
 use crossfade_postgres::{
     Apply as PostgresApply, Config as PostgresConfig, OnError as PostgresOnError, OnRewrite as PostgresOnRewrite,
     Partitions, PostgresInspect, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig, TlsOptions,
+    switch::SwitchEnd,
 };
 use crossfade_sqlite::{
     Config as SqliteConfig, OnError as SqliteOnError, SourceOptions, SqliteInspect, SqliteSink, SqliteSource,
@@ -417,6 +420,18 @@ pub(crate) fn place_words(spec: &Spec, position: &Position) -> String {
         SourceSpec::Debezium(_) => crossfade_kafka::DebeziumSource::place_words(position),
         #[cfg(not(feature = "kafka"))]
         SourceSpec::Debezium(_) => position.to_string(),
+    }
+}
+
+/// Both sides of a switch, the old one first; for PostgreSQL at both ends.
+pub(crate) fn switch_ends(spec: &Spec) -> Result<(SwitchEnd, SwitchEnd), CliError> {
+    match (&spec.source, &spec.sink) {
+        (SourceSpec::Postgres(source), SinkSpec::Postgres(sink)) => {
+            let name = spec.name.as_str();
+            let old = SwitchEnd::new(source_connection(source)?, name, Side::Old);
+            Ok((old, SwitchEnd::new(sink_connection(sink)?, name, Side::New)))
+        }
+        _ => Err(CliError::not_built("a switch between other systems than two PostgreSQL servers")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What may be asked, what may follow, and why not.
 
-use crate::{End, Phase, RollbackKind};
+use crate::{Approval, CleanPass, Direction, End, Facts, Intent, Judgement, Limits, Phase, RollbackKind};
 use crossfade_event::{Cut, Position};
 use serde::{Deserialize, Serialize};
 
@@ -105,17 +105,121 @@ pub enum Command {
         /// What was done.
         what: String,
     },
-    /// Not built yet.
-    Cutover,
-    /// Not built yet.
-    Failback,
-    /// Not built yet.
-    DualRead,
-    /// Not built yet.
+    /// Both sides were compared.
+    Verified {
+        /// The position in the source up to which the comparison speaks, as text.
+        position: Option<String>,
+        /// How many rows of the target were compared.
+        rows: u64,
+        /// How many rows differ, or were refused by the transforms.
+        differences: u64,
+        /// When, in microseconds since 1970.
+        at_us: i64,
+    },
+    /// What was proven holds no more.
+    Void {
+        /// Why: a repair, another shape, a foreign write.
+        why: String,
+    },
+    /// So large a share of the reads is answered by both sides; none ends it.
+    DualRead {
+        /// In millionths.
+        millionths: u32,
+    },
+    /// Somebody agrees to the next switch.
+    Approve {
+        /// Who and why and when.
+        approval: Approval,
+    },
+    /// What was seen before a switch; the guards judge it.
+    Judge {
+        /// Before which step.
+        before: Direction,
+        /// What was seen.
+        facts: Facts,
+        /// What the spec allows.
+        limits: Limits,
+        /// When, in microseconds since 1970.
+        at_us: i64,
+    },
+    /// Give the new side the authority.
+    Cutover {
+        /// The epoch of the authority as it stands.
+        epoch: u64,
+        /// Writers are held up for at most so long.
+        deadline_ms: u64,
+        /// When, in microseconds since 1970.
+        at_us: i64,
+    },
+    /// Give it back to the old side.
+    Failback {
+        /// The epoch of the authority as it stands.
+        epoch: u64,
+        /// Writers are held up for at most so long.
+        deadline_ms: u64,
+        /// When, in microseconds since 1970.
+        at_us: i64,
+    },
+    /// The freeze holds, and with it the proof that no writer is left.
+    Frozen {
+        /// The epoch of the intent.
+        epoch: u64,
+    },
+    /// Everything that was written is on the other side.
+    Drained {
+        /// The epoch of the intent.
+        epoch: u64,
+        /// Up to where, in the history of the side that was written.
+        position: Option<Position>,
+    },
+    /// The row of `crossfade.authority` says that the switch has happened.
+    SwitchedOver {
+        /// The epoch in that row.
+        epoch: u64,
+    },
+    /// The row of `crossfade.authority` says that it has not and, by its raised epoch, that it will not.
+    TakenBack {
+        /// The epoch in that row.
+        epoch: u64,
+        /// Why.
+        why: String,
+    },
+    /// Everybody has been told who has the authority.
+    Routed {
+        /// The epoch that they were told.
+        epoch: u64,
+    },
+    /// The side without the authority has everything of the one that has it.
+    Soak,
+    /// Take away what is no longer needed.
     Cleanup,
+    /// That is done.
+    CleanupDone,
 }
 
 impl Command {
+    /// The oldest format of the journal that knows it: 2 for everything about a switch.
+    pub fn format(&self) -> u32 {
+        match self {
+            Self::Verified { .. }
+            | Self::Void { .. }
+            | Self::DualRead { .. }
+            | Self::Approve { .. }
+            | Self::Judge { .. }
+            | Self::Cutover { .. }
+            | Self::Failback { .. }
+            | Self::Frozen { .. }
+            | Self::Drained { .. }
+            | Self::SwitchedOver { .. }
+            | Self::TakenBack { .. }
+            | Self::Routed { .. }
+            | Self::Soak
+            | Self::Cleanup
+            | Self::CleanupDone => 2,
+            _ => 1,
+        }
+    }
+
     /// Its name, as a person would say it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -141,10 +245,21 @@ impl Command {
             Self::RaiseEpoch => "raise epoch",
             Self::TakeEpoch { .. } => "take epoch",
             Self::Note { .. } => "note",
-            Self::Cutover => "cutover",
-            Self::Failback => "failback",
-            Self::DualRead => "dual reads",
+            Self::Verified { .. } => "verified",
+            Self::Void { .. } => "void",
+            Self::DualRead { .. } => "dual reads",
+            Self::Approve { .. } => "approve",
+            Self::Judge { .. } => "judge",
+            Self::Cutover { .. } => "cutover",
+            Self::Failback { .. } => "failback",
+            Self::Frozen { .. } => "frozen",
+            Self::Drained { .. } => "drained",
+            Self::SwitchedOver { .. } => "switched over",
+            Self::TakenBack { .. } => "taken back",
+            Self::Routed { .. } => "routed",
+            Self::Soak => "soak",
             Self::Cleanup => "cleanup",
+            Self::CleanupDone => "cleanup done",
         }
     }
 }
@@ -231,6 +346,55 @@ pub enum Decision {
         /// What it said.
         identity: String,
     },
+    /// Both sides agree.
+    PassedClean {
+        /// The proof.
+        pass: CleanPass,
+    },
+    /// The proof holds no more.
+    PassVoided {
+        /// Why.
+        why: String,
+    },
+    /// So large a share of the reads is answered by both sides.
+    DualReadSet {
+        /// In millionths.
+        millionths: u32,
+    },
+    /// Somebody has agreed.
+    Approved {
+        /// Who and why and when.
+        approval: Approval,
+    },
+    /// The guards have judged.
+    Judged {
+        /// What they said.
+        judgement: Judgement,
+    },
+    /// A switch is meant.
+    SwitchIntended {
+        /// Which way, by which epoch, until when.
+        intent: Intent,
+    },
+    /// The side that the switch went to has the authority.
+    AuthorityMoved {
+        /// Which way.
+        direction: Direction,
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// The switch did not happen, and will not.
+    SwitchTakenBack {
+        /// The authority's epoch.
+        epoch: u64,
+        /// Why.
+        why: String,
+    },
+    /// Everybody has been told.
+    RoutingFlipped {
+        /// Which epoch.
+        epoch: u64,
+    },
     /// Something was done that changes no state.
     Noted {
         /// What.
@@ -301,10 +465,30 @@ pub enum Refusal {
         /// Which.
         name: String,
     },
-    /// A later version will have it.
-    #[error("`{what}` is not built yet in this version of crossfade")]
-    NotBuilt {
-        /// What.
-        what: &'static str,
+    /// A guard does not let pass.
+    #[error("`{step}` is refused: {guards}")]
+    Guarded {
+        /// Which step.
+        step: Direction,
+        /// Those that do not hold: what was seen, what is wanted, what would allow it.
+        guards: String,
+    },
+    /// What is told speaks of another switch.
+    #[error("`{command}` speaks of epoch {told}, and the authority of this migration is at {known}{instead}")]
+    AnotherEpoch {
+        /// What was told.
+        command: &'static str,
+        /// The epoch that it names.
+        told: u64,
+        /// The one that the journal knows.
+        known: u64,
+        /// What to do.
+        instead: &'static str,
+    },
+    /// Not a share.
+    #[error("a share of {millionths} millionths is more than the whole: name at most 100 %")]
+    BadShare {
+        /// What was asked for.
+        millionths: u32,
     },
 }

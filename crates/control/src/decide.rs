@@ -4,10 +4,14 @@
 //! Draft ─▶ Planned ─▶ Expanded ─▶ Capturing ─▶ Backfilling ─▶ CatchingUp ─▶ Shadowing
 //!             ▲           └────────────┴──────────┬──┴───────────┴─────────────┘
 //!             │                                   ▼
-//!             └──────── Undone · Wiped ◀── RollingBack(undo · wipe)
+//!             └──────── Undone · Wiped ◀── RollingBack(undo · wipe) ◀── until a switch begins
 //! ```
+//! What comes after `Shadowing` is drawn in [`switch`].
+//!
 //! `Paused`, `Failed` and `Lost` lie over any of them. Wishes (`Expand`, `StartCapture`) wait for the overlay to go;
 //! facts (`BackfillDone`, `CaughtUp`) hold under it, but for `Lost`, under which nothing goes on.
+
+mod switch;
 
 use crate::{Checkpoint, Command, Decision, Migration, Overlay, Phase, Refusal, RollbackKind};
 
@@ -60,9 +64,7 @@ pub fn decide(migration: &Migration, command: Command) -> Decided {
         Command::TakeEpoch { epoch } if *epoch > migration.epoch => Ok(vec![Decision::EpochRaised { epoch: *epoch }]),
         Command::TakeEpoch { .. } => Ok(Vec::new()),
         Command::Note { what } => Ok(vec![Decision::Noted { what: what.clone() }]),
-        Command::Cutover | Command::Failback | Command::DualRead | Command::Cleanup => {
-            Err(Refusal::NotBuilt { what: command.name() })
-        }
+        _ => switch::decide(migration, &command),
     }
 }
 
@@ -89,7 +91,7 @@ fn plan(migration: &Migration, spec_hash: &str, secret_id: &str) -> Decided {
 
 /// One step forward that is a wish: not under an overlay.
 fn step(migration: &Migration, command: &Command, from: Phase, to: Phase, instead: &'static str) -> Decided {
-    if migration.phase >= to && migration.phase <= Phase::Shadowing {
+    if migration.phase >= to && migration.phase <= Phase::Done {
         return Ok(Vec::new());
     }
     if migration.phase != from {
@@ -107,6 +109,9 @@ fn start_backfill(migration: &Migration, command: &Command, generation: u32) -> 
     if generation <= migration.generation {
         return Ok(Vec::new());
     }
+    if migration.phase > Phase::Ready {
+        return Err(wrong_phase(migration, command, "nothing is copied once a switch has begun"));
+    }
     Ok(vec![Decision::BackfillStarted { generation }])
 }
 
@@ -123,7 +128,7 @@ fn backfill_done(migration: &Migration, command: &Command, generation: u32) -> D
 
 fn caught_up(migration: &Migration, command: &Command) -> Decided {
     match migration.phase {
-        Phase::Shadowing => Ok(Vec::new()),
+        phase if phase >= Phase::Shadowing && phase <= Phase::Done => Ok(Vec::new()),
         Phase::CatchingUp => {
             not_lost(migration, command)?;
             Ok(vec![Decision::Entered { phase: Phase::Shadowing }])
@@ -133,6 +138,9 @@ fn caught_up(migration: &Migration, command: &Command) -> Decided {
 }
 
 fn pause(migration: &Migration, command: &Command, by: &str, reason: &str) -> Decided {
+    if migration.phase.is_switching() {
+        return Err(wrong_phase(migration, command, "a switch is under way; it ends by its deadline, then ask again"));
+    }
     if !migration.phase.is_active() {
         return Err(wrong_phase(migration, command, "nothing is running that could be paused"));
     }
@@ -182,6 +190,12 @@ fn rollback(migration: &Migration, command: &Command, kind: RollbackKind) -> Dec
     let began = vec![Decision::RollbackBegan { kind }];
     match (migration.phase, kind) {
         (Phase::Draft | Phase::Planned, _) => Err(wrong_phase(migration, command, "nothing was written yet")),
+        (phase, _) if phase.is_switching() => {
+            Err(wrong_phase(migration, command, "`crossfade cutover` again completes the switch or takes it back"))
+        }
+        (Phase::Switched | Phase::Soaking | Phase::Contracting | Phase::Done, _) => {
+            Err(wrong_phase(migration, command, "the new side has the authority: what is there now is not ours alone"))
+        }
         (Phase::Wiped, RollbackKind::Wipe) | (Phase::Undone, RollbackKind::Undo) => Ok(Vec::new()),
         (Phase::Wiped | Phase::RollingBack(RollbackKind::Wipe), RollbackKind::Undo) => {
             Err(wrong_phase(migration, command, "a wipe drops the undo records too"))

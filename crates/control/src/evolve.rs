@@ -1,12 +1,16 @@
 //! What a decision changes. Total: a decision that was once made is never refused.
 
-use crate::{Decision, Migration, Overlay, Phase};
+use crate::{Authority, Decision, Direction, Migration, Overlay, Phase};
 
 /// The migration after a decision.
 #[must_use]
 pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
     match decision.clone() {
-        Decision::BegunAnew => migration = Migration { epoch: migration.epoch, ..Migration::default() },
+        Decision::BegunAnew => {
+            // The row of `crossfade.authority` outlives it: its epoch must not fall.
+            let authority = migration.authority;
+            migration = Migration { epoch: migration.epoch, authority, ..Migration::default() };
+        }
         Decision::EpochRaised { epoch } => migration.epoch = epoch,
         Decision::Planned { spec_hash, secret_id } => {
             migration.phase = Phase::Planned;
@@ -18,6 +22,9 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
         Decision::BackfillStarted { generation } => {
             migration.phase = Phase::Backfilling;
             migration.generation = generation;
+            migration.clean_pass = None;
+            migration.judgement = None;
+            migration.dual_millionths = 0;
         }
         Decision::Paused { by, reason } => migration.overlay = Some(Overlay::Paused { by, reason }),
         Decision::Failed { reason } => migration.overlay = Some(Overlay::Failed { reason }),
@@ -29,6 +36,10 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
             migration.adding = false;
             migration.phase = Phase::RollingBack(kind);
             migration.overlay = None;
+            migration.clean_pass = None;
+            migration.judgement = None;
+            migration.approvals.clear();
+            migration.dual_millionths = 0;
         }
         Decision::CheckpointNamed { name, checkpoint } => {
             migration.checkpoints.insert(name, checkpoint);
@@ -39,7 +50,71 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
         Decision::Pinned { end, identity } => {
             migration.pins.insert(end, identity);
         }
+        Decision::PassedClean { pass } => {
+            migration.clean_pass = Some(pass);
+            if migration.phase == Phase::Shadowing {
+                migration.phase = Phase::Verified;
+            }
+        }
+        Decision::PassVoided { .. } => {
+            migration.clean_pass = None;
+            migration.judgement = None;
+            if migration.phase.is_following() {
+                migration.phase = Phase::Shadowing;
+                migration.dual_millionths = 0;
+            }
+        }
+        Decision::DualReadSet { millionths } => {
+            migration.dual_millionths = millionths;
+            migration.phase = if millionths == 0 { Phase::Verified } else { Phase::DualReading };
+        }
+        Decision::Approved { approval } => migration.approvals.push(approval),
+        Decision::Judged { judgement } => {
+            let passes = judgement.passes();
+            migration.phase = match migration.phase {
+                Phase::Verified | Phase::DualReading if passes => Phase::Ready,
+                Phase::Ready if !passes => without_switch(&migration),
+                phase => phase,
+            };
+            migration.judgement = Some(judgement);
+        }
+        Decision::SwitchIntended { intent } => {
+            migration.phase = Phase::Freezing;
+            migration.intent = Some(intent);
+        }
+        Decision::AuthorityMoved { direction, epoch } => {
+            migration.authority = Authority { side: direction.to(), epoch, to_route: true };
+            migration.phase = match direction {
+                Direction::Cutover => Phase::Switched,
+                Direction::Failback => Phase::Shadowing,
+            };
+            migration.intent = None;
+            migration.judgement = None;
+            migration.clean_pass = None;
+            migration.approvals.clear();
+            migration.dual_millionths = 0;
+        }
+        Decision::SwitchTakenBack { epoch, .. } => {
+            migration.authority.epoch = epoch;
+            migration.phase = match migration.intent.map(|intent| intent.direction) {
+                Some(Direction::Failback) => Phase::Switched,
+                _ => without_switch(&migration),
+            };
+            migration.intent = None;
+            // What the guards saw was before this: they look again.
+            migration.judgement = None;
+        }
+        Decision::RoutingFlipped { .. } => migration.authority.to_route = false,
         Decision::Noted { .. } => {}
     }
     migration
+}
+
+/// Where a migration stands that was ready and is not.
+fn without_switch(migration: &Migration) -> Phase {
+    match (&migration.clean_pass, migration.dual_millionths) {
+        (None, _) => Phase::Shadowing,
+        (Some(_), 0) => Phase::Verified,
+        (Some(_), _) => Phase::DualReading,
+    }
 }

@@ -17,7 +17,9 @@ use tokio::{
 };
 
 const PREFIX: &str = "journal";
-const FORMAT: u32 = 1;
+/// The newest format that is read. A record is written in the oldest one that knows its words ([`Command::format`]), so that
+/// an older program reads a journal until the first word that it does not know, and then says so.
+const FORMAT: u32 = 2;
 /// The one unit of this version; later ones move groups of tables by themselves.
 const UNIT: &str = "all";
 
@@ -179,7 +181,7 @@ impl<L: EventLog> Journal<L> {
             Err(refusal) => (Vec::new(), Some(refusal.to_string())),
         };
         let record = Record {
-            v: FORMAT,
+            v: command.format(),
             number: folded.records + 1,
             unit: UNIT.to_owned(),
             at_us: by.at_us,

@@ -11,14 +11,18 @@ mod command;
 mod decide;
 mod evolve;
 mod gates;
+mod guards;
 mod journal;
 mod migration;
+mod switch;
 mod units;
 
 pub use command::{Command, Decision, Refusal};
 pub use decide::decide;
 pub use evolve::evolve;
 pub use gates::{ErrorRate, Gates, Lag, Measures, Sample, Then, Verdict, Window, Windows, evaluate, pause_reason};
+pub use guards::guards;
 pub use journal::{By, Journal, JournalError, Record};
 pub use migration::{Checkpoint, End, Migration, Overlay, Phase, RollbackKind};
+pub use switch::{Approval, Authority, CleanPass, Direction, Facts, Guarded, Intent, Judgement, Limits, OldestWriter};
 pub use units::{ParseUnitError, Percent, Span};

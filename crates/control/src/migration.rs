@@ -1,5 +1,6 @@
 //! Where a migration stands: the fold of its journal.
 
+use crate::{Approval, Authority, CleanPass, Intent, Judgement};
 use crossfade_event::{Cut, Position};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
@@ -23,6 +24,26 @@ pub enum Phase {
     CatchingUp,
     /// The sink follows the source.
     Shadowing,
+    /// Both sides were compared, and agreed.
+    Verified,
+    /// A share of the reads is answered by both sides and compared.
+    DualReading,
+    /// Every guard of a switch lets pass.
+    Ready,
+    /// A switch is meant: its intent stands in the journal, and nothing is held up yet, or writers are being asked to end.
+    Freezing,
+    /// No writer is left; what they wrote is on its way.
+    Draining,
+    /// Everything is on the other side; the one write that gives it the authority comes next.
+    Switching,
+    /// The new side has the authority.
+    Switched,
+    /// It has, and the old side follows it.
+    Soaking,
+    /// What is no longer needed is being taken away.
+    Contracting,
+    /// Nothing of it is left to do.
+    Done,
     /// What we wrote is being taken back; may be killed and run again.
     RollingBack(RollbackKind),
     /// What we overwrote or deleted is back.
@@ -33,7 +54,7 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 21] = [
         Self::Draft,
         Self::Planned,
         Self::Expanded,
@@ -41,6 +62,16 @@ impl Phase {
         Self::Backfilling,
         Self::CatchingUp,
         Self::Shadowing,
+        Self::Verified,
+        Self::DualReading,
+        Self::Ready,
+        Self::Freezing,
+        Self::Draining,
+        Self::Switching,
+        Self::Switched,
+        Self::Soaking,
+        Self::Contracting,
+        Self::Done,
         Self::RollingBack(RollbackKind::Undo),
         Self::RollingBack(RollbackKind::Wipe),
         Self::Undone,
@@ -49,12 +80,27 @@ impl Phase {
 
     /// Something may be running that can be paused.
     pub fn is_active(self) -> bool {
-        self >= Self::Expanded && self <= Self::Shadowing
+        (self >= Self::Expanded && self <= Self::Ready) || self.is_over()
     }
 
     /// There is a log of the source's changes.
     pub fn has_log(self) -> bool {
-        self >= Self::Capturing && self <= Self::Shadowing
+        self >= Self::Capturing && self <= Self::Soaking
+    }
+
+    /// The sink follows the source, and no switch is under way.
+    pub fn is_following(self) -> bool {
+        self >= Self::Shadowing && self <= Self::Ready
+    }
+
+    /// A switch is under way, and whether it has happened only the row of `crossfade.authority` says.
+    pub fn is_switching(self) -> bool {
+        self >= Self::Freezing && self <= Self::Switching
+    }
+
+    /// The new side has the authority, and the way back is open.
+    pub fn is_over(self) -> bool {
+        self == Self::Switched || self == Self::Soaking
     }
 }
 
@@ -68,6 +114,16 @@ impl fmt::Display for Phase {
             Self::Backfilling => "backfilling",
             Self::CatchingUp => "catching up",
             Self::Shadowing => "shadowing",
+            Self::Verified => "verified",
+            Self::DualReading => "dual reading",
+            Self::Ready => "ready",
+            Self::Freezing => "freezing",
+            Self::Draining => "draining",
+            Self::Switching => "switching",
+            Self::Switched => "switched",
+            Self::Soaking => "soaking",
+            Self::Contracting => "contracting",
+            Self::Done => "done",
             Self::RollingBack(RollbackKind::Undo) => "undoing",
             Self::RollingBack(RollbackKind::Wipe) => "wiping",
             Self::Undone => "undone",
@@ -174,6 +230,24 @@ pub struct Migration {
     /// New tables of the source are wanted, and not yet being copied.
     #[serde(default)]
     pub adding: bool,
+    /// Who may write, as far as the journal has heard.
+    #[serde(default)]
+    pub authority: Authority,
+    /// The proof that both sides agreed, while it holds.
+    #[serde(default)]
+    pub clean_pass: Option<CleanPass>,
+    /// The share of the reads that both sides answer, in millionths.
+    #[serde(default)]
+    pub dual_millionths: u32,
+    /// Who has agreed to the next switch.
+    #[serde(default)]
+    pub approvals: Vec<Approval>,
+    /// What the guards said last.
+    #[serde(default)]
+    pub judgement: Option<Judgement>,
+    /// The switch under way.
+    #[serde(default)]
+    pub intent: Option<Intent>,
 }
 
 impl Migration {

@@ -13,6 +13,7 @@ mod frontier;
 mod place;
 mod row;
 mod schema;
+mod side;
 mod value;
 
 pub use change::{
@@ -22,4 +23,5 @@ pub use frontier::{Durable, Frontier, Ticket};
 pub use place::{Cut, Offset, ParsePositionError, Partition, Position, Sequence, SourceId, Version};
 pub use row::{Cell, Cells, Key, Row, RowBuilder, RowError, Rows};
 pub use schema::{Column, ColumnType, Format, Identity, Logical, SchemaVersion, TableId, TableName, TableSchema};
+pub use side::{ParseSideError, Side};
 pub use value::{Interval, Numeric, TimeTz, Value};

@@ -13,6 +13,7 @@ mod render;
 pub mod socket;
 mod status;
 mod status_file;
+mod switch_status;
 mod terminal;
 mod words;
 
@@ -24,4 +25,5 @@ pub use status::{
     CheckpointStatus, LagStatus, LogStatus, Overall, Retrying, SinkStatus, Standing, Status, TableStatus, WorkerStatus,
 };
 pub use status_file::StatusFile;
+pub use switch_status::SwitchStatus;
 pub use terminal::{Terminal, TerminalMode};

@@ -1,7 +1,7 @@
 //! A status for a person: a page for `crossfade status`, a line for a log.
 
 use crate::{
-    Overall, Standing, Status, WorkerStatus,
+    Overall, Standing, Status, SwitchStatus, WorkerStatus,
     words::{bytes, grouped, millis, per_second, percent, seconds},
 };
 use std::fmt::Write;
@@ -114,12 +114,36 @@ pub fn render(status: &Status) -> String {
         let place = place_words(checkpoint.position.as_deref(), Some(&checkpoint.cut));
         line("checkpoint", format!("{} at {place}, {}", checkpoint.name, checkpoint.at));
     }
+    for (name, text) in status.switch.iter().flat_map(switch_lines) {
+        line(name, text);
+    }
     page.push_str(&table_lines(status));
     if let Some(beside) = &status.beside {
         page.push('\n');
         page.push_str(&render(beside));
     }
     page
+}
+
+fn switch_lines(switch: &SwitchStatus) -> Vec<(&'static str, String)> {
+    let mut lines = vec![("authority", format!("the {} side, epoch {}", switch.authority, switch.epoch))];
+    if let Some(at) = &switch.verified_at {
+        lines.push(("verified", format!("without a difference, {at}")));
+    }
+    if let Some(share) = &switch.dual_reads {
+        lines.push(("dual reads", share.clone()));
+    }
+    if !switch.approvals.is_empty() {
+        lines.push(("agreed", switch.approvals.join(", ")));
+    }
+    for guard in switch.guards.iter().filter(|guard| !guard.holds) {
+        lines.push((
+            "guard",
+            format!("{} SAYS NO: {}, wanted is {}; {}", guard.guard, guard.seen, guard.wanted, guard.remedy),
+        ));
+    }
+    lines.push(("next", switch.next.clone()));
+    lines
 }
 
 fn worker_words(worker: &WorkerStatus) -> String {

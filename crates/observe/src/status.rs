@@ -1,7 +1,7 @@
 //! The status: one description of a migration for people, programs and metrics. Its JSON is stable: fields are added,
 //! never renamed or taken away while `version` stays.
 
-use crate::{Conservation, Rates, TableTotals, Totals, eta_s};
+use crate::{Conservation, Rates, SwitchStatus, TableTotals, Totals, eta_s};
 use crossfade_control::{Migration, Overlay, Verdict};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,7 +22,8 @@ pub struct Status {
     /// The process that runs it; `null` when none does.
     pub pid: Option<u32>,
     /// The phase in words: `draft`, `planned`, `expanded`, `capturing`, `backfilling`, `catching up`, `shadowing`,
-    /// `undoing`, `wiping`, `undone`, `wiped`.
+    /// `verified`, `dual reading`, `ready`, `freezing`, `draining`, `switching`, `switched`, `soaking`, `contracting`,
+    /// `done`, `undoing`, `wiping`, `undone`, `wiped`.
     pub phase: String,
     /// Whether it goes on.
     pub standing: Standing,
@@ -65,6 +66,9 @@ pub struct Status {
     pub retrying: Option<Retrying>,
     /// Named places.
     pub checkpoints: Vec<CheckpointStatus>,
+    /// Who has the authority, what stands in the way of a switch, and what to do next; once the sink follows the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switch: Option<SwitchStatus>,
     /// The other process of the migration, where it is on the same machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beside: Option<Box<Self>>,
@@ -237,6 +241,7 @@ impl Status {
             gates: Vec::new(),
             retrying: None,
             checkpoints: migration.checkpoints.iter().map(checkpoint).collect(),
+            switch: SwitchStatus::of(migration, iso),
             beside: None,
         }
     }

@@ -4,6 +4,10 @@
 //! (3) read the target row; (4) read the source row again. If the source row was the same in (1) and (4), the target
 //! row of (3) must be what it becomes: the sink had everything up to P, and nothing newer existed. If the source row
 //! changed meanwhile, the round says nothing and the suspect goes into the next one.
+//!
+//! A row that many write may have changed between (1) and (4), and changed back: then the target rightly held something else
+//! in (3). So one round is no proof of a difference. It is one that differs in the same way in several rounds, or in so many
+//! that chance is no explanation.
 
 use crate::{
     Options, SinkPosition, VerifyError,
@@ -17,6 +21,12 @@ use std::{
     sync::Arc,
     time::Instant,
 };
+
+/// So many rounds with the same two rows make a difference.
+const ROUNDS_ALIKE: u32 = 4;
+
+/// And so many in which they differed, whatever they were: a row that is written all the time.
+const ROUNDS_DIFFERING: u32 = 24;
 
 /// How many rows are fetched at once.
 const FETCH_KEYS_MAX: usize = 500;
@@ -52,6 +62,7 @@ pub(crate) async fn judge<A: Inspect, B: Inspect, P: SinkPosition>(
 ) -> Result<BTreeMap<(TableId, Key), Suspect>, VerifyError> {
     let mut open = suspects.by_key;
     let mut real = BTreeMap::new();
+    let mut doubts: BTreeMap<(TableId, Key), Doubt> = BTreeMap::new();
     let begun = Instant::now();
     while !open.is_empty() {
         let (before, position) = expect_now(expected, source, &open).await?;
@@ -71,6 +82,9 @@ pub(crate) async fn judge<A: Inspect, B: Inspect, P: SinkPosition>(
                 return true;
             }
             if before != found {
+                if !doubts.entry(key.clone()).or_default().is_certain(before, found) {
+                    return true;
+                }
                 let verdict = Suspect { expected: before.clone(), found: found.clone(), ..suspect.clone() };
                 real.insert(key.clone(), verdict);
             }
@@ -82,6 +96,27 @@ pub(crate) async fn judge<A: Inspect, B: Inspect, P: SinkPosition>(
         }
     }
     Ok(real)
+}
+
+/// What rounds have said against a suspect.
+#[derive(Default)]
+struct Doubt {
+    before: Vec<Row>,
+    found: Vec<Row>,
+    alike: u32,
+    differing: u32,
+}
+
+impl Doubt {
+    fn is_certain(&mut self, before: &[Row], found: &[Row]) -> bool {
+        self.differing += 1;
+        if self.alike > 0 && self.before == before && self.found == found {
+            self.alike += 1;
+        } else {
+            (self.before, self.found, self.alike) = (before.to_vec(), found.to_vec(), 1);
+        }
+        self.alike >= ROUNDS_ALIKE || self.differing >= ROUNDS_DIFFERING
+    }
 }
 
 type ByKey = HashMap<(TableId, Key), Vec<Row>>;

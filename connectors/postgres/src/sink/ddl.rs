@@ -278,7 +278,7 @@ pub(super) fn foreign_key(table: &TargetTable, foreign: &ForeignKeyDef) -> Resul
 
 /// Carries a sequence's value over, past whatever the table holds and with a margin; never backwards, for somebody may
 /// have drawn from it already. `None` where there is nothing to carry.
-pub(super) fn sequence_value(target: &Target, sequence: &SequenceDef) -> Result<Option<String>, Failure> {
+pub(crate) fn sequence_value(target: &Target, sequence: &SequenceDef) -> Result<Option<String>, Failure> {
     let (furthest, outer, beyond) =
         if sequence.increment < 0 { ("min", "LEAST", "<") } else { ("max", "GREATEST", ">") };
     let last = sequence.last_value.map_or_else(|| "NULL".to_owned(), |last| last.to_string());

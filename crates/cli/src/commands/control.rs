@@ -59,6 +59,7 @@ pub(crate) async fn status(spec: &Spec, as_json: bool) -> Result<(), CliError> {
         };
     }
     status.workers = run::workers_here(spec)?;
+    hear_authority(spec, &mut status).await;
     if as_json {
         return output::json(&status);
     }
@@ -77,6 +78,28 @@ async fn status_of(spec: &Spec) -> Result<Status, CliError> {
             .map_err(|error| CliError::failed(format!("the running process answers in another shape: {error}"))),
         None => stopped_status(spec),
     }
+}
+
+/// How long the row of `crossfade.authority` is waited for.
+const AUTHORITY_LIMIT: Duration = Duration::from_secs(5);
+
+/// A switch was begun, and no process is there that knows its end: the row itself is asked.
+async fn hear_authority(spec: &Spec, status: &mut Status) {
+    let is_open = matches!(status.phase.as_str(), "freezing" | "draining" | "switching");
+    let Some(switch) = status.switch.as_mut().filter(|_| is_open && status.pid.is_none()) else { return };
+    let row = tokio::time::timeout(AUTHORITY_LIMIT, async {
+        let (mut old, _) = registry::switch_ends(spec)?;
+        Ok::<_, CliError>(old.authority().await?)
+    });
+    let row = match row.await {
+        Ok(Ok(row)) => row.map(|written| (written.side.to_string(), written.epoch)),
+        Ok(Err(error)) => {
+            tracing::warn!("crossfade.authority cannot be asked now: {error}");
+            None
+        }
+        Err(_) => None,
+    };
+    switch.without_an_end(row);
 }
 
 /// The status with the source's end of history as a person reads it: in the source's own words, and as the position
@@ -119,6 +142,7 @@ fn stopped_status(spec: &Spec) -> Result<Status, CliError> {
             remedy: fresh.remedy,
             epoch: fresh.epoch,
             checkpoints: fresh.checkpoints,
+            switch: fresh.switch,
             ..last.not_running()
         },
     })

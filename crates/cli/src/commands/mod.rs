@@ -9,6 +9,7 @@ mod mapping;
 mod plan;
 mod quarantine;
 pub(crate) mod state;
+pub(crate) mod switch;
 
 use crate::{
     args::{Command, LogCommand, MappingCommand, QuarantineCommand, StateCommand},
@@ -33,7 +34,8 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Checkpoint(args) => control::checkpoint(&load(&args.spec)?, &args.name, args.json).await,
         Command::Replay(args) => run::replay(&load(&args.spec)?, &args).await,
         Command::Rollback(args) => run::rollback(&load(&args.spec)?, &args).await,
-        Command::Cutover(args) => load(&args.spec).and(Err(CliError::not_built("cutover"))),
+        Command::Approve(args) => switch::approve(&load(&args.spec)?, &args).await,
+        Command::Cutover(args) => switch::cutover(&load(&args.spec)?, &args).await,
         Command::Failback(args) => load(&args.spec).and(Err(CliError::not_built("failback"))),
         Command::Cleanup(args) => load(&args.spec).and(Err(CliError::not_built("cleanup"))),
         Command::Pause(args) => control::pause(&load(&args.spec)?, &args.reason).await,

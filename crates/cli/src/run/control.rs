@@ -5,6 +5,7 @@ use super::{
     ends::SinkJob,
     session::Session,
     supervise::barrier,
+    switch::Wanted,
     watcher::{Watcher, held},
 };
 use crate::{
@@ -43,12 +44,20 @@ pub(super) struct Shared {
     state: SledStore,
     pub(super) jobs: mpsc::Sender<SinkJob>,
     askers: mpsc::Sender<Asker>,
+    switches: mpsc::Sender<Wanted>,
     meter: Mutex<(Meter, Windows)>,
     verdicts: Mutex<Vec<Verdict>>,
     begun: Instant,
     stop: mpsc::Sender<()>,
     stop_asked: Mutex<Option<mpsc::Receiver<()>>>,
     closed: watch::Sender<bool>,
+}
+
+/// Where the tasks of a run are asked for something.
+pub(super) struct Asking {
+    pub(super) jobs: mpsc::Sender<SinkJob>,
+    pub(super) askers: mpsc::Sender<Asker>,
+    pub(super) switches: mpsc::Sender<Wanted>,
 }
 
 /// Tells when a run's loops have ended.
@@ -61,13 +70,8 @@ impl Closed {
 }
 
 impl Shared {
-    pub(super) fn new(
-        session: &Session,
-        watcher: Arc<Watcher>,
-        valve: ValveHandle,
-        jobs: mpsc::Sender<SinkJob>,
-        askers: mpsc::Sender<Asker>,
-    ) -> Self {
+    pub(super) fn new(session: &Session, watcher: Arc<Watcher>, valve: ValveHandle, asking: Asking) -> Self {
+        let Asking { jobs, askers, switches } = asking;
         let (stop, stop_asked) = mpsc::channel(1);
         Self {
             spec: session.spec.clone(),
@@ -79,6 +83,7 @@ impl Shared {
             state: session.state.clone(),
             jobs,
             askers,
+            switches,
             meter: Mutex::new((Meter::new(), Windows::new())),
             verdicts: Mutex::default(),
             begun: Instant::now(),
@@ -166,13 +171,16 @@ impl Shared {
 
     /// Returns once the sink has everything that was in the source when asked.
     pub(super) async fn wait_caught_up(&self) -> Result<Position, CliError> {
-        let mut progress = self.watcher.progress.subscribe();
         let wanted = barrier(self).await?;
+        self.wait_for(wanted, Stage::Streaming).await
+    }
+
+    /// Returns once the sink has passed a position, in this stage.
+    pub(super) async fn wait_for(&self, wanted: Option<Position>, stage: Stage) -> Result<Position, CliError> {
+        let mut progress = self.watcher.progress.subscribe();
         let reached = progress
             .wait_for(|progress| {
-                progress
-                    .as_ref()
-                    .is_some_and(|p| p.stage == Stage::Streaming && p.position.is_some() && p.position >= wanted)
+                progress.as_ref().is_some_and(|p| p.stage == stage && p.position.is_some() && p.position >= wanted)
             })
             .await
             .map_err(|_| CliError::failed("the run has ended"))?;
@@ -180,8 +188,62 @@ impl Shared {
     }
 
     pub(super) async fn pause(&self, who: String, reason: String) -> Result<(), Refused> {
+        let was_open = self.valve.reason().is_none();
         self.valve.close(format!("paused by {who}: {reason}"));
-        self.command(&who, Command::Pause { by: who.clone(), reason }).await
+        let paused = self.command(&who, Command::Pause { by: who.clone(), reason }).await;
+        if paused.is_err() && was_open {
+            self.valve.open();
+        }
+        paused
+    }
+
+    /// Asks the run to end in order.
+    pub(super) fn stop_now(&self) {
+        // A second one finds the first still waiting, which is as good.
+        let _ = self.stop.try_send(());
+    }
+
+    /// The source's tables, by the names that they have now.
+    pub(super) fn source_tables(&self) -> Vec<TableName> {
+        self.log.latest_schemas().iter().map(|schema| schema.name.clone()).collect()
+    }
+
+    /// How many changes have gone into quarantine in this run.
+    pub(super) fn quarantined(&self) -> u64 {
+        self.watcher.counters.totals().conservation.quarantined
+    }
+
+    /// The gates that do not hold now, each in a few words.
+    pub(super) fn failing_gates(&self) -> Vec<String> {
+        let verdicts = held(&self.verdicts);
+        let failing = verdicts.iter().filter(|verdict| !verdict.holds);
+        failing.map(|verdict| format!("{}: {}, at most {}", verdict.gate, verdict.measured, verdict.max)).collect()
+    }
+
+    /// Has the authority given to the new side, or says why not.
+    async fn cutover(&self, who: String, body: &Value) -> Result<Value, Refused> {
+        let (answer, answered) = oneshot::channel();
+        let deadline = body.get("deadline_ms").and_then(Value::as_u64);
+        let wanted = Wanted {
+            who,
+            dry_run: body.get("dry_run").and_then(Value::as_bool).unwrap_or(false),
+            deadline: deadline.map(|ms| crate::spec::Span(Duration::from_millis(ms))),
+            answer,
+        };
+        self.switches.try_send(wanted).map_err(|_| {
+            Refused::new(
+                3,
+                "another cutover of this migration is under way, or the run is ending; ask `crossfade status`",
+            )
+        })?;
+        let gone = || Refused::new(1, "the run is ending; whether it has switched, `crossfade status` says");
+        let outcome = answered.await.map_err(|_| gone())?.map_err(|error| refused(&error))?;
+        serde_json::to_value(outcome).map_err(|error| Refused::new(1, error.to_string()))
+    }
+
+    /// What was proven of both sides holds no more.
+    async fn void(&self, who: &str, why: &str) -> Result<(), Refused> {
+        self.command(who, Command::Void { why: why.to_owned() }).await
     }
 
     /// What somebody asks for goes into the journal under their name.
@@ -279,8 +341,7 @@ impl Control for Answers {
     }
 
     async fn stop(&self) -> Result<(), Refused> {
-        // A second one finds the first still waiting, which is as good.
-        let _ = self.0.stop.try_send(());
+        self.0.stop_now();
         Ok(())
     }
 
@@ -324,6 +385,7 @@ impl Control for Answers {
                 let cut = super::place::cut_of(&from, &self.0.log, &self.0.journal.migration())
                     .map_err(|error| refused(&error))?;
                 self.0.command(&who, Command::Note { what: format!("replay from {text}") }).await?;
+                self.0.void(&who, "a replay has written the target again").await?;
                 let report = self.0.job(|answer| SinkJob::Heal(cut, answer)).await?;
                 Ok(super::replay::heal_json(&report))
             }
@@ -335,12 +397,30 @@ impl Control for Answers {
                 let Added { tables, begun } = self.0.add_tables().await?;
                 Ok(json!({ "tables": tables, "begun": begun }))
             }
+            "cutover" => self.0.cutover(who, &body).await,
+            "approve" => {
+                let approval = serde_json::from_value(body.get("approval").cloned().unwrap_or_default())
+                    .map_err(|error| Refused::new(2, format!("no approval: {error}")))?;
+                self.0.command(&who, Command::Approve { approval }).await?;
+                Ok(Value::Null)
+            }
+            "verified" => {
+                let number = |key: &str| body.get(key).and_then(Value::as_u64).unwrap_or_default();
+                let position = serde_json::from_value(body.get("position").cloned().unwrap_or_default())
+                    .map_err(|error| Refused::new(2, format!("no position: {error}")))?;
+                let (rows, differences) = (number("rows"), number("differences"));
+                let at_us = self.0.now().at_us;
+                self.0.command(&who, Command::Verified { position, rows, differences, at_us }).await?;
+                Ok(Value::Null)
+            }
             "quarantine-retry" => {
+                self.0.void(&who, "changes of the quarantine were applied").await?;
                 let outcome = self.0.job(|answer| SinkJob::Retry(filter_of(&body), answer)).await?;
                 serde_json::to_value(outcome).map_err(|error| Refused::new(1, error.to_string()))
             }
             "quarantine-discard" => {
                 self.0.command(&who, Command::Note { what: format!("discard from quarantine: {body}") }).await?;
+                self.0.void(&who, "changes of the quarantine were dropped").await?;
                 let outcome = self.0.job(|answer| SinkJob::Discard(filter_of(&body), answer)).await?;
                 serde_json::to_value(outcome).map_err(|error| Refused::new(1, error.to_string()))
             }

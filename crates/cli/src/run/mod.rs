@@ -17,12 +17,14 @@ mod keep;
 mod place;
 mod plan_file;
 mod replay;
+mod reverse;
 mod roles;
 mod rollback;
 mod session;
 #[cfg(test)]
 mod shop;
 mod supervise;
+mod switch;
 mod upkeep;
 mod verify;
 mod watcher;
@@ -36,7 +38,9 @@ pub(crate) use plan_file::{PlanFile, secret_of};
 pub(crate) use replay::replay;
 pub(crate) use roles::{found, needs_deliver, parts_here};
 pub(crate) use rollback::rollback;
-pub(crate) use session::Session;
+pub(crate) use session::{Session, settled};
+pub(crate) use switch::{Outcome, no_section};
+pub(crate) use upkeep::while_followed;
 pub(crate) use verify::verify;
 pub(crate) use workers::here as workers_here;
 

@@ -71,6 +71,11 @@ impl PlanFile {
         Self { format: FORMAT, spec_hash: spec_hash(spec), catalog }
     }
 
+    /// The same plan over this catalog.
+    pub(crate) fn with_catalog(&self, catalog: Catalog) -> Self {
+        Self { catalog, ..self.clone() }
+    }
+
     /// The same plan over these tables.
     pub(crate) fn with_tables(&self, tables: Vec<TableDef>) -> Self {
         Self { catalog: Catalog { tables, ..self.catalog.clone() }, ..self.clone() }

@@ -42,6 +42,7 @@ pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), Cli
     let routes = routes(spec, &plan, secret_of(&spec.base())?, journal.migration().epoch)?;
     let mut sink = wiring::sink(spec)?;
     let report = if args.wipe {
+        super::switch::forget(spec).await?;
         let report = sink.wipe(routes.target()).await?;
         wiring::release_source(spec, owned.dir()).await?;
         report

@@ -3,12 +3,14 @@
 use super::{
     follower::Origin,
     plan_file::{PlanFile, secret_id, secret_of, spec_hash},
-    roles,
+    reverse, roles,
+    switch::{self, Settled},
 };
 use crate::{
     commands::folder,
     error::{CliError, Exit},
     event_log::AnyLog,
+    registry,
     spec::{Part, Spec},
     wiring,
 };
@@ -40,6 +42,10 @@ impl Session {
         let journal = folder::journal(&folder)?;
         let by = folder::by_hand();
         refuse_half_done(&journal)?;
+        if let Some(outcome) = settle_switch(spec, &journal, &by).await? {
+            tracing::info!(epoch = outcome.epoch, routed = outcome.routed, "the migration has switched");
+            return Err(reverse::not_followed(spec));
+        }
         let (plan, secret) = match spec.part {
             Some(Part::Deliver) => roles::agreed(spec, &folder, journal.migration().epoch).await?,
             _ => planned(spec).await?,
@@ -70,6 +76,29 @@ impl Session {
         let state = open_state(&folder).await?;
         Ok(Self { spec: spec.clone(), folder, journal, log, state, plan, routes, by })
     }
+}
+
+/// A switch that was begun and has no end gets one here, by the word of the row; of one that has happened, what is left to do
+/// is done.
+async fn settle_switch(spec: &Spec, journal: &Journal<Embedded>, by: &By) -> Result<Option<switch::Outcome>, CliError> {
+    let phase = journal.migration().phase;
+    if !phase.is_switching() && !phase.is_over() {
+        return Ok(None);
+    }
+    let (mut old, mut new) = registry::switch_ends(spec)?;
+    if switch::settle(&mut old, journal, by).await? == Settled::TakenBack {
+        reverse::give_up(&mut new).await;
+    }
+    match journal.migration().phase.is_over() {
+        true => Ok(Some(switch::complete(spec, &mut new, journal, by).await)),
+        false => Ok(None),
+    }
+}
+
+/// The same, for whoever asks while nobody runs the migration; `None` where there is no switch that has happened.
+pub(crate) async fn settled(spec: &Spec) -> Result<Option<switch::Outcome>, CliError> {
+    let owned = folder::taken(spec)?;
+    settle_switch(spec, &folder::journal(&owned)?, &folder::by_hand()).await
 }
 
 /// What the migration was planned with, or is now.

@@ -2,10 +2,11 @@
 
 use super::{
     adding::{Adder, Adding},
-    control::{Answers, Shared},
+    control::{Answers, Asking, Shared},
     ends::deliver_with_jobs,
     keep::Keeper,
     session::Session,
+    switch::{Switching, install},
     watcher::Watcher,
 };
 use crate::{commands::folder::DELIVER, error::CliError, spec::Part, wiring};
@@ -66,7 +67,9 @@ impl Running {
         count_what_is_there(&session, &keeper.folds(), sink.as_mut(), &watcher).await?;
         let (jobs, job_receiver) = mpsc::channel(4);
         let (askers, asked) = mpsc::channel(4);
-        let shared = Arc::new(Shared::new(&session, watcher.clone(), valve_handle, jobs, askers));
+        let (switches, switch_asked) = mpsc::channel(1);
+        let asking = Asking { jobs, askers, switches };
+        let shared = Arc::new(Shared::new(&session, watcher.clone(), valve_handle, asking));
         // New tables need both loops in one process.
         let adder = source.as_ref().filter(|_| part.is_none()).map(Adder::of);
         let adding = adder.map(|adder| Adding::new(&session, adder, shared.clone(), asked));
@@ -89,6 +92,10 @@ impl Running {
         let mut helpers = JoinSet::new();
         helpers.spawn(write_journal(shared.clone(), facts));
         helpers.spawn(keeper.clone().run(stop.clone()));
+        helpers.spawn(Switching::new(shared.clone(), switch_asked).run());
+        if shared.spec.switch.is_some() && part.is_none() {
+            helpers.spawn(install(shared.clone()));
+        }
         if let Some(adding) = adding {
             helpers.spawn(adding.run());
         }

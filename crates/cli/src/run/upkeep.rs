@@ -16,7 +16,7 @@ use futures::future::LocalBoxFuture;
 
 /// Runs `work` while the target of `spec` follows its source; tells `work` whether it is this process that sees to it, which
 /// has then caught up.
-pub(super) fn while_followed<'a, T: 'a>(
+pub(crate) fn while_followed<'a, T: 'a>(
     spec: &'a Spec,
     quiet: bool,
     work: LocalBoxFuture<'a, Result<T, CliError>>,
@@ -62,18 +62,24 @@ async fn while_running<T>(
     let mut run = Box::pin(running.until(false));
     let ask = async |route: &str| socket::request(&control, hyper::Method::POST, route, None).await;
     let outcome = tokio::select! {
-        ended = &mut run => {
-            return Err(ended.err().unwrap_or_else(|| CliError::failed("stopped before both sides were compared")));
-        }
+        // An answer by which the run ends, as after a switch, counts before its end does.
+        biased;
         outcome = async {
             ask("/wait/caught-up").await?;
             work.await
         } => outcome,
+        ended = &mut run => {
+            return Err(ended.err().unwrap_or_else(|| CliError::failed("stopped before both sides were compared")));
+        }
     };
     tokio::select! {
         ended = &mut run => ended?,
         asked = ask("/stop") => {
-            asked?;
+            match asked {
+                // It has ended by itself meanwhile.
+                Err(socket::SocketError::NotRunning | socket::SocketError::Failed(_)) => {}
+                asked => drop(asked?),
+            }
             run.await?;
         }
     }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     args::VerifyArgs,
-    commands::folder,
+    commands::{control, folder},
     error::{CliError, Exit},
     output::{self, Table},
     registry::{AnyInspect, AnySink},
@@ -52,7 +52,8 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
     if caught_up_first && !args.json {
         output::line(format!("nobody runs {}: it catches up first", spec.name))?;
     }
-    let Compared { report, dropped, lossy } = while_followed(spec, args.json, Box::pin(compare(spec, args))).await?;
+    let Compared { report, dropped, lossy } =
+        while_followed(spec, args.json, Box::pin(compare_and_note(spec, args))).await?;
     if args.json {
         output::json(&Answer { report: &report, dropped: &dropped, lossy: &lossy, caught_up_first })?;
     } else {
@@ -92,6 +93,24 @@ struct Compared {
     report: Report,
     dropped: Vec<Dropped>,
     lossy: Vec<Note>,
+}
+
+/// Compares both sides, and has the process that runs the migration note what came of it: a switch asks for the proof.
+async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
+    let compared = compare(spec, args).await?;
+    let report = &compared.report;
+    let body = serde_json::json!({
+        "who": folder::by_hand().who,
+        "position": report.position,
+        "rows": report.tables.iter().map(|table| table.target_rows).sum::<u64>(),
+        "differences": report.differences + report.refused_rows,
+    });
+    if spec.part.is_none()
+        && let Err(error) = control::ask(spec, hyper::Method::POST, "/command/verified", Some(body)).await
+    {
+        tracing::info!("the comparison is not noted for a switch: {error}");
+    }
+    Ok(compared)
 }
 
 /// Compares both sides, while somebody brings the target up to the source.

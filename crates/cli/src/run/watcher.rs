@@ -139,6 +139,10 @@ impl Watch for Watcher {
             made: what.made,
             tables: self.named(&what.tables),
         });
+        let before = self.progress.borrow().as_ref().map(|before| before.schemas.clone());
+        if before.is_some_and(|before| !before.is_empty() && before != what.progress.schemas) {
+            self.fact(Command::Void { why: "the shape of a table has changed".to_owned() });
+        }
         if let Some(at) = what.commit_time_us {
             self.last_commit_us.store(at, Relaxed);
         }

@@ -12,6 +12,7 @@ mod scalar;
 mod schema;
 mod sink;
 mod source;
+mod switch;
 
 pub(crate) use crossfade_control::Gates;
 pub(crate) use error::{SpecError, nearest};
@@ -26,13 +27,15 @@ pub(crate) use sink::{Cleanup, KafkaSink, SinkDecimal, SinkFormat};
 #[cfg(feature = "kafka")]
 pub(crate) use source::{BinaryHandling, DebeziumSource, DecimalHandling, TimePrecision};
 pub(crate) use source::{OnRewrite, PostgresSource, SourceSpec};
+pub(crate) use switch::{DEADLINE_MAX, DEADLINE_MIN, SwitchSpec};
 
 use document::Document;
 use std::path::{Path, PathBuf};
 use toml::{Spanned, de::DeValue};
 
 /// The keys of the top level.
-const SECTIONS: [&str; 10] = ["name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates"];
+const SECTIONS: [&str; 11] =
+    ["name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates", "switch"];
 
 /// What one process does of a migration where it does not do all of it. Each has a folder of its own in the migration's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +79,8 @@ pub(crate) struct Spec {
     pub(crate) rules: crossfade_transform::Rules,
     /// What is watched meanwhile.
     pub(crate) gates: Gates,
+    /// How the new side gets the authority; without it, it does not.
+    pub(crate) switch: Option<SwitchSpec>,
     /// What is worth knowing, though it works.
     pub(crate) warnings: Vec<String>,
 }
@@ -127,10 +132,12 @@ impl Spec {
         let mut log = read_log(&mut document)?;
         let mut sink = read_sink(&mut document)?;
         let gates = optional(&mut document, "gates")?.unwrap_or_default();
+        let switch = optional(&mut document, "switch")?;
         let transforms = rules::read_transforms(&mut document)?;
         rules::check(&document, &source, &sink, &transforms)?;
         rules::check_secret(&document, secret.as_ref())?;
         rules::check_log(&document, &log, &transforms)?;
+        switch::check(&document, switch.as_ref(), &source, &sink, &transforms)?;
         let folder = document.folder();
         anchor_source(&mut source, &folder);
         anchor_sink(&mut sink, &folder);
@@ -147,6 +154,7 @@ impl Spec {
             sink,
             rules: transforms,
             gates,
+            switch,
             warnings: document.warnings,
         })
     }

@@ -1,6 +1,6 @@
 //! The JSON Schema of the spec, for editors: made from the types, kept as a file that a test compares.
 
-use super::{Gates, LogSpec, Name, Secret, SinkSpec, SourceSpec};
+use super::{Gates, LogSpec, Name, Secret, SinkSpec, SourceSpec, SwitchSpec};
 use crossfade_transform::Rules;
 use schemars::{JsonSchema, schema_for};
 use std::path::PathBuf;
@@ -29,6 +29,8 @@ struct SpecFile {
     /// Conditions that are watched while the migration runs.
     #[schemars(default)]
     gates: Gates,
+    /// How the applications are switched to the new side. Without it they are not.
+    switch: Option<SwitchSpec>,
 }
 
 /// The schema as it stands in the file.

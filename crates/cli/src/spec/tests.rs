@@ -41,6 +41,32 @@ fn the_shortest_spec_is_read_with_all_defaults() {
 }
 
 #[test]
+fn a_switch_has_defaults_and_is_refused_where_it_cannot_be_made() {
+    let source = "[source]\nkind = \"postgres\"\nurl = \"${SOURCE_URL}\"\ntables = [\"public.*\"]\n";
+    let sink = "[sink]\nkind = \"postgres\"\nurl = \"${TARGET_URL}\"\n";
+    let with = |rest: &str| format!("{HEAD}{source}{sink}[switch]\n{rest}");
+    assert_eq!(parse(&with("")).unwrap().switch, Some(SwitchSpec::default()));
+    assert_eq!(parse(&format!("{HEAD}{source}{sink}")).unwrap().switch, None);
+    let said = parse(&with("deadline = \"5s\"\nlock_timeout = \"1s\"\napprovals = 2\nroute = \"true\"\n"))
+        .unwrap()
+        .switch
+        .unwrap();
+    assert_eq!((said.approvals, said.route.as_deref()), (2, Some("true")));
+    for (text, word) in [
+        (with("deadline = \"2m\"\n"), "from 500ms to 60s"),
+        (with("deadline = \"1s\"\n"), "at most half of"),
+        (with("approvals = 3\n"), "0, 1 or 2"),
+        (with("route = \" \"\n"), "is empty"),
+        (with("deadlin = \"1s\"\n"), "did you mean \"deadline\"?"),
+        (format!("{HEAD}{SOURCE}{SINK}[switch]\n"), "is built for kind = \"postgres\""),
+        (with("").replace("${TARGET_URL}\"\n", "${TARGET_URL}\"\nwrite = \"shadow-columns\"\n"), "shadow-columns"),
+    ] {
+        let refused = refusal(&text);
+        assert!(refused.contains(word), "{refused}");
+    }
+}
+
+#[test]
 fn relative_paths_start_from_the_specs_own_folder() {
     let text = format!("{HEAD}dir = \"./data\"\n{SOURCE}{SINK}");
     let spec = Spec::parse(Path::new("/etc/shop/spec.toml"), &text, &environment).unwrap();

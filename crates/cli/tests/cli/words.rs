@@ -48,7 +48,7 @@ fn a_wrong_command_line_ends_with_two_and_the_nearest_right_word() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     let desk = Desk::new();
-    for command in ["cutover", "failback", "cleanup"] {
+    for command in ["failback", "cleanup"] {
         desk.refuse(&[command, "spec.toml"], 2, &format!("{command} is not built yet"));
     }
     for role in ["ingest", "transform", "deliver"] {

@@ -76,7 +76,7 @@ async fn a_journal_with_a_gap_or_from_the_future_is_refused() {
     for (second, word) in [
         (good.replace("\"number\":1", "\"number\":3"), "record 3 comes after record 1"),
         (good.replace("\"number\":1", "\"number\":2").replace("all", "tenant-7"), "`tenant-7`"),
-        (r#"{"v":2,"anything":[]}"#.to_owned(), "has format 2"),
+        (r#"{"v":3,"anything":[]}"#.to_owned(), "has format 3"),
         ("{".to_owned(), "damaged at record 2"),
     ] {
         let home = tempfile::tempdir().unwrap();
@@ -208,5 +208,74 @@ fn a_record_is_written_as_it_was_first_written() {
         r#""at_us":-1}}},{"rollback-began":{"kind":"undo"}},{"entered":{"phase":{"rolling-back":"wipe"}}},"begun-anew"]}"#
     );
     assert_eq!(text, golden);
+    assert_eq!(serde_json::from_str::<Record>(golden).unwrap(), record);
+}
+
+/// Records as they were written before there were switches.
+const BEFORE_SWITCHES: [&str; 7] = [
+    r#"{"v":1,"number":1,"unit":"all","at_us":1,"who":"ann","command":{"plan":{"spec_hash":"a","secret_id":"b"}},"decisions":[{"epoch-raised":{"epoch":1}},{"planned":{"spec_hash":"a","secret_id":"b"}}]}"#,
+    r#"{"v":1,"number":2,"unit":"all","at_us":2,"who":"run","command":"expand","decisions":[{"entered":{"phase":"expanded"}}]}"#,
+    r#"{"v":1,"number":3,"unit":"all","at_us":3,"who":"run","command":"start-capture","decisions":[{"entered":{"phase":"capturing"}}]}"#,
+    r#"{"v":1,"number":4,"unit":"all","at_us":4,"who":"run","command":{"start-backfill":{"generation":1}},"decisions":[{"backfill-started":{"generation":1}}]}"#,
+    r#"{"v":1,"number":5,"unit":"all","at_us":5,"who":"run","command":{"backfill-done":{"generation":1}},"decisions":[{"entered":{"phase":"catching-up"}}]}"#,
+    r#"{"v":1,"number":6,"unit":"all","at_us":6,"who":"run","command":"caught-up","decisions":[{"entered":{"phase":"shadowing"}}]}"#,
+    r#"{"v":1,"number":7,"unit":"all","at_us":7,"who":"bob","command":"undo","decisions":[],"refused":"for a test"}"#,
+];
+
+#[tokio::test]
+async fn a_journal_from_before_switches_is_read_and_goes_on_into_one() {
+    let home = tempfile::tempdir().unwrap();
+    let log = Embedded::open(home.path(), Options::default()).unwrap();
+    for (number, record) in (1..).zip(BEFORE_SWITCHES) {
+        log.append(raw(number, record)).await.unwrap();
+    }
+    // The fold as it was kept then: without a word of any switch.
+    let fold = r#"{"records":6,"migration":{"phase":"shadowing","overlay":null,"epoch":1,"spec_hash":"a","secret_id":"b","generation":1,"pins":{},"checkpoints":{},"adding":false}}"#;
+    let upto = log.tail().cut;
+    drop(log);
+    let journal = open(home.path());
+    let migration = journal.migration();
+    assert_eq!((migration.phase, migration.authority.epoch), (Phase::Shadowing, 0));
+    let old: Migration = serde_json::from_str(&fold[fold.find("{\"phase").unwrap()..fold.len() - 1]).unwrap();
+    assert_eq!(old, migration);
+    assert_eq!(journal.fold().await.unwrap().upto, upto);
+    let passed = Command::Verified { position: None, rows: 1, differences: 0, at_us: 8 };
+    journal.command(passed, &by("ann")).await.unwrap();
+    journal.command(Command::Pause { by: "ann".into(), reason: String::new() }, &by("ann")).await.unwrap();
+    assert_eq!(journal.migration().phase, Phase::Verified);
+    let formats: Vec<u32> = journal.records().unwrap().iter().map(|record| record.v).collect();
+    assert_eq!(formats, [1, 1, 1, 1, 1, 1, 1, 2, 1], "an older program stops at the first word that it does not know");
+}
+
+#[test]
+fn a_record_of_a_switch_is_written_as_it_was_first_written() {
+    let intent = crossfade_control::Intent {
+        direction: crossfade_control::Direction::Cutover,
+        epoch: 3,
+        deadline_ms: 10_000,
+        at_us: 9,
+    };
+    let record = Record {
+        v: 2,
+        number: 8,
+        unit: "all".into(),
+        at_us: 9,
+        who: "ann".into(),
+        command: Command::Cutover { epoch: 2, deadline_ms: 10_000, at_us: 9 },
+        decisions: vec![
+            Decision::SwitchIntended { intent },
+            Decision::Entered { phase: Phase::Draining },
+            Decision::AuthorityMoved { direction: crossfade_control::Direction::Cutover, epoch: 3 },
+            Decision::SwitchTakenBack { epoch: 4, why: "late".into() },
+        ],
+        refused: None,
+    };
+    let golden = concat!(
+        r#"{"v":2,"number":8,"unit":"all","at_us":9,"who":"ann","command":{"cutover":{"epoch":2,"deadline_ms":10000,"at_us":9}},"#,
+        r#""decisions":[{"switch-intended":{"intent":{"direction":"cutover","epoch":3,"deadline_ms":10000,"at_us":9}}},"#,
+        r#"{"entered":{"phase":"draining"}},{"authority-moved":{"direction":"cutover","epoch":3}},"#,
+        r#"{"switch-taken-back":{"epoch":4,"why":"late"}}]}"#
+    );
+    assert_eq!(serde_json::to_string(&record).unwrap(), golden);
     assert_eq!(serde_json::from_str::<Record>(golden).unwrap(), record);
 }

@@ -1,7 +1,10 @@
 //! Every command in every state: the ways that are open are written down here, everything else must be refused.
 
-use crossfade_control::{Command, Decision, End, Migration, Overlay, Phase, Refusal, RollbackKind, decide, evolve};
-use crossfade_event::{Cut, Offset};
+use crossfade_control::{
+    Approval, Command, Decision, Direction, End, Facts, Judgement, Limits, Migration, Overlay, Phase, Refusal,
+    RollbackKind, decide, evolve,
+};
+use crossfade_event::{Cut, Offset, Side};
 use proptest::prelude::*;
 use std::collections::{BTreeSet, VecDeque};
 
@@ -53,11 +56,45 @@ fn commands() -> Vec<Command> {
         Command::Pin { end: End::Source, identity: text("x") },
         Command::Pin { end: End::Source, identity: text("y") },
         Command::Note { what: text("replayed") },
-        Command::Cutover,
-        Command::Failback,
-        Command::DualRead,
+        verified(0),
+        verified(2),
+        Command::Void { why: text("a repair") },
+        Command::DualRead { millionths: 50_000 },
+        Command::DualRead { millionths: 0 },
+        Command::Approve { approval: Approval { who: text("ann"), why: text("tested"), at_us: 1 } },
+        judge(Direction::Cutover, true),
+        judge(Direction::Cutover, false),
+        cutover(0),
+        cutover(1),
+        Command::Frozen { epoch: 1 },
+        Command::Drained { epoch: 1, position: None },
+        Command::SwitchedOver { epoch: 1 },
+        Command::TakenBack { epoch: 1, why: text("the deadline") },
+        Command::Routed { epoch: 1 },
+        Command::Soak,
+        judge(Direction::Failback, true),
+        Command::Failback { epoch: 1, deadline_ms: 1, at_us: 2 },
+        Command::Frozen { epoch: 2 },
+        Command::Drained { epoch: 2, position: None },
+        Command::SwitchedOver { epoch: 2 },
+        Command::TakenBack { epoch: 2, why: text("the deadline") },
         Command::Cleanup,
+        Command::CleanupDone,
     ]
+}
+
+fn verified(differences: u64) -> Command {
+    Command::Verified { position: None, rows: 9, differences, at_us: 5 }
+}
+
+fn cutover(epoch: u64) -> Command {
+    Command::Cutover { epoch, deadline_ms: 1, at_us: 1 }
+}
+
+fn judge(before: Direction, caught_up: bool) -> Command {
+    let facts = Facts { mark_ms: caught_up.then_some(1), predicted_pause_ms: Some(1), ..Facts::default() };
+    let limits = Limits { deadline_ms: 1_000, lock_timeout_ms: 100, verified_within_ms: 1_000, approvals: 0 };
+    Command::Judge { before, facts, limits, at_us: 6 }
 }
 
 fn after(migration: &Migration, command: Command) -> Result<Migration, Refusal> {
@@ -69,6 +106,21 @@ fn run(commands: impl IntoIterator<Item = Command>) -> Migration {
         let name = command.name();
         after(&migration, command).unwrap_or_else(|refusal| panic!("{name}: {refusal}"))
     })
+}
+
+/// So many steps of a switch after its intent.
+fn switching(steps: usize) -> Vec<Command> {
+    let way = [
+        Command::Frozen { epoch: 1 },
+        Command::Drained { epoch: 1, position: None },
+        Command::SwitchedOver { epoch: 1 },
+        Command::Routed { epoch: 1 },
+        Command::Soak,
+        Command::Cleanup,
+        Command::CleanupDone,
+    ];
+    let begin = [verified(0), judge(Direction::Cutover, true), cutover(0)];
+    begin.into_iter().chain(way.into_iter().take(steps)).collect()
 }
 
 /// The straight way, as far as a phase.
@@ -89,6 +141,16 @@ fn at(phase: Phase) -> Migration {
         Phase::Backfilling => (4, vec![]),
         Phase::CatchingUp => (5, vec![]),
         Phase::Shadowing => (6, vec![]),
+        Phase::Verified => (6, vec![verified(0)]),
+        Phase::DualReading => (6, vec![verified(0), Command::DualRead { millionths: 50_000 }]),
+        Phase::Ready => (6, vec![verified(0), judge(Direction::Cutover, true)]),
+        Phase::Freezing => (6, switching(0)),
+        Phase::Draining => (6, switching(1)),
+        Phase::Switching => (6, switching(2)),
+        Phase::Switched => (6, switching(3)),
+        Phase::Soaking => (6, switching(5)),
+        Phase::Contracting => (6, switching(6)),
+        Phase::Done => (6, switching(7)),
         Phase::RollingBack(RollbackKind::Undo) => (6, vec![Command::Undo]),
         Phase::RollingBack(RollbackKind::Wipe) => (6, vec![Command::Wipe]),
         Phase::Undone => (6, vec![Command::Undo, Command::RollbackDone]),
@@ -144,76 +206,117 @@ fn same(found: &str, wanted: &str) {
 
 #[test]
 fn every_command_in_every_phase_does_what_the_table_says() {
-    // Columns: draft, planned, expanded, capturing, backfilling, catching up, shadowing, undoing, wiping, undone, wiped.
+    // Columns: draft, planned, expanded, capturing, backfilling, catching up, shadowing; verified, dual reading, ready;
+    // freezing, draining, switching; switched, soaking, contracting, done; undoing, wiping, undone, wiped.
     same(
         &table(None),
         "
-        plan              >======..>>
-        plan              >+xxxxx..>>
-        expand            .>=====....
-        start capture     ..>====....
-        start backfill    ...>===....
-        start backfill    ...>+>>....
-        backfill done     ....>==....
-        backfill done     ...........
-        caught up         .....>=....
-        pause             ..+++++....
-        resume            ===========
-        fail              +++++++++++
-        lose              +++++++++++
-        found             ===========
-        rollback --undo   ..>>>>>=.=.
-        rollback --wipe   ..>>>>>>=>=
-        rollback done     .......>>==
-        checkpoint        ...++++....
-        checkpoint        ...++++....
-        checkpoint        xxxxxxxxxxx
-        drop checkpoint   xxxxxxxxxxx
-        pin               +++++++++++
-        pin               +++++++++++
-        note              +++++++++++
-        cutover           xxxxxxxxxxx
-        failback          xxxxxxxxxxx
-        dual reads        xxxxxxxxxxx
-        cleanup           xxxxxxxxxxx
+        plan              >================..>>
+        plan              >+xxxxxxxxxxxxxxx..>>
+        expand            .>===============....
+        start capture     ..>==============....
+        start backfill    ...>===========......
+        start backfill    ...>+>>>>>...........
+        backfill done     ....>==========......
+        backfill done     .....................
+        caught up         .....>===========....
+        pause             ..++++++++...++......
+        resume            =====================
+        fail              +++++++++++++++++++++
+        lose              +++++++++++++++++++++
+        found             =====================
+        rollback --undo   ..>>>>>>>>.......=.=.
+        rollback --wipe   ..>>>>>>>>.......>=>=
+        rollback done     .................>>==
+        checkpoint        ...++++++++++++......
+        checkpoint        ...++++++++++++......
+        checkpoint        xxxxxxxxxxxxxxxxxxxxx
+        drop checkpoint   xxxxxxxxxxxxxxxxxxxxx
+        pin               +++++++++++++++++++++
+        pin               +++++++++++++++++++++
+        note              +++++++++++++++++++++
+        verified          ......>===...........
+        verified          ......=>>>...........
+        void              =======>>>===========
+        dual reads        .......>=>...........
+        dual reads        .......=>=...........
+        approve           ......++++...++......
+        judge             ......+>>=...........
+        judge             ......+++>...........
+        cutover           ......xxx>=====......
+        cutover           ......xxx>=====......
+        frozen            ..........>==........
+        drained           ...........>=........
+        switched over     ..........>>>====....
+        taken back        ..........>>>====....
+        routed            xxxxxxxxxxxxx+===xxxx
+        soak              .............>===....
+        judge             .............++......
+        failback          .............xx......
+        frozen            ..........xxx........
+        drained           ..........xxx........
+        switched over     ..........xxx........
+        taken back        ..........>>>........
+        cleanup           ..............>==....
+        cleanup done      ...............>=....
         ",
     );
 }
 
 #[test]
 fn under_a_pause_wishes_wait_and_facts_hold() {
-    // Columns: expanded, capturing, backfilling, catching up, shadowing.
+    // Columns: expanded, capturing, backfilling, catching up, shadowing; verified, dual reading, ready; switched, soaking.
     same(
         &table(Some(pause())),
         "
-        plan              =====
-        plan              xxxxx
-        expand            =====
-        start capture     !====
-        start backfill    .>===
-        start backfill    .>+>>
-        backfill done     ..>==
-        backfill done     .....
-        caught up         ...>=
-        pause             =====
-        resume            +++++
-        fail              +++++
-        lose              +++++
-        found             =====
-        rollback --undo   >>>>>
-        rollback --wipe   >>>>>
-        rollback done     .....
-        checkpoint        .++++
-        checkpoint        .++++
-        checkpoint        xxxxx
-        drop checkpoint   xxxxx
-        pin               +++++
-        pin               +++++
-        note              +++++
-        cutover           xxxxx
-        failback          xxxxx
-        dual reads        xxxxx
-        cleanup           xxxxx
+        plan              ==========
+        plan              xxxxxxxxxx
+        expand            ==========
+        start capture     !=========
+        start backfill    .>========
+        start backfill    .>+>>>>>..
+        backfill done     ..>=======
+        backfill done     ..........
+        caught up         ...>======
+        pause             ==========
+        resume            ++++++++++
+        fail              ++++++++++
+        lose              ++++++++++
+        found             ==========
+        rollback --undo   >>>>>>>>..
+        rollback --wipe   >>>>>>>>..
+        rollback done     ..........
+        checkpoint        .+++++++++
+        checkpoint        .+++++++++
+        checkpoint        xxxxxxxxxx
+        drop checkpoint   xxxxxxxxxx
+        pin               ++++++++++
+        pin               ++++++++++
+        note              ++++++++++
+        verified          ....>===..
+        verified          ....=>>>..
+        void              =====>>>==
+        dual reads        .....!=!..
+        dual reads        .....=>=..
+        approve           ....++++++
+        judge             ....!!!!..
+        judge             ....!!!!..
+        cutover           ....!!!!==
+        cutover           ....!!!!==
+        frozen            ..........
+        drained           ..........
+        switched over     ........==
+        taken back        ........==
+        routed            xxxxxxxx+=
+        soak              ........!=
+        judge             ........!!
+        failback          ........!!
+        frozen            ..........
+        drained           ..........
+        switched over     ..........
+        taken back        ..........
+        cleanup           .........!
+        cleanup done      ..........
         ",
     );
 }
@@ -224,34 +327,54 @@ fn what_is_lost_goes_nowhere_but_back() {
     same(
         &table(Some(lose())),
         "
-        plan              >======..>>
-        plan              >+xxxxx..>>
-        expand            .!=====....
-        start capture     ..!====....
-        start backfill    ...!!!!....
-        start backfill    ...!!!!....
-        backfill done     ....!!!....
-        backfill done     ...........
-        caught up         .....!=....
-        pause             ..!!!!!....
-        resume            !!!!!!!!!!!
-        fail              ===========
-        lose              ===========
-        found             +++++++++++
-        rollback --undo   ..>>>>>+.=.
-        rollback --wipe   ..>>>>>>+>=
-        rollback done     .......>>==
-        checkpoint        ...++++....
-        checkpoint        ...++++....
-        checkpoint        xxxxxxxxxxx
-        drop checkpoint   xxxxxxxxxxx
-        pin               +++++++++++
-        pin               +++++++++++
-        note              +++++++++++
-        cutover           xxxxxxxxxxx
-        failback          xxxxxxxxxxx
-        dual reads        xxxxxxxxxxx
-        cleanup           xxxxxxxxxxx
+        plan              >================..>>
+        plan              >+xxxxxxxxxxxxxxx..>>
+        expand            .!===============....
+        start capture     ..!==============....
+        start backfill    ...!!!!!!!!!!!!......
+        start backfill    ...!!!!!!!!!!!!......
+        backfill done     ....!!!!!!!!!!!......
+        backfill done     .....................
+        caught up         .....!===========....
+        pause             ..!!!!!!!!...!!......
+        resume            !!!!!!!!!!!!!!!!!!!!!
+        fail              =====================
+        lose              =====================
+        found             +++++++++++++++++++++
+        rollback --undo   ..>>>>>>>>.......+.=.
+        rollback --wipe   ..>>>>>>>>.......>+>=
+        rollback done     .................>>==
+        checkpoint        ...++++++++++++......
+        checkpoint        ...++++++++++++......
+        checkpoint        xxxxxxxxxxxxxxxxxxxxx
+        drop checkpoint   xxxxxxxxxxxxxxxxxxxxx
+        pin               +++++++++++++++++++++
+        pin               +++++++++++++++++++++
+        note              +++++++++++++++++++++
+        verified          ......>===...........
+        verified          ......=>>>...........
+        void              =======>>>===========
+        dual reads        .......!=!...........
+        dual reads        .......=>=...........
+        approve           ......++++...++......
+        judge             ......!!!!...........
+        judge             ......!!!!...........
+        cutover           ......!!!!=====......
+        cutover           ......!!!!=====......
+        frozen            ..........>==........
+        drained           ...........>=........
+        switched over     ..........>>>====....
+        taken back        ..........>>>====....
+        routed            xxxxxxxxxxxxx+===xxxx
+        soak              .............!===....
+        judge             .............!!......
+        failback          .............!!......
+        frozen            ..........xxx........
+        drained           ..........xxx........
+        switched over     ..........xxx........
+        taken back        ..........>>>........
+        cleanup           ..............!==....
+        cleanup done      ...............>=....
         ",
     );
 }
@@ -264,6 +387,10 @@ fn reachable() -> Vec<Migration> {
     while let Some(migration) = queue.pop_front() {
         // The epoch counts lives for ever: states that differ in nothing else are one.
         if !seen.insert(format!("{:?}", Migration { epoch: 0, ..migration.clone() })) {
+            continue;
+        }
+        // Two switches and the way back between them; what comes after repeats it with higher numbers.
+        if migration.authority.epoch > 2 {
             continue;
         }
         queue.extend(commands().into_iter().filter_map(|command| after(&migration, command).ok()));
@@ -283,9 +410,27 @@ fn from_every_reachable_state_every_command_keeps_the_rules() {
             let Ok(decisions) = decide(before, command.clone()) else { continue };
             let moved = decisions.iter().fold(before.clone(), evolve);
             assert!(moved.epoch >= before.epoch, "{}: the epoch fell", place());
+            assert!(moved.authority.epoch >= before.authority.epoch, "{}: the authority's epoch fell", place());
+            // The authority moves by the row's word alone, and to the side that was meant.
+            let heard = matches!(command, Command::SwitchedOver { .. });
+            assert!(before.authority.side == moved.authority.side || heard, "{}: the authority moved", place());
+            // No switch without guards that let pass, and none is forgotten.
+            let meant = decisions.iter().any(|decision| matches!(decision, Decision::SwitchIntended { .. }));
+            assert!(!meant || before.judgement.as_ref().is_some_and(Judgement::passes), "{}: not judged", place());
+            let ended = matches!(command, Command::SwitchedOver { .. } | Command::TakenBack { .. });
             assert!(
-                !matches!(command, Command::Cutover | Command::Failback | Command::DualRead | Command::Cleanup),
-                "{}",
+                before.intent.is_none() || moved.intent.is_some() || ended,
+                "{}: the intent was forgotten",
+                place()
+            );
+            assert_eq!(moved.intent.is_some(), moved.phase.is_switching(), "{}", place());
+            // A proof is there in every phase that asks for one; nothing is wiped while the new side is written.
+            let proven = moved.phase >= Phase::Verified && moved.phase <= Phase::Ready;
+            assert!(!proven || moved.clean_pass.is_some(), "{}: without a proof", place());
+            let back = matches!(moved.phase, Phase::RollingBack(_) | Phase::Undone | Phase::Wiped);
+            assert!(
+                !back || moved.authority.side == Side::Old,
+                "{}: rolled back under the new side's writers",
                 place()
             );
             // Asked again at once, the same command finds its aim reached.
@@ -311,11 +456,43 @@ fn from_every_reachable_state_every_command_keeps_the_rules() {
     }
 }
 
+/// Out of a switch, and back from one that has happened.
+fn back_from(mut now: Migration) -> Migration {
+    if let Some(intent) = now.intent {
+        now = after(&now, Command::TakenBack { epoch: intent.epoch, why: text("killed") }).unwrap();
+    }
+    if !now.phase.is_over() {
+        return now;
+    }
+    now = after(&now, Command::Found).and_then(|now| after(&now, Command::Resume)).unwrap();
+    let (epoch, next) = (now.authority.epoch, now.authority.epoch + 1);
+    let way = [
+        judge(Direction::Failback, true),
+        Command::Failback { epoch, deadline_ms: 1, at_us: 9 },
+        Command::Frozen { epoch: next },
+        Command::Drained { epoch: next, position: None },
+        Command::SwitchedOver { epoch: next },
+    ];
+    let before = now.summary();
+    way.into_iter().fold(now, |now, command| {
+        let name = command.name();
+        after(&now, command).unwrap_or_else(|refusal| panic!("{name}, back from {before}: {refusal}"))
+    })
+}
+
 #[test]
 fn from_every_reachable_state_a_wipe_and_a_new_run_reach_the_end() {
     for start in reachable() {
         let from = start.summary();
         let mut now = start;
+        if matches!(now.phase, Phase::Contracting | Phase::Done) {
+            assert!(after(&now, Command::Wipe).is_err(), "begun {from}: the old side may be gone already");
+            continue;
+        }
+        if now.phase.is_switching() || now.phase.is_over() {
+            assert!(after(&now, Command::Wipe).is_err(), "begun {from}: one side's writers would be lost");
+            now = back_from(now);
+        }
         let way = [
             Command::Wipe,
             Command::RollbackDone,
@@ -370,7 +547,18 @@ fn refusals_say_what_to_do() {
         other.contains("`system 1`") && other.contains("`system 2`") && other.contains("rollback --wipe"),
         "{other}"
     );
-    assert_eq!(refusal(&shadowing, Command::Cutover), "`cutover` is not built yet in this version of crossfade");
+    let unasked = refusal(&shadowing, cutover(0));
+    assert_eq!(unasked, "`cutover` is refused: its guards have not been asked");
+    let judged = after(&shadowing, judge(Direction::Cutover, false)).unwrap();
+    let said = refusal(&judged, cutover(0));
+    for word in ["caught-up", "clean-pass", "crossfade verify", "did not come into the sink"] {
+        assert!(said.contains(word), "{said}");
+    }
+    assert!(!said.contains("oldest-writer"), "what holds is not named: {said}");
+    let away = refusal(&at(Phase::Switched), Command::Wipe);
+    assert!(away.contains("the new side has the authority"), "{away}");
+    let late = refusal(&at(Phase::Draining), Command::SwitchedOver { epoch: 2 });
+    assert!(late.contains("epoch 2") && late.contains("at 1"), "{late}");
     let named = Command::NameCheckpoint { name: text("one"), cut: Cut::start(1), position: None, at_us: 0 };
     let named = after(&shadowing, named).unwrap();
     let unknown = refusal(&named, Command::DropCheckpoint { name: text("two") });

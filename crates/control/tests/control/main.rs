@@ -4,3 +4,5 @@
 mod journal;
 #[cfg(test)]
 mod life;
+#[cfg(test)]
+mod switch;

@@ -1,0 +1,69 @@
+//! The lasting fence: a trigger on every table of the side that has lost the authority, which refuses writes.
+//!
+//! It fires for everybody, superusers and owners too, and whatever `session_replication_role` is (`ENABLE ALWAYS`). It
+//! asks no table, for a transaction that took its snapshot before the switch would not see what that says: the trigger's being
+//! there is the fence. Only a session that names the migration in `crossfade.pass` gets through: the reverse stream's.
+//! It fires for each statement, so on partitions and parents it stands on all of them. The workers of a subscription fire no such
+//! trigger: a table that one writes is refused before the switch.
+
+use super::SwitchEnd;
+use crate::{quote_ident, quote_literal, quote_table};
+use crossfade_connector::Failure;
+use crossfade_event::TableName;
+
+/// The trigger's function. SQLSTATE 25006 is what a read-only server answers: pools that look for the writable one know it.
+pub(super) const FUNCTION: &str = "CREATE OR REPLACE FUNCTION crossfade.fence() RETURNS trigger
+  LANGUAGE plpgsql AS $crossfade$
+BEGIN
+  IF pg_catalog.current_setting('crossfade.pass', true) IS NOT DISTINCT FROM TG_ARGV[0] THEN
+    RETURN NULL;
+  END IF;
+  RAISE EXCEPTION USING ERRCODE = '25006',
+    MESSAGE = pg_catalog.format('%I.%I is not written here any more: the migration %s has switched to the other side',
+      TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_ARGV[0]),
+    HINT = 'Ask crossfade.side() which side has the authority, and connect to that one.';
+END $crossfade$";
+
+/// The trigger's name: each migration has its own.
+fn name_of(migration: &str) -> String {
+    format!("crossfade_fence_{}", migration.replace('-', "_"))
+}
+
+/// The statements that put the fence up, in a transaction that holds the tables' locks.
+pub(super) fn up(migration: &str, tables: &[TableName]) -> Result<String, Failure> {
+    let (trigger, told) = (quote_ident(&name_of(migration))?, quote_literal(migration));
+    let mut sql = String::new();
+    for table in tables {
+        let table = quote_table(table)?;
+        sql.push_str(&format!(
+            "CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} \
+             FOR EACH STATEMENT EXECUTE FUNCTION crossfade.fence({}); \
+             ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}; ",
+            told.trim_start()
+        ));
+    }
+    Ok(sql)
+}
+
+impl SwitchEnd {
+    /// Lets a session of the side that has lost the authority write there all the same: the reverse stream's.
+    pub fn pass_sql(&self) -> String {
+        format!("SET crossfade.pass = {}", self.literal())
+    }
+
+    /// Takes the fence down. Only for a side that has the authority.
+    ///
+    /// # Errors
+    /// When a table cannot be locked in time.
+    pub async fn lift(&mut self) -> Result<(), Failure> {
+        let trigger = name_of(&self.migration);
+        let sql = format!(
+            "DO $crossfade$ DECLARE t record; BEGIN \
+             FOR t IN SELECT tgrelid::pg_catalog.regclass AS name FROM pg_catalog.pg_trigger WHERE tgname = {} AND NOT tgisinternal \
+             LOOP EXECUTE pg_catalog.format('DROP TRIGGER %I ON %s', {}, t.name); END LOOP; END $crossfade$",
+            quote_literal(&trigger).trim_start(),
+            quote_literal(&trigger).trim_start()
+        );
+        self.execute("taking the fence down", &sql).await
+    }
+}

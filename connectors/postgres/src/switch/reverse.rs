@@ -1,0 +1,82 @@
+//! What the way back needs, made on the new side before the point of no return: a publication of the new tables and a slot, so
+//! that no write of the new side is missed. Reading it is somebody else's work.
+
+use super::{SwitchEnd, listed};
+use crate::{client::failure, quote_ident, quote_table};
+use crossfade_connector::Failure;
+use crossfade_event::TableName;
+
+/// Where the stream of the new side's writes begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reverse {
+    /// The slot, and the publication: they have one name.
+    pub name: String,
+    /// Everything that the slot gives was committed after this place in the new side's WAL, and so after the sink's last
+    /// write there.
+    pub from: u64,
+}
+
+/// The name of slot and publication.
+pub(super) fn name_of(migration: &str) -> String {
+    format!("crossfade_{}_reverse", migration.replace('-', "_"))
+}
+
+impl SwitchEnd {
+    /// Makes slot and publication. One of an earlier try is made anew: what it holds was before a switch.
+    ///
+    /// A table without a key gets `REPLICA IDENTITY FULL`, for a published table without any takes no updates.
+    ///
+    /// # Errors
+    /// `Refused` where the role may not.
+    pub async fn prepare_reverse(&mut self, tables: &[TableName]) -> Result<(), Failure> {
+        self.drop_reverse().await?;
+        let name = name_of(&self.migration);
+        let doing = format!("making the publication {name}");
+        let quoted: Vec<String> = tables
+            .iter()
+            .map(|table| quote_table(table).map(|name| name.as_str().to_owned()))
+            .collect::<Result<_, _>>()?;
+        let sql = "SELECT c.oid::pg_catalog.regclass::text FROM pg_catalog.pg_class c \
+             WHERE c.oid = ANY ($1::text[]::pg_catalog.regclass[]) AND c.relreplident = 'd' AND c.relkind = 'r' \
+               AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)";
+        let session = self.session().await?;
+        let rows = session.query(sql, &[&quoted]).await.map_err(|error| failure(doing.clone(), error))?;
+        let full: String =
+            rows.iter().map(|row| format!("ALTER TABLE {} REPLICA IDENTITY FULL; ", row.get::<_, &str>(0))).collect();
+        self.execute(
+            &doing,
+            &format!("{full}CREATE PUBLICATION {} FOR TABLE {}", quote_ident(&name)?, listed(tables)?),
+        )
+        .await?;
+        let sql = "SELECT FROM pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')";
+        let made = self.session().await?.query(sql, &[&name]).await;
+        made.map_err(|error| failure(format!("making the slot {name}"), error)).map(drop)
+    }
+
+    /// Moves the slot up to the new side's present end of WAL. Nobody writes there now: the sink has come to its end.
+    ///
+    /// # Errors
+    /// When the slot has gone.
+    pub async fn reverse_from_here(&mut self) -> Result<Reverse, Failure> {
+        let name = name_of(&self.migration);
+        let sql = "SELECT (end_lsn OPERATOR(pg_catalog.-) '0/0'::pg_catalog.pg_lsn)::pg_catalog.int8 \
+             FROM pg_catalog.pg_replication_slot_advance($1, pg_catalog.pg_current_wal_flush_lsn())";
+        let row = self.session().await?.query_one(sql, &[&name]).await;
+        let row = row.map_err(|error| failure(format!("moving the slot {name} up"), error))?;
+        Ok(Reverse { from: row.get::<_, i64>(0) as u64, name })
+    }
+
+    /// Takes both away: nothing will be read by them.
+    ///
+    /// # Errors
+    /// When somebody reads from the slot.
+    pub async fn drop_reverse(&mut self) -> Result<(), Failure> {
+        let name = name_of(&self.migration);
+        let sql = "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots \
+             WHERE slot_name = $1 AND database = pg_catalog.current_database()";
+        let dropped = self.session().await?.execute(sql, &[&name]).await;
+        dropped.map_err(|error| failure(format!("dropping the slot {name}"), error))?;
+        let sql = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(&name)?);
+        self.execute(&format!("dropping the publication {name}"), &sql).await
+    }
+}

@@ -1,0 +1,138 @@
+//! What became of a switch, by the row's word; and what is left to do of one that has happened.
+
+use super::Outcome;
+use crate::{
+    error::{CliError, Exit},
+    registry,
+    run::control::Shared,
+    spec::{SinkSpec, SourceSpec, Spec},
+};
+use crossfade_control::{By, Command, Journal};
+use crossfade_log::embedded::Embedded;
+use crossfade_postgres::switch::{SwitchEnd, Written};
+use std::{process::Stdio, sync::Arc, time::Duration};
+
+/// What the row says of the switch that the journal meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// None was meant.
+    Nothing,
+    /// It has happened.
+    Moved,
+    /// It has not, and will not.
+    TakenBack,
+}
+
+/// Sets the journal right by the row, if it stands within a switch; makes sure first that the switch cannot happen any more.
+/// `holder` is the side that had the authority when it was meant.
+pub(crate) async fn settle(holder: &mut SwitchEnd, journal: &Journal<Embedded>, by: &By) -> Result<Settled, CliError> {
+    let migration = journal.migration();
+    let Some(intent) = migration.intent.filter(|_| migration.phase.is_switching()) else {
+        return Ok(Settled::Nothing);
+    };
+    let before = intent.epoch.saturating_sub(1);
+    match holder.take_back(before).await? {
+        Some(Written { side, epoch }) if side == intent.direction.to() && epoch == intent.epoch => {
+            journal.command(Command::SwitchedOver { epoch }, by).await?;
+            Ok(Settled::Moved)
+        }
+        Some(Written { side, epoch }) if side == intent.direction.from() && epoch >= intent.epoch => {
+            let why = "it was not completed before its deadline, or its process ended".to_owned();
+            journal.command(Command::TakenBack { epoch, why }, by).await?;
+            Ok(Settled::TakenBack)
+        }
+        other => {
+            let found = other.map_or_else(
+                || "is missing".to_owned(),
+                |written| format!("says side {}, epoch {}", written.side, written.epoch),
+            );
+            Err(CliError::new(
+                Exit::Lost,
+                format!(
+                    "the row of crossfade.authority {found}, and the journal meant a {} to epoch {}",
+                    intent.direction, intent.epoch
+                ),
+            )
+            .hint("somebody else has written it, or the database was put back: restore the row, then ask again"))
+        }
+    }
+}
+
+/// Tells those who have not been told yet: the new side's row, then the spec's command.
+pub(crate) async fn complete(spec: &Spec, new: &mut SwitchEnd, journal: &Journal<Embedded>, by: &By) -> Outcome {
+    let authority = journal.migration().authority;
+    let told = if authority.to_route { tell(spec, new, journal, by).await } else { Ok(()) };
+    Outcome {
+        switched: true,
+        epoch: authority.epoch,
+        guards: Vec::new(),
+        pause: None,
+        routed: told.is_ok(),
+        not_routed: told.err().map(|error| error.message),
+    }
+}
+
+async fn tell(spec: &Spec, new: &mut SwitchEnd, journal: &Journal<Embedded>, by: &By) -> Result<(), CliError> {
+    let authority = journal.migration().authority;
+    new.follow(Written { side: authority.side, epoch: authority.epoch }).await?;
+    if let Some(route) = spec.switch.as_ref().and_then(|switch| switch.route.as_deref()) {
+        let status = tokio::process::Command::new("sh")
+            .arg("-c")
+            .arg(route)
+            .env("CROSSFADE_MIGRATION", spec.name.as_str())
+            .env("CROSSFADE_SIDE", authority.side.to_string())
+            .env("CROSSFADE_EPOCH", authority.epoch.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .status()
+            .await
+            .map_err(|error| CliError::io("running the command of \"route\" in [switch]", &error))?;
+        if !status.success() {
+            return Err(CliError::failed(format!("the command of \"route\" in [switch] ended with {status}")));
+        }
+    }
+    journal.command(Command::Routed { epoch: authority.epoch }, by).await?;
+    Ok(())
+}
+
+/// How long to wait before a server that could not be reached is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Makes the flag table on both sides as soon as a spec speaks of a switch, so that applications can look at it long before.
+/// What cannot be made is said once; a cutover asks again, and refuses.
+pub(crate) async fn install(shared: Arc<Shared>) {
+    let mut closed = shared.closed();
+    let work = async {
+        while let Err(error) = install_once(&shared.spec, shared.journal.migration().authority.epoch).await {
+            if !error.passing {
+                tracing::warn!("crossfade.authority could not be made: {error}");
+                return;
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = closed.wait() => {}
+    }
+}
+
+async fn install_once(spec: &Spec, epoch: u64) -> Result<(), CliError> {
+    let (mut old, mut new) = registry::switch_ends(spec)?;
+    old.install(epoch).await?;
+    Ok(new.install(epoch).await?)
+}
+
+/// Takes away what a switch made on both servers, before a wipe.
+pub(crate) async fn forget(spec: &Spec) -> Result<(), CliError> {
+    if !matches!((&spec.source, &spec.sink), (SourceSpec::Postgres(_), SinkSpec::Postgres(_))) {
+        return Ok(());
+    }
+    let (mut old, mut new) = registry::switch_ends(spec)?;
+    old.lift().await?;
+    old.forget().await?;
+    crate::run::reverse::give_up(&mut new).await;
+    new.forget().await?;
+    Ok(())
+}
