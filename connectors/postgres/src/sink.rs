@@ -48,7 +48,7 @@ pub use part::PostgresPart;
 use crate::{Config, client::connect};
 use apply::{Parts, Writer};
 use crossfade_connector::{
-    Applied, Delivery, Failure, Guard, Progress, Stage, Target, TargetTable, Verdict, WriteMode,
+    Applied, Delivery, Failure, Guard, LEADING, Progress, Stage, Target, TargetTable, Verdict, WriteMode,
 };
 use crossfade_event::{Cut, Key, TableId, TableName, TableSchema};
 use held::Held;
@@ -359,7 +359,7 @@ impl PostgresSink {
         let migration = &self.config.migration;
         if !link.locked && self.asks_for_lead {
             // The session was lost, and with it the lead: it is for whoever asks for it.
-            return Err(Failure::refused("leading", "the session was lost, and with it the lead", "Ask for it again"));
+            return Err(Failure::refused(LEADING, "the session was lost, and with it the lead", "Ask for it again"));
         }
         if !link.locked {
             store::lock(link, migration).await?;

@@ -12,7 +12,7 @@ mod source;
 
 pub use failure::{Failure, Verdict};
 pub use inspect::{Inspect, Refusal, RowPage, ScanRange};
-pub use shared::{Gathered, Lead, Overseen, Owner, PartSink, Taken, Written};
+pub use shared::{Gathered, LEADING, Lead, Overseen, Owner, PartSink, Taken, Written};
 pub use sink::{
     Applied, Ddl, Delivery, Guard, MappingEntry, Progress, Quarantine, QuarantineFilter, QuarantineOutcome,
     QuarantinedChange, Rejection, Rollback, Sink, Stage, StoredMapping, Target, TargetSql, TargetTable, UndoReport,

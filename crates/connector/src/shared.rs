@@ -8,6 +8,9 @@ use crate::{Delivery, Failure, Progress, Sink, Target};
 use crossfade_event::{Cut, Sequence};
 use std::future::Future;
 
+/// What a failure was `doing` that says that the lead is lost: it is to be asked for again.
+pub const LEADING: &str = "leading";
+
 /// What stood where when all partitions were taken back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Gathered {

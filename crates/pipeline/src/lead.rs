@@ -13,7 +13,7 @@ use crate::{
     retry::Retry,
     shutdown::{stop_channel, valve},
 };
-use crossfade_connector::{Failure, Gathered, Lead, Stage};
+use crossfade_connector::{Failure, Gathered, LEADING, Lead, Stage};
 use crossfade_event::{Cut, Partition};
 use crossfade_log::EventLog;
 use std::time::Duration;
@@ -72,13 +72,16 @@ pub async fn deliver_together<K: Lead, L: EventLog>(
             PipelineError::Sink(failure) if failure.is_transient() => {
                 retry.wait("sink", failure, watch, &mut stop).await.map_err(PipelineError::Sink)?;
             }
+            PipelineError::Sink(failure) if failure.doing == LEADING => {
+                tracing::info!(%failure, "the lead is asked for again");
+            }
             PipelineError::Sink(failure) => {
                 // Either the lead has gone to another, or it is as it says: then it says so again.
                 let told = failure.to_string();
-                tracing::info!(%failure, "the lead is asked for anew");
                 if before.as_ref() == Some(&told) {
                     return Err(PipelineError::Sink(failure));
                 }
+                tracing::warn!(%failure, "the lead is asked for again");
                 before = Some(told);
             }
             other => return Err(other),
@@ -127,7 +130,7 @@ async fn stand_by<K: Lead>(
 /// all of it at one place.
 ///
 /// # Errors
-/// As [`deliver`], and when somebody else has the lead.
+/// As [`deliver`], and when somebody else has the lead. Returns the epoch under which it leads now.
 pub async fn level<K: Lead, L: EventLog>(
     log: &L,
     routes: &Routes,
@@ -135,7 +138,7 @@ pub async fn level<K: Lead, L: EventLog>(
     options: &DeliverOptions,
     others: &dyn Others,
     watch: &dyn Watch,
-) -> Result<(), PipelineError> {
+) -> Result<u64, PipelineError> {
     if !sink.try_lead().await.map_err(PipelineError::Sink)? {
         let failure = Failure::refused(
             "taking the partitions back",
@@ -147,11 +150,11 @@ pub async fn level<K: Lead, L: EventLog>(
     let epoch = others.turn()?;
     others.we_lead(Some(epoch));
     let gathered = sink.take_back(epoch).await.map_err(PipelineError::Sink)?;
-    let Some(level) = gathered.level else { return Ok(()) };
+    let Some(level) = gathered.level else { return Ok(epoch) };
     let options = DeliverOptions { ahead: gathered.ahead, until: Some(level), ..options.clone() };
     let (_handle, mut open) = valve();
     let (_stopper, never) = stop_channel();
-    deliver(log, &routes.clone().with_epoch(epoch), sink, &options, watch, &mut open, never).await.map(drop)
+    deliver(log, &routes.clone().with_epoch(epoch), sink, &options, watch, &mut open, never).await.map(|_| epoch)
 }
 
 /// One who has the lead.
@@ -204,7 +207,7 @@ impl<K: Lead, L: EventLog> Leading<'_, K, L> {
         loop {
             if self.others.are_there() && valve.is_open() && offered.is_none_or(|at| at.elapsed() >= OFFER) {
                 offered = Some(Instant::now());
-                match self.sink.share(self.log.partitions()).await.map_err(PipelineError::Sink)? {
+                match self.offer(routes).await? {
                     Ok(()) => return Ok(Ending::Reached),
                     Err(why) => {
                         if told.as_ref() != Some(&why) {
@@ -231,6 +234,18 @@ impl<K: Lead, L: EventLog> Leading<'_, K, L> {
                     delivering.await?;
                 }
             }
+        }
+    }
+
+    /// Shares the stream, if the shapes that are followed by now allow it, and the sink.
+    async fn offer(&mut self, routes: &Routes) -> Result<Result<(), String>, PipelineError> {
+        // What was handed over in part and not committed is rolled back with it, and comes again.
+        let place = self.sink.progress().await.map_err(PipelineError::Sink)?;
+        let mut routes = routes.clone();
+        routes.restore(self.log, place.as_ref().map_or(&[], |place| &place.schemas))?;
+        match routes.keeps_alone() {
+            Some(why) => Ok(Err(why)),
+            None => self.sink.share(self.log.partitions()).await.map_err(PipelineError::Sink),
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
     own, store,
 };
 use crate::client::quote_literal;
-use crossfade_connector::{Failure, Gathered, Lead, Overseen, Progress, Stage, Verdict, WriteMode};
+use crossfade_connector::{Failure, Gathered, LEADING, Lead, Overseen, Progress, Stage, Verdict, WriteMode};
 use crossfade_event::{Cut, Identity, Partition, Sequence};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -174,7 +174,7 @@ impl PostgresSink {
     async fn lead_link(&mut self) -> Result<Link, Failure> {
         match self.link.take() {
             Some(link) if !link.session.is_closed() && link.locked => Ok(link),
-            _ => Err(Failure::reconnect("leading", "the session was lost")),
+            _ => Err(Failure::reconnect(LEADING, "the session was lost")),
         }
     }
 

@@ -5,6 +5,7 @@ use super::{
     ends::SinkJob,
     session::Session,
     supervise::barrier,
+    together::Together,
     watcher::{Watcher, held},
 };
 use crate::{
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     state: SledStore,
     pub(super) jobs: mpsc::Sender<SinkJob>,
     askers: mpsc::Sender<Asker>,
+    /// Where others may deliver as well.
+    together: Option<Arc<Together>>,
     meter: Mutex<(Meter, Windows)>,
     verdicts: Mutex<Vec<Verdict>>,
     begun: Instant,
@@ -67,6 +70,7 @@ impl Shared {
         valve: ValveHandle,
         jobs: mpsc::Sender<SinkJob>,
         askers: mpsc::Sender<Asker>,
+        together: Option<Arc<Together>>,
     ) -> Self {
         let (stop, stop_asked) = mpsc::channel(1);
         Self {
@@ -79,6 +83,7 @@ impl Shared {
             state: session.state.clone(),
             jobs,
             askers,
+            together,
             meter: Mutex::new((Meter::new(), Windows::new())),
             verdicts: Mutex::default(),
             begun: Instant::now(),
@@ -143,6 +148,7 @@ impl Shared {
         status.lag.ms = lag_ms(behind, last, now_us);
         status.lag.bytes = lag_bytes(health.current, position);
         status.log = log_status(&self.log);
+        status.delivers = self.log.delivers();
         status.gates = held(&self.verdicts).clone();
         status.retrying = held(&self.watcher.retrying).clone().or_else(|| log_waiting(&self.log));
         status
@@ -151,6 +157,27 @@ impl Shared {
     /// How far the process that delivers has come, by what it has noted in the log.
     fn delivered_elsewhere(&self) -> Option<Cut> {
         self.log.consumers().into_iter().find(|(name, _)| name == DELIVER).map(|(_, cut)| cut)
+    }
+
+    /// Whether what concerns the whole sink is this process's to do.
+    pub(super) fn leads(&self) -> bool {
+        self.together.as_ref().is_none_or(|together| together.leads())
+    }
+
+    /// Refuses what concerns the whole sink in a process that has only a share of it.
+    fn has_lead(&self) -> Result<(), Refused> {
+        self.delivers()?;
+        if self.leads() {
+            return Ok(());
+        }
+        let who = self.log.lead().unwrap_or_else(|| "another deliver".to_owned());
+        Err(Refused::new(
+            3,
+            format!(
+                "this deliver of {} takes its share of the partitions; what concerns the whole sink is done by the one that has the lead: {who}",
+                self.spec.name
+            ),
+        ))
     }
 
     /// Refuses what needs the sink in a process that does not have it.
@@ -266,12 +293,12 @@ impl Control for Answers {
     }
 
     async fn pause(&self, who: String, reason: String) -> Result<(), Refused> {
-        self.0.delivers()?;
+        self.0.has_lead()?;
         self.0.pause(who, reason).await
     }
 
     async fn resume(&self, who: String) -> Result<(), Refused> {
-        self.0.delivers()?;
+        self.0.has_lead()?;
         self.0.command(&who, Command::Resume).await?;
         held(&self.0.meter).1.clear();
         self.0.valve.open();
@@ -285,7 +312,7 @@ impl Control for Answers {
     }
 
     async fn checkpoint(&self, who: String, name: String) -> Result<Value, Refused> {
-        self.0.delivers()?;
+        self.0.has_lead()?;
         let progress = self.0.watcher.progress.borrow().clone();
         let Some(progress) = progress.filter(|progress| progress.stage == Stage::Streaming) else {
             return Err(Refused::new(3, "the sink is still being filled: there is no place to name yet"));
@@ -314,7 +341,7 @@ impl Control for Answers {
 
     async fn command(&self, verb: String, body: Value) -> Result<Value, Refused> {
         if verb != "state" {
-            self.0.delivers()?;
+            self.0.has_lead()?;
         }
         let who = body.get("who").and_then(Value::as_str).unwrap_or(&self.0.by.who).to_owned();
         match verb.as_str() {

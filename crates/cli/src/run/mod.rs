@@ -23,6 +23,7 @@ mod session;
 #[cfg(test)]
 mod shop;
 mod supervise;
+mod together;
 mod upkeep;
 mod verify;
 mod watcher;

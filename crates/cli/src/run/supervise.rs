@@ -6,6 +6,7 @@ use super::{
     ends::deliver_with_jobs,
     keep::Keeper,
     session::Session,
+    together::{Together, share},
     watcher::Watcher,
 };
 use crate::{commands::folder::DELIVER, error::CliError, spec::Part, wiring};
@@ -66,7 +67,8 @@ impl Running {
         count_what_is_there(&session, &keeper.folds(), sink.as_mut(), &watcher).await?;
         let (jobs, job_receiver) = mpsc::channel(4);
         let (askers, asked) = mpsc::channel(4);
-        let shared = Arc::new(Shared::new(&session, watcher.clone(), valve_handle, jobs, askers));
+        let together = sink.as_ref().and_then(|_| Together::of(&session, watcher.facts())).filter(|_| limit.is_none());
+        let shared = Arc::new(Shared::new(&session, watcher.clone(), valve_handle, jobs, askers, together.clone()));
         // New tables need both loops in one process.
         let adder = source.as_ref().filter(|_| part.is_none()).map(Adder::of);
         let adding = adder.map(|adder| Adding::new(&session, adder, shared.clone(), asked));
@@ -82,8 +84,14 @@ impl Running {
                 (session.log.clone(), session.routes.clone(), watcher.clone(), stop.clone());
             let watch: Arc<dyn Watch> = watch;
             let options = DeliverOptions { made: true, folds: keeper.folds(), ..DeliverOptions::new(Some(DELIVER)) };
+            if let Some(together) = together.clone() {
+                let (spec, routes) = (session.spec.clone(), routes.clone());
+                loops.spawn(share(together, spec, routes, options.clone(), watch.clone(), stop.clone()));
+            }
             loops.spawn(async move {
-                deliver_with_jobs(log, routes, sink, options, watch, valve, stop, job_receiver).await.map(drop)
+                let delivering =
+                    deliver_with_jobs(log, routes, sink, options, together, watch, valve, stop, job_receiver);
+                delivering.await.map(drop)
             });
         }
         let mut helpers = JoinSet::new();
@@ -172,8 +180,8 @@ impl Running {
 
     /// Gates: warns, or pauses.
     async fn judge(&self, status: &crossfade_observe::Status) {
-        if self.session.spec.part == Some(Part::Ingest) {
-            // They judge what is applied.
+        if self.session.spec.part == Some(Part::Ingest) || !self.shared.leads() {
+            // They judge what is applied, and whoever leads can pause it.
             return;
         }
         let measures = self.shared.measures(status);

@@ -130,7 +130,7 @@ impl Spec {
         let transforms = rules::read_transforms(&mut document)?;
         rules::check(&document, &source, &sink, &transforms)?;
         rules::check_secret(&document, secret.as_ref())?;
-        rules::check_log(&document, &log, &transforms)?;
+        rules::check_log(&document, &log, &sink, &transforms)?;
         let folder = document.folder();
         anchor_source(&mut source, &folder);
         anchor_sink(&mut sink, &folder);
