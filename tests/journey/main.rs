@@ -10,6 +10,8 @@ mod changes;
 #[cfg(feature = "kafka")]
 mod debezium;
 mod defaults;
+#[cfg(feature = "kafka")]
+mod delivers;
 mod demo;
 mod desk;
 #[cfg(feature = "kafka")]

@@ -456,20 +456,28 @@ impl PostgresSink {
             }
             self.written_schemas = Some(upto.schemas.clone());
             let due = self.constraints_at.is_some_and(|at| at <= Instant::now());
-            if streaming && due && upto.cut.covers(&self.load_end) {
-                let whole = match finish::complete(link, &target, &mut self.tables).await {
-                    // Somebody holds a lock for long: the rows are in, the constraints can wait.
-                    Err(Failure { verdict: Verdict::Retry { .. }, .. }) if !link.session.is_closed() => {
-                        link.execute("preparing to write sets", finish::PLAN_SETS).await?;
-                        false
-                    }
-                    done => done?,
-                };
-                self.constraints_at = (!whole).then(|| Instant::now() + CONSTRAINT_PAUSE);
-            }
+            let is_loaded = upto.cut.covers(&self.load_end);
             self.standing = Some(upto);
+            if streaming && due && is_loaded {
+                self.complete_on(link).await?;
+            }
         }
         Ok(applied)
+    }
+
+    /// Makes the constraints that wait for the rows after a load; again later where the rows do not allow them yet.
+    async fn complete_on(&mut self, link: &mut Link) -> Result<(), Failure> {
+        let Some(target) = self.target.clone() else { return Ok(()) };
+        let whole = match finish::complete(link, &target, &mut self.tables).await {
+            // Somebody holds a lock for long: the rows are in, the constraints can wait.
+            Err(Failure { verdict: Verdict::Retry { .. }, .. }) if !link.session.is_closed() => {
+                link.execute("preparing to write sets", finish::PLAN_SETS).await?;
+                false
+            }
+            done => done?,
+        };
+        self.constraints_at = (!whole).then(|| Instant::now() + CONSTRAINT_PAUSE);
+        Ok(())
     }
 
     async fn alter_on(&mut self, link: &mut Link, before: &TargetTable, after: &TargetTable) -> Result<(), Failure> {

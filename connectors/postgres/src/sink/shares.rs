@@ -145,6 +145,9 @@ fn combined(own: &Progress, partitions: &[Progress]) -> (Progress, Gathered) {
 impl PostgresSink {
     /// Why the stream cannot be shared as the target stands.
     fn keeps_alone(&self, replica: bool) -> Option<String> {
+        if self.target.is_none() || self.tables.is_empty() {
+            return Some("the sink is not prepared yet".to_owned());
+        }
         if !matches!(self.config.apply, Apply::Parallel { .. }) {
             return Some("apply = \"transactional\" needs one that merges".to_owned());
         }
@@ -266,13 +269,17 @@ impl Lead for PostgresSink {
 
     async fn share(&mut self, partitions: u32) -> Result<Result<(), String>, Failure> {
         let mut link = self.lead_link().await?;
-        if let Some(why) = self.keeps_alone(link.replica) {
-            self.give_back(link);
-            return Ok(Err(why));
-        }
         if link.open {
             link.execute("rolling back what was left open", "ROLLBACK").await?;
             link.open = false;
+        }
+        let is_loaded = self.standing().cut.covers(&self.load_end);
+        if is_loaded && self.constraints_at.is_some_and(|at| at <= Instant::now()) {
+            self.complete_on(&mut link).await?;
+        }
+        if let Some(why) = self.keeps_alone(link.replica) {
+            self.give_back(link);
+            return Ok(Err(why));
         }
         let shared = self.share_on(&mut link, partitions).await?;
         self.give_back(link);
