@@ -11,6 +11,8 @@ mod cowrie;
 #[cfg(feature = "kafka")]
 mod debezium;
 mod defaults;
+#[cfg(feature = "kafka")]
+mod delivers;
 mod demo;
 mod desk;
 #[cfg(feature = "kafka")]

@@ -21,11 +21,13 @@ mod build;
 mod ended;
 mod follow;
 mod made;
+mod members;
 mod meta;
 mod pin;
 mod place;
 mod reader;
 mod roles;
+mod seats;
 mod shared;
 mod tail;
 mod topics;
@@ -34,6 +36,7 @@ mod watcher;
 mod writer;
 
 pub use reader::KafkaReader;
+pub use seats::{Applying, Seat};
 pub use transform::{Begin, Make, Share};
 
 use crate::{
@@ -47,7 +50,7 @@ use ended::Ended;
 use meta::{Birth, Meta, Notes, Says, Writer as Owner};
 use pin::Pin;
 use rdkafka::producer::Producer;
-use shared::{End, Holds, Shared, lock};
+use shared::{Delivers, End, Holds, Shared, lock};
 use std::{
     fs,
     sync::{Arc, Mutex, mpsc},
@@ -207,6 +210,7 @@ impl KafkaLog {
             lock(&shared.schemas).insert(schema)?;
         }
         lock(&shared.holds).all = look.meta.holds;
+        *lock(&shared.delivers) = Delivers { lead: look.meta.lead, shares: look.meta.shares };
         if let Some(start) = look.meta.start.filter(|start| start.covers(&shared.start())) {
             *lock(&shared.start) = start;
         }
@@ -444,6 +448,7 @@ impl Made {
             trouble: Mutex::new(None),
             asking: Mutex::new(self.asking),
             noting: self.noting.map(Mutex::new),
+            delivers: Mutex::new(Delivers { lead: meta.lead, shares: meta.shares }),
             waiting: Mutex::default(),
             clients: self.clients,
             names: self.names,

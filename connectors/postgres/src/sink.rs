@@ -28,11 +28,13 @@ mod make;
 mod mapping;
 mod own;
 mod parallel;
+mod part;
 mod quarantine;
 mod record;
 mod refuse;
 mod rollback;
 mod sets;
+mod shares;
 mod statements;
 mod store;
 mod strip;
@@ -41,11 +43,12 @@ mod undo;
 mod write;
 
 pub use apply::OnError;
+pub use part::PostgresPart;
 
 use crate::{Config, client::connect};
 use apply::{Parts, Writer};
 use crossfade_connector::{
-    Applied, Delivery, Failure, Guard, Progress, Stage, Target, TargetTable, Verdict, WriteMode,
+    Applied, Delivery, Failure, Guard, LEADING, Progress, Stage, Target, TargetTable, Verdict, WriteMode,
 };
 use crossfade_event::{Cut, Key, TableId, TableName, TableSchema};
 use held::Held;
@@ -137,6 +140,8 @@ pub struct PostgresSink {
     crew_is_stale: bool,
     /// When constraints are tried next, while some are missing.
     constraints_at: Option<Instant>,
+    /// Others may deliver as well: the lock is asked for, and not waited for.
+    asks_for_lead: bool,
 }
 
 impl std::fmt::Debug for PostgresSink {
@@ -166,11 +171,16 @@ impl PostgresSink {
             crew: Vec::new(),
             crew_is_stale: true,
             constraints_at: None,
+            asks_for_lead: false,
         }
     }
 
     async fn connect(&self) -> Result<Link, Failure> {
-        let session = connect(&self.config.connection, &format!("crossfade sink {}", self.config.migration)).await?;
+        self.connect_as(&format!("crossfade sink {}", self.config.migration)).await
+    }
+
+    async fn connect_as(&self, name: &str) -> Result<Link, Failure> {
+        let session = connect(&self.config.connection, name).await?;
         let mut link = Link::new(session, false);
         let doing = "setting up a session in the target";
         let synchronous = if self.config.synchronous_commit { "on" } else { "off" };
@@ -347,6 +357,10 @@ impl PostgresSink {
 
     async fn prepare_on(&mut self, link: &mut Link, target: &Target) -> Result<(), Failure> {
         let migration = &self.config.migration;
+        if !link.locked && self.asks_for_lead {
+            // The session was lost, and with it the lead: it is for whoever asks for it.
+            return Err(Failure::refused(LEADING, "the session was lost, and with it the lead", "Ask for it again"));
+        }
         if !link.locked {
             store::lock(link, migration).await?;
             link.locked = true;
@@ -442,20 +456,28 @@ impl PostgresSink {
             }
             self.written_schemas = Some(upto.schemas.clone());
             let due = self.constraints_at.is_some_and(|at| at <= Instant::now());
-            if streaming && due && upto.cut.covers(&self.load_end) {
-                let whole = match finish::complete(link, &target, &mut self.tables).await {
-                    // Somebody holds a lock for long: the rows are in, the constraints can wait.
-                    Err(Failure { verdict: Verdict::Retry { .. }, .. }) if !link.session.is_closed() => {
-                        link.execute("preparing to write sets", finish::PLAN_SETS).await?;
-                        false
-                    }
-                    done => done?,
-                };
-                self.constraints_at = (!whole).then(|| Instant::now() + CONSTRAINT_PAUSE);
-            }
+            let is_loaded = upto.cut.covers(&self.load_end);
             self.standing = Some(upto);
+            if streaming && due && is_loaded {
+                self.complete_on(link).await?;
+            }
         }
         Ok(applied)
+    }
+
+    /// Makes the constraints that wait for the rows after a load; again later where the rows do not allow them yet.
+    async fn complete_on(&mut self, link: &mut Link) -> Result<(), Failure> {
+        let Some(target) = self.target.clone() else { return Ok(()) };
+        let whole = match finish::complete(link, &target, &mut self.tables).await {
+            // Somebody holds a lock for long: the rows are in, the constraints can wait.
+            Err(Failure { verdict: Verdict::Retry { .. }, .. }) if !link.session.is_closed() => {
+                link.execute("preparing to write sets", finish::PLAN_SETS).await?;
+                false
+            }
+            done => done?,
+        };
+        self.constraints_at = (!whole).then(|| Instant::now() + CONSTRAINT_PAUSE);
+        Ok(())
     }
 
     async fn alter_on(&mut self, link: &mut Link, before: &TargetTable, after: &TargetTable) -> Result<(), Failure> {

@@ -10,21 +10,23 @@ use crate::{
     spec::{EmbeddedLog, KafkaLog as KafkaKeys, LogSpec, Spec},
 };
 use bytes::Bytes;
-use crossfade_event::{Batch, Cut, SchemaVersion, Sequence, TableId, TableSchema};
+use crossfade_event::{Batch, Cut, Offset, Partition, SchemaVersion, Sequence, TableId, TableSchema};
 #[cfg(feature = "kafka")]
 use crossfade_kafka::log::{KafkaLog, KafkaReader};
 use crossfade_log::{
     Entries, EventLog, Lane, LogError, LogReader, Tail,
     embedded::{Embedded, Options, Reader, Retention},
 };
-use crossfade_observe::WorkerStatus;
-use crossfade_pipeline::Routes;
+use crossfade_observe::{DeliverStatus, WorkerStatus};
+use crossfade_pipeline::{Partitions, Routes};
 use crossfade_state::WorkFolder;
 use futures::{FutureExt, future::BoxFuture};
 use serde_json::{Value as Json, json};
 use std::{
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
 /// The log. All clones are one log.
@@ -44,6 +46,15 @@ pub(crate) enum AnyReader {
     /// Topics.
     #[cfg(feature = "kafka")]
     Kafka(Box<KafkaReader>),
+}
+
+/// One process that delivers beside others: what the group of those that deliver tells it, and asks.
+pub(crate) trait Seat: Send + Sync {
+    /// These partitions are this process's now, and no others.
+    fn given(&self, partitions: &BTreeSet<u32>);
+
+    /// The partitions that it applies, and the first offset of each that is not in the sink.
+    fn places(&self) -> BTreeMap<u32, Offset>;
 }
 
 /// The same call, whichever it is.
@@ -124,6 +135,19 @@ impl EventLog for AnyLog {
 
     fn trim(&self, below: &Cut, force: bool) -> Result<Cut, LogError> {
         each!(self, one => one.trim(below, force))
+    }
+}
+
+impl Partitions for AnyLog {
+    type PartReader = AnyReader;
+
+    #[cfg_attr(not(feature = "kafka"), expect(unused_variables, reason = "only a log on Kafka is shared"))]
+    fn read_partition(&self, from: &Cut, partition: Partition) -> Result<AnyReader, LogError> {
+        match self {
+            Self::Embedded(_) => Err(LogError::Contract("the log on disk is read as a whole".to_owned())),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => log.read_partition(from, partition).map(|reader| AnyReader::Kafka(Box::new(reader))),
+        }
     }
 }
 
@@ -291,10 +315,70 @@ impl AnyLog {
 
     /// Takes the turn to deliver: a number higher than all that were given before, on whatever machine.
     pub(crate) fn take_turn(&self) -> Result<u64, CliError> {
+        Ok(self.turn()?)
+    }
+
+    /// The same, for a loop.
+    pub(crate) fn turn(&self) -> Result<u64, LogError> {
         match self {
-            Self::Embedded(_) => Err(one_machine()),
+            Self::Embedded(_) => Err(on_one_machine()),
             #[cfg(feature = "kafka")]
-            Self::Kafka(log, _) => Ok(in_place(|| log.take_turn())?),
+            Self::Kafka(log, _) => in_place(|| log.take_turn()),
+        }
+    }
+
+    /// How long a process that delivers beside others may be silent; `None` where the log is for one.
+    pub(crate) fn silent(spec: &Spec) -> Option<Duration> {
+        match &spec.log {
+            LogSpec::Embedded(_) => None,
+            LogSpec::Kafka(keys) => Some(keys.worker_timeout.map_or(SILENT, |silent| silent.0)),
+        }
+    }
+
+    /// Takes a seat among those that deliver until `stop` is set. Blocks.
+    #[cfg_attr(not(feature = "kafka"), expect(unused_variables, reason = "only a log on Kafka is shared"))]
+    pub(crate) fn take_seat(&self, silent: Duration, stop: &AtomicBool, seat: &dyn Seat) -> Result<(), LogError> {
+        match self {
+            Self::Embedded(_) => Err(on_one_machine()),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => log.take_seat(silent, stop, &kafka::Seated(seat)),
+        }
+    }
+
+    /// Says that this process has the lead of those that deliver.
+    pub(crate) fn say_lead(&self) -> Result<(), LogError> {
+        match self {
+            Self::Embedded(_) => Err(on_one_machine()),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => in_place(|| log.say_lead()),
+        }
+    }
+
+    /// Another process says from now on how far that consumer is.
+    #[cfg_attr(not(feature = "kafka"), expect(unused_variables, reason = "only a log on Kafka is shared"))]
+    pub(crate) fn leave_hold(&self, consumer: &str) {
+        match self {
+            Self::Embedded(_) => {}
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => log.leave_hold(consumer),
+        }
+    }
+
+    /// Who has the lead of several that deliver, by what it has said.
+    pub(crate) fn lead(&self) -> Option<String> {
+        match self {
+            Self::Embedded(_) => None,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => log.lead(),
+        }
+    }
+
+    /// Those that share the stream, and what each has of it; nothing while one applies all of it.
+    pub(crate) fn delivers(&self) -> Vec<DeliverStatus> {
+        match self {
+            Self::Embedded(_) => Vec::new(),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => kafka::delivers(log),
         }
     }
 
@@ -455,6 +539,14 @@ pub(crate) fn pin(spec: &Spec) -> PathBuf {
 /// What the topics' names begin with.
 fn prefix(spec: &Spec, keys: &KafkaKeys) -> String {
     keys.topic_prefix.clone().unwrap_or_else(|| format!("crossfade_{}", spec.name.as_str().replace('-', "_")))
+}
+
+/// How long a worker, or one that shares the stream, may be silent, unless said.
+pub(crate) const SILENT: Duration = Duration::from_secs(30);
+
+/// The roles are refused before their log is opened; nobody comes here.
+fn on_one_machine() -> LogError {
+    LogError::Contract("the log on disk is for one process that does all of a migration".to_owned())
 }
 
 /// The roles are refused before their log is opened; nobody comes here.

@@ -13,17 +13,17 @@ use crate::{
     },
 };
 use crossfade_connector::{
-    Applied, Ddl, Delivery, Failure, Guard, Inspect, MappingEntry, Progress, Quarantine, QuarantineFilter,
-    QuarantineOutcome, QuarantinedChange, Refusal, Resume, Rollback, RowPage, Sink, Source, SourceHealth,
-    StoredMapping, Target, TargetSql, TargetTable, UndoReport,
+    Applied, Ddl, Delivery, Failure, Gathered, Guard, Inspect, Lead, MappingEntry, Overseen, Progress, Quarantine,
+    QuarantineFilter, QuarantineOutcome, QuarantinedChange, Refusal, Resume, Rollback, RowPage, Sink, Source,
+    SourceHealth, StoredMapping, Target, TargetSql, TargetTable, UndoReport,
 };
 use crossfade_event::{
     Batch, Change, Durable, Key, Position, Row, Side, TableId, TableName, TableSchema, catalog::Catalog,
 };
 use crossfade_postgres::{
     Apply as PostgresApply, Config as PostgresConfig, OnError as PostgresOnError, OnRewrite as PostgresOnRewrite,
-    Partitions, PostgresInspect, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig, TlsOptions,
-    switch::SwitchEnd,
+    Partitions, PostgresInspect, PostgresPart, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig,
+    TlsOptions, switch::SwitchEnd,
 };
 use crossfade_sqlite::{
     Config as SqliteConfig, OnError as SqliteOnError, SourceOptions, SqliteInspect, SqliteSink, SqliteSource,
@@ -158,6 +158,67 @@ impl Sink for AnySink {
     fn wants_transactions(&self) -> bool {
         each!(self, one => one.wants_transactions())
     }
+}
+
+impl Lead for AnySink {
+    async fn try_lead(&mut self) -> Result<bool, Failure> {
+        match self {
+            Self::Postgres(one) => one.try_lead().await,
+            _ => Err(not_shared()),
+        }
+    }
+
+    async fn take_back(&mut self, epoch: u64) -> Result<Gathered, Failure> {
+        match self {
+            Self::Postgres(one) => one.take_back(epoch).await,
+            _ => Err(not_shared()),
+        }
+    }
+
+    async fn share(&mut self, partitions: u32) -> Result<Result<(), String>, Failure> {
+        match self {
+            Self::Postgres(one) => one.share(partitions).await,
+            _ => Err(not_shared()),
+        }
+    }
+
+    async fn oversee(&mut self) -> Result<Overseen, Failure> {
+        match self {
+            Self::Postgres(one) => one.oversee().await,
+            _ => Err(not_shared()),
+        }
+    }
+}
+
+/// Asked first ([`applies_in_parallel`]); nobody comes here.
+fn not_shared() -> Failure {
+    Failure::halt("sharing the stream", "only a PostgreSQL sink is written by several", "Report this")
+}
+
+/// Whether changes go to the sink of a spec in the order of their keys alone.
+pub(crate) fn applies_in_parallel(spec: &Spec) -> bool {
+    matches!(&spec.sink, SinkSpec::Postgres(keys) if keys.apply == Apply::Parallel)
+}
+
+/// One partition of a stream that several apply.
+pub(crate) fn part(spec: &Spec, partition: u32) -> Result<PostgresPart, CliError> {
+    match &spec.sink {
+        SinkSpec::Postgres(keys) => Ok(PostgresPart::new(postgres_sink(spec, keys)?, partition)),
+        _ => Err(not_shared().into()),
+    }
+}
+
+fn postgres_sink(spec: &Spec, keys: &SinkKeys) -> Result<SinkConfig, CliError> {
+    let mut config = SinkConfig::new(sink_connection(keys)?, spec.name.as_str());
+    config.apply = match keys.apply {
+        Apply::Transactional => PostgresApply::Transactional,
+        Apply::Parallel => PostgresApply::Parallel { workers: keys.workers.unwrap_or(4) },
+    };
+    config.on_error = match keys.on_error {
+        OnError::Quarantine => PostgresOnError::Quarantine,
+        OnError::Stop => PostgresOnError::Stop,
+    };
+    Ok(config)
 }
 
 impl Quarantine for AnySink {
@@ -310,18 +371,7 @@ impl AnySink {
     /// The sink of a spec; not connected yet.
     pub(crate) fn new(spec: &Spec) -> Result<Self, CliError> {
         match &spec.sink {
-            SinkSpec::Postgres(keys) => {
-                let mut config = SinkConfig::new(sink_connection(keys)?, spec.name.as_str());
-                config.apply = match keys.apply {
-                    Apply::Transactional => PostgresApply::Transactional,
-                    Apply::Parallel => PostgresApply::Parallel { workers: keys.workers.unwrap_or(4) },
-                };
-                config.on_error = match keys.on_error {
-                    OnError::Quarantine => PostgresOnError::Quarantine,
-                    OnError::Stop => PostgresOnError::Stop,
-                };
-                Ok(Self::Postgres(Box::new(PostgresSink::new(config))))
-            }
+            SinkSpec::Postgres(keys) => Ok(Self::Postgres(Box::new(PostgresSink::new(postgres_sink(spec, keys)?)))),
             SinkSpec::Sqlite(keys) => {
                 let config = sqlite(&keys.path, keys.busy_timeout);
                 let on_error = match keys.on_error {

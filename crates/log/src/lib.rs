@@ -17,6 +17,7 @@ mod schemas;
 
 pub use error::LogError;
 pub use find::{Seek, find};
+pub use route::is_before_move;
 
 use bytes::Bytes;
 use crossfade_event::{Batch, Cut, Event, Offset, Partition, Position, SchemaVersion, Sequence, TableId, TableSchema};

@@ -1,9 +1,18 @@
 //! What goes to which partition of a log that has several.
 
 use crate::{LogError, contract::unknown_schema, schemas::Schemas};
-use bytes::BytesMut;
-use crossfade_event::{Change, Event, Op, Partition, Row, RowBlock, TableSchema};
+use bytes::{Bytes, BytesMut};
+use crossfade_event::{Change, Event, Mark, Op, Partition, Row, RowBlock, TableSchema};
 use std::collections::BTreeMap;
+
+/// Whose mark stands in the first partition before a change that one partition alone cannot tell.
+const MOVES: &str = "crossfade.moves";
+
+/// Whether it is the mark before a change that takes a row along from another partition: only who has everything before it
+/// can apply what comes next.
+pub fn is_before_move(event: &Event) -> bool {
+    matches!(event, Event::Marked(mark) if &*mark.prefix == MOVES)
+}
 
 /// Checks that an event's schema is known.
 ///
@@ -46,7 +55,8 @@ pub fn divide(
 }
 
 /// An update that changes its key is a delete and an insert where the two keys' partitions differ; but one with
-/// unchanged cells cannot stand without the row before it, and goes whole to the new key's partition.
+/// unchanged cells cannot stand without the row before it, and goes whole to the new key's partition. Then the old key's
+/// partition says nothing of it, so a mark stands before it in the first one ([`is_before_move`]).
 fn divide_change(
     change: Change,
     schema: &TableSchema,
@@ -56,8 +66,12 @@ fn divide_change(
     let here = if change.new.is_some() { of(&change.new) } else { of(&change.old) };
     let there = of(&change.old);
     let whole = change.new.as_ref().is_some_and(|row| !row.has_unchanged());
-    if change.replaced_key(schema).is_none() || here == there || !whole {
+    if change.replaced_key(schema).is_none() || here == there {
         return vec![(here, Event::Changed(change))];
+    }
+    if !whole {
+        let mark = Mark { prefix: MOVES.into(), content: Bytes::new() };
+        return vec![(Partition(0), Event::Marked(mark)), (here, Event::Changed(change))];
     }
     let Change { table, schema, old, new, .. } = change;
     let delete = Change { table, schema, op: Op::Delete, old, new: None };

@@ -1,7 +1,7 @@
 //! A status for a person: a page for `crossfade status`, a line for a log.
 
 use crate::{
-    Overall, Standing, Status, SwitchStatus, WorkerStatus,
+    DeliverStatus, Overall, Standing, Status, SwitchStatus, WorkerStatus,
     words::{bytes, grouped, millis, per_second, percent, seconds},
 };
 use std::fmt::Write;
@@ -87,6 +87,9 @@ pub fn render(status: &Status) -> String {
     for worker in &status.workers {
         line("worker", worker_words(worker));
     }
+    for deliver in &status.delivers {
+        line("deliver", deliver_words(deliver));
+    }
     line(
         "speed",
         format!(
@@ -155,6 +158,13 @@ fn worker_words(worker: &WorkerStatus) -> String {
         let _ = write!(words, "; waits: {waiting}");
     }
     words
+}
+
+fn deliver_words(deliver: &DeliverStatus) -> String {
+    let partitions: Vec<String> = deliver.partitions.keys().map(u32::to_string).collect();
+    let before: u64 = deliver.partitions.values().sum();
+    let lead = if deliver.leads { ", has the lead" } else { "" };
+    format!("{}, partitions {}, {} entries before it{lead}", deliver.process, partitions.join(", "), grouped(before))
 }
 
 fn phase_words(status: &Status) -> String {

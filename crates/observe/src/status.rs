@@ -50,6 +50,9 @@ pub struct Status {
     /// The transform workers that run on this machine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub workers: Vec<WorkerStatus>,
+    /// The processes that share the stream, on whatever machine; none while one applies all of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub delivers: Vec<DeliverStatus>,
     /// False when a change is missing from the line above (or counted twice).
     pub conserved: bool,
     /// Rates over the last ten seconds.
@@ -191,6 +194,21 @@ pub struct Retrying {
     pub wait_ms: u64,
 }
 
+/// One of several that deliver.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliverStatus {
+    /// The process and its machine.
+    pub process: String,
+    /// The process's number on its machine.
+    pub pid: u32,
+    /// Whether it has the lead: what concerns the whole sink is asked of it.
+    pub leads: bool,
+    /// The partitions that it applies, and how many entries of each are still before it.
+    pub partitions: BTreeMap<u32, u64>,
+    /// When it last said something new, ISO 8601 UTC.
+    pub at: String,
+}
+
 /// A named place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointStatus {
@@ -233,6 +251,7 @@ impl Status {
             lookup_misses: totals.lookup_misses,
             made: totals.made,
             workers: Vec::new(),
+            delivers: Vec::new(),
             conserved: totals.conservation.holds(),
             rates,
             source: Value::Null,

@@ -23,7 +23,7 @@ use crate::{
     watch::Delivered,
 };
 use crossfade_connector::{Delivery, Failure, Guard, Progress, Sink, Stage};
-use crossfade_event::{Cut, Event, Position, Sequence, TableId};
+use crossfade_event::{Cut, Event, Partition, Position, Sequence, TableId};
 use crossfade_log::{Entries, Entry, EventLog, Lane, LogReader};
 use tokio::{sync::mpsc, task::JoinHandle};
 
@@ -43,6 +43,8 @@ pub struct DeliverOptions {
     pub patience: Patience,
     /// Take what workers have made beside the log: only where they follow the very plan that this deliver follows.
     pub made: bool,
+    /// For each partition, the number below which its changes are in the sink already: others have shared the stream.
+    pub ahead: Vec<Sequence>,
     /// What the log says of its backfills; shared with whoever else reads the same log.
     pub folds: Folds,
 }
@@ -57,8 +59,14 @@ impl DeliverOptions {
             until: None,
             patience: Patience::default(),
             made: false,
+            ahead: Vec::new(),
             folds: Folds::default(),
         }
+    }
+
+    /// Whether a change of this number is in the sink already.
+    fn is_in(&self, partition: Partition, sequence: Sequence) -> bool {
+        self.ahead.get(partition.0 as usize).is_some_and(|upto| sequence < *upto)
     }
 
     /// The same with smaller batches: each keeps its rows locked until it is committed.
@@ -275,7 +283,7 @@ fn is_reached(options: &DeliverOptions, progress: &Progress) -> bool {
 }
 
 /// What of the log is still needed once the sink stands there.
-fn lowest(progress: &Progress) -> &Cut {
+pub(crate) fn lowest(progress: &Progress) -> &Cut {
     match progress.stage {
         Stage::Loading if progress.cut.covers(&progress.stream_from) => &progress.stream_from,
         _ => &progress.cut,
@@ -296,13 +304,13 @@ async fn follow_in_sink<K: Sink>(sink: &mut K, follow: Follow) -> Result<(), Fai
 
 /// Counts of the parts of a sink transaction that is still open.
 #[derive(Debug, Default)]
-struct Uncommitted {
+pub(crate) struct Uncommitted {
     tally: Tally,
     quarantined: u64,
 }
 
 impl Uncommitted {
-    fn add(&mut self, tally: Tally, quarantined: u64) {
+    pub(crate) fn add(&mut self, tally: Tally, quarantined: u64) {
         self.tally.read += tally.read;
         self.tally.filtered += tally.filtered;
         self.tally.misses += tally.misses;
@@ -314,7 +322,7 @@ impl Uncommitted {
         self.quarantined += quarantined;
     }
 
-    fn committed(self, progress: Progress) -> Delivered {
+    pub(crate) fn committed(self, progress: Progress) -> Delivered {
         let quarantined = self.quarantined.min(self.tally.read - self.tally.filtered);
         Delivered {
             progress,
@@ -474,6 +482,8 @@ impl<L: EventLog> Producer<L> {
             for entry in entries.entries {
                 past(&mut at, &entry);
                 match entry {
+                    Entry { event: Event::Changed(_), sequence, partition, .. }
+                        if self.options.is_in(partition, sequence) => {}
                     Entry { event: Event::Changed(change), sequence, .. } => {
                         let made = reader.made(sequence);
                         self.gather.changed(sequence, change, made)?;

@@ -4,6 +4,9 @@
 //! the log through the transforms into a sink. They share nothing but the log, so each fails, restarts and is tested
 //! alone. Where workers transform beside the log, each is a [`Maker`], and deliver takes what they made. [`heal`] applies a stretch of the log again, folded per key.
 //!
+//! Where several deliver, one leads ([`deliver_together`]), and each applies the partitions that it has
+//! ([`apply_partition`]).
+//!
 //! What this crate deliberately does not do: it knows no particular database, prints nothing, and decides nothing
 //! about phases; it tells a [`Watch`] what happens and obeys a [`Stop`] and a [`Valve`].
 
@@ -14,10 +17,12 @@ mod fold;
 mod gather;
 mod heal;
 mod ingest;
+mod lead;
 mod made;
 mod pace;
 mod retry;
 mod route;
+mod share;
 mod shutdown;
 mod views;
 mod watch;
@@ -27,9 +32,11 @@ pub use evolve::evolve_catalog;
 pub use fold::{Begun, Folds, SnapshotFold, fold_snapshots};
 pub use heal::{HealReport, heal};
 pub use ingest::{IngestOptions, ingest};
+pub use lead::{Others, deliver_together, level};
 pub use made::Maker;
 pub use retry::{Again, Patience, backoff_ms};
 pub use route::Routes;
+pub use share::{Partitions, apply_partition};
 pub use shutdown::{Stop, Stopper, Valve, ValveHandle, stop_channel, valve};
 pub use views::{Scratch, ScratchError};
 pub use watch::{Backfilling, Copying, Delivered, Ingested, Silent, Watch};

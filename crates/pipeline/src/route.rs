@@ -131,6 +131,18 @@ impl Routes {
         self
     }
 
+    /// The same for who writes the sink under another epoch.
+    #[must_use]
+    pub fn with_epoch(mut self, epoch: u64) -> Self {
+        self.target.epoch = epoch;
+        self
+    }
+
+    /// Why several who deliver cannot share the stream, whatever it brings; `None` where they can.
+    pub fn keeps_alone(&self) -> Option<String> {
+        self.plan.keeps_alone(&self.catalog)
+    }
+
     pub(crate) fn scratch(&self) -> &Scratch {
         &self.scratch
     }

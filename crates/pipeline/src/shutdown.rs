@@ -62,6 +62,11 @@ impl ValveHandle {
 pub struct Valve(watch::Receiver<Option<String>>);
 
 impl Valve {
+    /// Whether it is open now.
+    pub fn is_open(&self) -> bool {
+        self.0.borrow().is_none()
+    }
+
     /// Waits until the valve is open. Safe to cancel.
     pub async fn opened(&mut self) {
         let _ = self.0.wait_for(Option::is_none).await;

@@ -72,6 +72,10 @@ pub trait Watch: Send + Sync {
     fn ingested(&self, _what: &Ingested) {}
     /// A delivery was committed.
     fn delivered(&self, _what: &Delivered) {}
+    /// Some of a partition that this process has was committed; its progress is that partition's.
+    fn shared(&self, _what: &Delivered) {}
+    /// Where the sink stands, by the word of another process that has the lead.
+    fn elsewhere(&self, _progress: &Progress) {}
     /// A stage began.
     fn stage(&self, _stage: Stage) {}
     /// Deliver has applied everything that is in the log now.

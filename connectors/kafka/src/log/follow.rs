@@ -103,7 +103,16 @@ fn take(shared: &Shared, key: &str, says: Option<Says>) -> Result<(), LogError> 
         lock(&shared.holds).hear(name, cut);
         return Ok(());
     }
+    if let Some(partition) = meta::share_of(key) {
+        let mut delivers = lock(&shared.delivers);
+        match says {
+            Some(Says::Share(applies)) => drop(delivers.shares.insert(partition, applies)),
+            _ => drop(delivers.shares.remove(&partition)),
+        }
+        return Ok(());
+    }
     match says {
+        Some(Says::Lead(lead)) => lock(&shared.delivers).lead = Some(lead),
         Some(Says::Schema(schema)) => {
             lock(&shared.schemas).insert(&schema)?;
         }

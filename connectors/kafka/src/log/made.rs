@@ -163,14 +163,21 @@ struct Part {
 
 impl Made {
     /// From the first records of that time on: what was made bears the timestamp of what it was made of.
-    pub(super) fn begin(log: &Shared, at_ms: i64, woken: &Arc<Woken>) -> Result<Self, LogError> {
+    /// Of all partitions, or of one.
+    pub(super) fn begin(
+        log: &Shared,
+        at_ms: i64,
+        woken: &Arc<Woken>,
+        only: Option<Partition>,
+    ) -> Result<Self, LogError> {
         let topic = &log.names.transformed;
         let failed = |error| server(format!("reading {topic}"), error);
         let mut places = BTreeMap::new();
         {
             let asking = lock(&log.asking);
             // First the ends: what is not there at its time yet comes behind them.
-            for partition in 0..log.partitions() {
+            let is_read = |partition: &u32| only.is_none_or(|only| only.0 == *partition);
+            for partition in (0..log.partitions()).filter(is_read) {
                 places.insert(partition as i32, bounds(&asking, topic, partition)?.1);
             }
             let partitions: Vec<i32> = places.keys().copied().collect();

@@ -9,7 +9,9 @@
 //! | `schema/<table>/<version>` | a schema |
 //! | `hold/<name>` | how far a consumer has come; nothing when it was released |
 //! | `head` | what whoever writes says of the migration, in its own words, for those that deliver elsewhere |
-//! | `deliver` | who delivers now, where that is a process of its own |
+//! | `deliver` | who took the last turn to deliver, where that is a process of its own |
+//! | `lead` | who has the lead of several that deliver |
+//! | `share/<partition>` | who applies a partition of a stream that is shared, and how far; nothing where nobody does |
 //!
 //! `tail` and the schemas are written in the same transaction as the entries that they belong to, so the two topics
 //! cannot disagree. The position is in the marks too; the one here is for a topic whose entries have all expired.
@@ -19,7 +21,7 @@ use crate::{
     client::{LogConsumer, bounds, scan},
     note::{self, FORMAT, Wrong, parse},
 };
-use crossfade_event::{Cut, Position, TableSchema};
+use crossfade_event::{Cut, Offset, Position, TableSchema};
 use crossfade_log::LogError;
 use rdkafka::{Message, message::BorrowedMessage};
 use serde::{Deserialize, Serialize};
@@ -37,6 +39,20 @@ pub(super) enum Says {
     Hold(Cut),
     Head(String),
     Deliver(Writer),
+    Lead(Writer),
+    Share(Applies),
+}
+
+/// Who applies a partition of a stream that several deliver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Applies {
+    /// For people.
+    pub(super) who: String,
+    pub(super) pid: u32,
+    /// The first offset that is not in the sink.
+    pub(super) next: Offset,
+    /// When it said so, in milliseconds since 1970.
+    pub(super) at_ms: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +92,20 @@ pub(super) struct Meta {
     pub(super) schemas: Vec<Arc<TableSchema>>,
     pub(super) holds: BTreeMap<String, Cut>,
     pub(super) head: Option<String>,
+    pub(super) lead: Option<Writer>,
+    pub(super) shares: BTreeMap<u32, Applies>,
 }
+
+pub(super) fn share_key(partition: u32) -> String {
+    format!("{SHARE}{partition}")
+}
+
+/// The partition whose note it is.
+pub(super) fn share_of(key: &str) -> Option<u32> {
+    key.strip_prefix(SHARE)?.parse().ok()
+}
+
+const SHARE: &str = "share/";
 
 pub(super) fn hold_key(consumer: &str) -> String {
     format!("hold/{consumer}")
@@ -93,6 +122,8 @@ impl Says {
             Self::Hold(_) => "hold/".to_owned(),
             Self::Head(_) => "head".to_owned(),
             Self::Deliver(_) => "deliver".to_owned(),
+            Self::Lead(_) => "lead".to_owned(),
+            Self::Share(_) => SHARE.to_owned(),
         }
     }
 
@@ -161,6 +192,11 @@ pub(super) fn read_on(consumer: &LogConsumer, names: &Names, notes: &mut Notes) 
             Says::Head(head) => meta.head = Some(head),
             // Its place in the topic says what matters.
             Says::Deliver(_) => {}
+            Says::Lead(lead) => meta.lead = Some(lead),
+            Says::Share(applies) => {
+                let partition = share_of(key).ok_or_else(|| refused(names, offset, Wrong::Foreign))?;
+                meta.shares.insert(partition, applies);
+            }
             Says::Hold(_) => return Err(refused(names, offset, Wrong::Foreign)),
         }
     }
@@ -187,7 +223,7 @@ fn refused(names: &Names, offset: i64, wrong: Wrong) -> LogError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crossfade_event::{Offset, SourceId};
+    use crossfade_event::SourceId;
 
     /// What version 1 wrote. It must be read for ever.
     const GOLDEN: &str = include_str!("../../tests/formats/meta-1.jsonl");
@@ -210,6 +246,13 @@ mod tests {
             Says::Hold(cut),
             Says::Head("{\"migration\":\"shop\"}".to_owned()),
             Says::Deliver(Writer { id: 4, who: "process 2 on host".to_owned() }),
+            Says::Lead(Writer { id: 5, who: "process 2 on host".to_owned() }),
+            Says::Share(Applies {
+                who: "process 2 on host".to_owned(),
+                pid: 2,
+                next: Offset(7),
+                at_ms: 1_700_000_000_000,
+            }),
         ]
     }
 

@@ -218,8 +218,9 @@ impl KafkaReader {
         alive: Arc<dyn Send + Sync>,
         from: &Cut,
         only: Partition,
+        lane: Lane,
     ) -> Result<Self, LogError> {
-        let mut reader = Self::from(log, alive, from, Lane::All);
+        let mut reader = Self::from(log, alive, from, lane);
         reader.only = Some(only);
         let (start, end) = (reader.log.start(), reader.log.end().cut);
         if !reader.next.covers(&reader.seen(&start)) {
@@ -383,7 +384,7 @@ impl KafkaReader {
                 Some(_) if !is_abandoned => fetch.sought(round),
                 _ => Vec::new(),
             };
-            if !sought.is_empty() && !fetch.has_made(&self.log, &sought, at_ms)? {
+            if !sought.is_empty() && !fetch.has_made(&self.log, &sought, at_ms, self.only)? {
                 return Ok(Look::NotMade);
             }
             if let Some(beside) = &mut self.beside {
@@ -527,10 +528,16 @@ impl Fetch {
     }
 
     /// Whether workers have made all of it, or never will.
-    fn has_made(&mut self, log: &Shared, sought: &[Sought], at_ms: i64) -> Result<bool, LogError> {
+    fn has_made(
+        &mut self,
+        log: &Shared,
+        sought: &[Sought],
+        at_ms: i64,
+        only: Option<Partition>,
+    ) -> Result<bool, LogError> {
         let made = match &mut self.made {
             Some(made) => made,
-            none => none.insert(Made::begin(log, at_ms, &self.woken)?),
+            none => none.insert(Made::begin(log, at_ms, &self.woken, only)?),
         };
         match made.has(log, sought)? {
             Some(has) => Ok(has),

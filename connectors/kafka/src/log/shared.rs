@@ -1,7 +1,7 @@
 //! What the writer, the readers and the watcher of one log have in common.
 
 use super::{
-    meta::{LastRound, Says, hold_key},
+    meta::{Applies, LastRound, Says, Writer, hold_key, share_key},
     place,
     tail::{self},
     topics::{Names, Standing},
@@ -83,6 +83,12 @@ impl Holds {
         }
     }
 
+    /// Another process says it from now on.
+    pub(super) fn leave(&mut self, consumer: &str) {
+        self.own.remove(consumer);
+        self.unwritten.remove(consumer);
+    }
+
     /// Notes what another process says of a consumer's place.
     pub(super) fn hear(&mut self, consumer: &str, cut: Option<Cut>) {
         if self.own.contains(consumer) {
@@ -123,8 +129,17 @@ pub(super) struct Shared {
     pub(super) asking: Mutex<LogConsumer>,
     /// For notes outside of transactions: consumers' places. None where nothing may be written.
     pub(super) noting: Option<Mutex<LogProducer>>,
+    /// Who has the lead of several that deliver, and who of them applies which partition.
+    pub(super) delivers: Mutex<Delivers>,
     /// Who waits for the brokers, and for what.
     pub(super) waiting: Mutex<BTreeMap<Waiter, String>>,
+}
+
+/// What is noted of several that deliver.
+#[derive(Debug, Default)]
+pub(super) struct Delivers {
+    pub(super) lead: Option<Writer>,
+    pub(super) shares: BTreeMap<u32, Applies>,
 }
 
 /// Who can have to wait for the brokers.
@@ -332,6 +347,20 @@ impl Shared {
             lock(&self.holds).unwritten.extend(unwritten.into_iter().map(|(_, name)| name));
         }
         written
+    }
+
+    /// Notes who applies partitions, and how far; `None` where nobody does.
+    pub(super) fn write_shares(&self, shares: &[(u32, Option<Applies>)]) -> Result<(), LogError> {
+        let Some(noting) = &self.noting else { return Err(self.is_read_only()) };
+        if shares.is_empty() {
+            return Ok(());
+        }
+        let producer = lock(noting);
+        for (partition, applies) in shares {
+            let value = applies.clone().map(|applies| Says::Share(applies).to_bytes()).transpose()?;
+            self.send_note(&producer, &share_key(*partition), value.as_deref())?;
+        }
+        self.flush_notes(&producer)
     }
 
     fn note(&self, producer: &LogProducer, says: &Says) -> Result<(), LogError> {

@@ -39,6 +39,8 @@ pub(super) struct Names {
     pub(super) transformed: String,
     /// The workers' group, and what their `transactional.id`s begin with.
     pub(super) workers: String,
+    /// The group of those that deliver and share the stream.
+    pub(super) delivers: String,
 }
 
 /// The topics as they are.
@@ -70,6 +72,7 @@ impl Names {
             readers: format!("{prefix}.readers"),
             transformed: format!("{prefix}.transformed"),
             workers: format!("{prefix}.transform"),
+            delivers: format!("{prefix}.deliver"),
         })
     }
 

@@ -19,21 +19,20 @@ use super::{
     KafkaLog,
     ended::Ended,
     made::{self, NOTE, Note},
+    members::{Member, Turn},
     reader::KafkaReader,
     shared::{Shared, Waiter, lock},
     start,
 };
 use crate::{
-    client::{Listener, LogProducer, PATIENCE, assignment, code_of, flush, is_passing, send, server},
+    client::{LogProducer, PATIENCE, assignment, code_of, flush, is_passing, send, server},
     codec::{Head, What},
 };
 use bytes::Bytes;
 use crossfade_event::{Cut, Event, Partition, SchemaVersion, TableId};
-use crossfade_log::{Entries, Entry, LogError, LogReader, record::kind_of};
+use crossfade_log::{Entries, Entry, Lane, LogError, LogReader, record::kind_of};
 use rdkafka::{
-    ClientContext, TopicPartitionList,
-    config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance},
+    consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
     error::{KafkaError, RDKafkaErrorCode},
     producer::{BaseRecord, Producer},
 };
@@ -128,51 +127,6 @@ impl KafkaLog {
     }
 }
 
-/// Hears what the group gives and takes.
-#[derive(Default)]
-struct Member {
-    listener: Listener,
-    turns: Mutex<Vec<Turn>>,
-}
-
-enum Turn {
-    Given(Vec<u32>),
-    Taken { partitions: Vec<u32>, held_dead: bool },
-}
-
-fn partitions_of(list: &TopicPartitionList) -> Vec<u32> {
-    list.elements().iter().map(|element| element.partition().unsigned_abs()).collect()
-}
-
-impl ClientContext for Member {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.listener.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.listener.error(error, reason);
-    }
-}
-
-impl ConsumerContext for Member {
-    fn pre_rebalance(&self, member: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        if let Rebalance::Revoke(list) = rebalance {
-            let (partitions, held_dead) = (partitions_of(list), member.assignment_lost());
-            lock(&self.turns).push(Turn::Taken { partitions, held_dead });
-        }
-    }
-
-    fn post_rebalance(&self, member: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        if let Rebalance::Assign(list) = rebalance {
-            // It is a member to be given partitions; each is read by the thread that works on it.
-            if let Err(error) = member.pause(list) {
-                tracing::debug!(%error, "partitions could not be paused");
-            }
-            lock(&self.turns).push(Turn::Given(partitions_of(list)));
-        }
-    }
-}
-
 /// One that works on a partition.
 struct Worker {
     stop: Arc<AtomicBool>,
@@ -214,8 +168,7 @@ impl Crew {
                     break Err(server(format!("working in the group {}", self.log.0.shared.names.workers), error));
                 }
             }
-            let turns = std::mem::take(&mut *lock(&self.member.context().turns));
-            if let Err(error) = turns.into_iter().try_for_each(|turn| self.turn(turn)) {
+            if let Err(error) = self.member.context().turns().into_iter().try_for_each(|turn| self.turn(turn)) {
                 break Err(error);
             }
             self.leaving.retain(|thread| !thread.is_finished());
@@ -412,8 +365,9 @@ impl Post {
     /// Where it goes on; from the log's beginning where nothing says so, or the broker has dropped what came next.
     fn reader(&self, note: Option<&Note>) -> Result<KafkaReader, LogError> {
         let shared = &self.log.0.shared;
-        let from =
-            |from: &Cut| KafkaReader::of_worker(shared.clone(), Arc::new(self.log.clone()), from, self.partition);
+        let from = |from: &Cut| {
+            KafkaReader::of_worker(shared.clone(), Arc::new(self.log.clone()), from, self.partition, Lane::All)
+        };
         let Some(note) = note else { return from(&shared.start()) };
         let mut place = shared.start();
         place.set_next(Partition(0), note.first);

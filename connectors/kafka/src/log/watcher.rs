@@ -4,7 +4,7 @@
 use super::{
     meta::{Notes, read_on},
     place::near,
-    shared::{Shared, lock},
+    shared::{Delivers, Shared, lock},
     topics,
 };
 use crossfade_event::Partition;
@@ -54,6 +54,7 @@ fn hear_others(shared: &Shared, notes: &mut Notes) -> Result<(), LogError> {
     }
     let meta = read_on(&lock(&shared.asking), &shared.names, notes)?;
     lock(&shared.holds).hear_all(meta.holds);
+    *lock(&shared.delivers) = Delivers { lead: meta.lead, shares: meta.shares };
     Ok(())
 }
 

@@ -27,7 +27,7 @@ const SPLIT_FROM: usize = 512;
 
 /// A connection of its own, and what it has.
 pub(super) struct Worker {
-    number: u32,
+    number: i32,
     link: Link,
     tables: Vec<Table>,
     done: Option<Progress>,
@@ -58,7 +58,7 @@ impl PostgresSink {
             self.crew.clear();
             let count = count.max(1);
             let mut same = false;
-            for number in 1..=count {
+            for number in 1..=count.cast_signed() {
                 let mut link = self.connect().await?;
                 if number == 1 {
                     same = was_of(&mut link, &migration, count).await?;

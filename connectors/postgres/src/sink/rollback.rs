@@ -5,7 +5,7 @@ use super::{
     PostgresSink,
     link::{Link, Param},
     make::{self, Found},
-    own, store,
+    own, shares, store,
     table::{self, Table},
     undo,
 };
@@ -52,13 +52,15 @@ impl Rollback for PostgresSink {
         Ok(report)
     }
 
-    async fn wipe(&mut self, _: &Target) -> Result<UndoReport, Failure> {
+    async fn wipe(&mut self, target: &Target) -> Result<UndoReport, Failure> {
         self.told = None;
         let mut link = self.take_link().await?;
         let migration = self.config.migration.clone();
         lock(&mut link, &migration).await?;
         let mut report = UndoReport::default();
         if store::exists(&mut link).await? {
+            // Nobody who shares the stream writes from here on.
+            shares::take_all_back(&mut link, &migration, target.epoch).await?;
             drop_objects(&mut link, &migration, &mut report).await?;
             forget(&mut link, &migration, &mut report).await?;
         }

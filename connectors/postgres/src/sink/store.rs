@@ -2,7 +2,7 @@
 //!
 //! | table | what for |
 //! |---|---|
-//! | `positions` | how far each migration has come, written in the same transaction as its rows; the epoch is the fence |
+//! | `positions` | how far each migration has come, written in the same transaction as its rows; the epoch is the fence. Worker 0 is the migration itself, those above are the connections of `apply = "parallel"`, those below the log's partitions where several processes share the stream ([`super::shares`]) |
 //! | `quarantine` | changes that cannot be applied, with their own copy |
 //! | `undo` | what was there before we first overwrote it |
 //! | `objects` | what we made, so that a wipe drops that and nothing else |
@@ -10,7 +10,10 @@
 //!
 //! Additive, and each step is made once: `format` holds the number of the last one.
 
-use super::link::{Link, Param};
+use super::{
+    link::{Link, Param},
+    shares,
+};
 use crate::client::{failure, quote_literal};
 use crossfade_connector::{Failure, Progress};
 use crossfade_event::{Cut, Offset};
@@ -73,19 +76,21 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 pub(super) async fn lock(link: &mut Link, migration: &str) -> Result<(), Failure> {
     let doing = "waiting for the target to ourselves";
     let started = Instant::now();
-    let mut number = [0; 8];
-    number.copy_from_slice(&xxhash_rust::xxh3::xxh3_64(format!("crossfade sink {migration}").as_bytes()).to_be_bytes());
-    let number = i64::from_be_bytes(number);
-    loop {
-        let rows = link.query(doing, "SELECT pg_try_advisory_lock($1)", &[&number]).await?;
-        if rows.first().is_some_and(|row| row.get(0)) {
-            return Ok(());
-        }
+    while !try_lock(link, migration).await? {
         if started.elapsed() > LOCK_PATIENCE {
             return Err(Failure::retry(doing, "another session writes for this migration and does not end"));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    Ok(())
+}
+
+/// Whether no other session writes for this migration; then it is ours.
+pub(super) async fn try_lock(link: &mut Link, migration: &str) -> Result<bool, Failure> {
+    let number = xxhash_rust::xxh3::xxh3_64(format!("crossfade sink {migration}").as_bytes()).cast_signed();
+    let doing = "asking for the target to ourselves";
+    let rows = link.query(doing, "SELECT pg_try_advisory_lock($1)", &[&number]).await?;
+    Ok(rows.first().is_some_and(|row| row.get(0)))
 }
 
 /// True when our schema is there.
@@ -139,13 +144,15 @@ pub(super) async fn install(link: &mut Link) -> Result<(), Failure> {
     link.session.batch_execute(&sql).await.map_err(refuse)
 }
 
-/// Takes a worker's row of the migration (the first one is the migration's own) for this epoch.
-pub(super) async fn fence(link: &mut Link, migration: &str, worker: u32, epoch: u64) -> Result<(), Failure> {
+/// Takes a worker's row of the migration (the first one is the migration's own) for this epoch. With the migration's own
+/// all partitions come back that others write.
+pub(super) async fn fence(link: &mut Link, migration: &str, worker: i32, epoch: u64) -> Result<(), Failure> {
     let sql = "INSERT INTO crossfade.positions AS p (migration, worker, epoch) VALUES ($1, $3, $2) \
                ON CONFLICT (migration, worker) DO UPDATE SET epoch = excluded.epoch WHERE p.epoch <= excluded.epoch";
-    let params = vec![Param::text(migration), Param::i64(epoch as i64), Param::i32(worker as i32)];
+    let params = vec![Param::text(migration), Param::i64(epoch as i64), Param::i32(worker)];
     match link.run("taking the target for this run", sql, params).await? {
         0 => Err(fenced(epoch)),
+        _ if worker == 0 => shares::take_all_back(link, migration, epoch).await,
         _ => Ok(()),
     }
 }
@@ -168,17 +175,23 @@ pub(super) async fn load_end(link: &mut Link, migration: &str) -> Result<Cut, Fa
 }
 
 /// How far the migration has come.
-pub(super) async fn progress(link: &mut Link, migration: &str, worker: u32) -> Result<Option<Progress>, Failure> {
+pub(super) async fn progress(link: &mut Link, migration: &str, worker: i32) -> Result<Option<Progress>, Failure> {
     let doing = "reading how far the target has come";
     if !exists(link).await? {
         return Ok(None);
     }
     let sql = "SELECT progress, schemas FROM crossfade.positions WHERE migration = $1 AND worker = $2";
-    let rows = link.query(doing, sql, &[&migration, &(worker as i32)]).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let (Some(progress), Some(schemas)) = (row.get::<_, Option<String>>(0), row.get::<_, Option<String>>(1)) else {
-        return Ok(None);
-    };
+    let rows = link.query(doing, sql, &[&migration, &worker]).await?;
+    match rows.first() {
+        Some(row) => parsed(row.get(0), row.get(1)),
+        None => Ok(None),
+    }
+}
+
+/// A place, as its row says it.
+pub(super) fn parsed(progress: Option<String>, schemas: Option<String>) -> Result<Option<Progress>, Failure> {
+    let doing = "reading how far the target has come";
+    let (Some(progress), Some(schemas)) = (progress, schemas) else { return Ok(None) };
     let damaged = |error: serde_json::Error| {
         Failure::lost(doing, error, "The row of crossfade.positions is damaged: wipe the target and begin again")
     };
@@ -191,7 +204,7 @@ pub(super) async fn progress(link: &mut Link, migration: &str, worker: u32) -> R
 /// the row stays small for the many commits between.
 pub(super) fn position(
     migration: &str,
-    worker: u32,
+    worker: i32,
     epoch: u64,
     upto: &Progress,
     schemas: Option<&str>,
@@ -203,7 +216,7 @@ pub(super) fn position(
         crossfade_connector::Stage::Loading => "loading",
         crossfade_connector::Stage::Streaming => "streaming",
     };
-    let worker = Param::i32(worker as i32);
+    let worker = Param::i32(worker);
     let mut params = vec![
         Param::text(migration),
         Param::i64(epoch as i64),
@@ -235,6 +248,23 @@ pub(super) fn position(
             )
         }
     })
+}
+
+/// The statement that moves the migration's own place to the lowest one of its partitions, whatever its stage says.
+pub(super) fn lowest(migration: &str, epoch: u64, lowest: &Progress) -> Result<(&'static str, Vec<Param>), Failure> {
+    let slim = Progress { schemas: Vec::new(), ..lowest.clone() };
+    let text =
+        serde_json::to_string(&slim).map_err(|error| Failure::halt("writing the position", error, "Report this"))?;
+    let params = vec![
+        Param::text(migration),
+        Param::i64(epoch as i64),
+        Param::text(&lowest.cut.to_string()),
+        lowest.position.map_or(Param::Null, |position| Param::text(&position.to_string())),
+        Param::text(&text),
+    ];
+    let sql = "UPDATE crossfade.positions SET cut = $3, source_position = $4, progress = $5, \
+               written_at = clock_timestamp() WHERE migration = $1 AND worker = 0 AND epoch = $2";
+    Ok((sql, params))
 }
 
 /// The statement that notes that we made something: sent together with the one that makes it, so that a process that is

@@ -12,4 +12,5 @@ mod parallel;
 mod recovery;
 mod rig;
 mod shapes;
+mod shares;
 mod streaming;

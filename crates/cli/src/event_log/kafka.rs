@@ -1,6 +1,6 @@
 //! From `[log] kind = "kafka"` to topics: their names, how they are reached, and what stands in their way.
 
-use super::{Sound, prefix};
+use super::{SILENT, Seat, Sound, prefix};
 use crate::{
     commands::Finding,
     error::CliError,
@@ -8,22 +8,20 @@ use crate::{
     spec::{KafkaLog as Keys, KafkaSasl, KafkaTls, Mechanism, Spec, Transformer},
 };
 use bytes::Bytes;
-use crossfade_event::{Event, SchemaVersion, TableId};
+use crossfade_event::{Event, Offset, SchemaVersion, TableId};
 use crossfade_kafka::{
     Connection, LogOptions, Mechanism as KafkaMechanism, Retention, Sasl, Tls, Workers,
     log::{KafkaLog, Make, Share, delete, examine},
 };
 use crossfade_log::{Entry, EventLog, Lane, LogError, LogReader};
+use crossfade_observe::DeliverStatus;
 use crossfade_pipeline::{Maker, PipelineError, Routes};
 use secrecy::SecretString;
 use serde_json::json;
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
 };
-
-/// How long a worker may be silent, unless said.
-const SILENT: Duration = Duration::from_secs(30);
 
 /// What a worker makes, made by the pipeline.
 struct Work(Maker<KafkaLog>);
@@ -61,6 +59,43 @@ pub(super) fn transform(
         Ok(Box::new(Work(maker)) as Box<dyn Make>)
     };
     log.transform(Arc::new(begin), stop, tell)
+}
+
+/// What the group tells, told on.
+pub(super) struct Seated<'a>(pub(super) &'a dyn Seat);
+
+impl crossfade_kafka::log::Seat for Seated<'_> {
+    fn given(&self, partitions: &BTreeSet<u32>) {
+        self.0.given(partitions);
+    }
+
+    fn places(&self) -> BTreeMap<u32, Offset> {
+        self.0.places()
+    }
+}
+
+/// Those that share the stream, in the order of their first partitions.
+pub(super) fn delivers(log: &KafkaLog) -> Vec<DeliverStatus> {
+    let lead = log.lead();
+    let mut delivers: Vec<DeliverStatus> = Vec::new();
+    for (partition, applying) in log.applying() {
+        let at = jiff::Timestamp::from_millisecond(applying.at_ms).map_or_else(|_| String::new(), |at| at.to_string());
+        let known = delivers.iter().position(|deliver| deliver.process == applying.who);
+        let place = known.unwrap_or(delivers.len());
+        if known.is_none() {
+            delivers.push(DeliverStatus {
+                leads: lead.as_ref() == Some(&applying.who),
+                process: applying.who,
+                pid: applying.pid,
+                ..DeliverStatus::default()
+            });
+        }
+        if let Some(deliver) = delivers.get_mut(place) {
+            deliver.partitions.insert(partition, applying.before);
+            deliver.at = std::mem::take(&mut deliver.at).max(at);
+        }
+    }
+    delivers
 }
 
 /// How the log is kept. The ids of its topics are noted in the migration's folder.

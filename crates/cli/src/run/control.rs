@@ -6,6 +6,7 @@ use super::{
     session::Session,
     supervise::barrier,
     switch::Wanted,
+    together::Together,
     watcher::{Watcher, held},
 };
 use crate::{
@@ -45,6 +46,8 @@ pub(super) struct Shared {
     pub(super) jobs: mpsc::Sender<SinkJob>,
     askers: mpsc::Sender<Asker>,
     switches: mpsc::Sender<Wanted>,
+    /// Where others may deliver as well.
+    together: Option<Arc<Together>>,
     meter: Mutex<(Meter, Windows)>,
     verdicts: Mutex<Vec<Verdict>>,
     begun: Instant,
@@ -70,7 +73,13 @@ impl Closed {
 }
 
 impl Shared {
-    pub(super) fn new(session: &Session, watcher: Arc<Watcher>, valve: ValveHandle, asking: Asking) -> Self {
+    pub(super) fn new(
+        session: &Session,
+        watcher: Arc<Watcher>,
+        valve: ValveHandle,
+        asking: Asking,
+        together: Option<Arc<Together>>,
+    ) -> Self {
         let Asking { jobs, askers, switches } = asking;
         let (stop, stop_asked) = mpsc::channel(1);
         Self {
@@ -84,6 +93,7 @@ impl Shared {
             jobs,
             askers,
             switches,
+            together,
             meter: Mutex::new((Meter::new(), Windows::new())),
             verdicts: Mutex::default(),
             begun: Instant::now(),
@@ -148,6 +158,7 @@ impl Shared {
         status.lag.ms = lag_ms(behind, last, now_us);
         status.lag.bytes = lag_bytes(health.current, position);
         status.log = log_status(&self.log);
+        status.delivers = self.log.delivers();
         status.gates = held(&self.verdicts).clone();
         status.retrying = held(&self.watcher.retrying).clone().or_else(|| log_waiting(&self.log));
         status
@@ -156,6 +167,27 @@ impl Shared {
     /// How far the process that delivers has come, by what it has noted in the log.
     fn delivered_elsewhere(&self) -> Option<Cut> {
         self.log.consumers().into_iter().find(|(name, _)| name == DELIVER).map(|(_, cut)| cut)
+    }
+
+    /// Whether what concerns the whole sink is this process's to do.
+    pub(super) fn leads(&self) -> bool {
+        self.together.as_ref().is_none_or(|together| together.leads())
+    }
+
+    /// Refuses what concerns the whole sink in a process that has only a share of it.
+    fn has_lead(&self) -> Result<(), Refused> {
+        self.delivers()?;
+        if self.leads() {
+            return Ok(());
+        }
+        let who = self.log.lead().unwrap_or_else(|| "another deliver".to_owned());
+        Err(Refused::new(
+            3,
+            format!(
+                "this deliver of {} takes its share of the partitions; what concerns the whole sink is done by the one that has the lead: {who}",
+                self.spec.name
+            ),
+        ))
     }
 
     /// Refuses what needs the sink in a process that does not have it.
@@ -328,12 +360,12 @@ impl Control for Answers {
     }
 
     async fn pause(&self, who: String, reason: String) -> Result<(), Refused> {
-        self.0.delivers()?;
+        self.0.has_lead()?;
         self.0.pause(who, reason).await
     }
 
     async fn resume(&self, who: String) -> Result<(), Refused> {
-        self.0.delivers()?;
+        self.0.has_lead()?;
         self.0.command(&who, Command::Resume).await?;
         held(&self.0.meter).1.clear();
         self.0.valve.open();
@@ -346,7 +378,7 @@ impl Control for Answers {
     }
 
     async fn checkpoint(&self, who: String, name: String) -> Result<Value, Refused> {
-        self.0.delivers()?;
+        self.0.has_lead()?;
         let progress = self.0.watcher.progress.borrow().clone();
         let Some(progress) = progress.filter(|progress| progress.stage == Stage::Streaming) else {
             return Err(Refused::new(3, "the sink is still being filled: there is no place to name yet"));
@@ -375,7 +407,7 @@ impl Control for Answers {
 
     async fn command(&self, verb: String, body: Value) -> Result<Value, Refused> {
         if verb != "state" {
-            self.0.delivers()?;
+            self.0.has_lead()?;
         }
         let who = body.get("who").and_then(Value::as_str).unwrap_or(&self.0.by.who).to_owned();
         match verb.as_str() {

@@ -1,11 +1,12 @@
 //! The two tasks of a run, each with the means to do something else for a moment with what it owns.
 
+use super::together::Together;
 use crate::{error::CliError, event_log::AnyLog, registry::AnySink};
 use crossfade_connector::{Quarantine, QuarantineFilter, QuarantineOutcome, Sink};
 use crossfade_event::Cut;
 use crossfade_pipeline::{
-    Again, DeliverOptions, Ending, HealReport, PipelineError, Routes, Scratch, Stop, Valve, Watch, deliver, heal,
-    stop_channel,
+    Again, DeliverOptions, Ending, HealReport, PipelineError, Routes, Scratch, Stop, Valve, Watch, deliver,
+    deliver_together, heal, level, stop_channel,
 };
 use std::{pin::pin, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
@@ -32,6 +33,7 @@ pub(super) async fn deliver_with_jobs(
     mut routes: Routes,
     mut sink: AnySink,
     options: DeliverOptions,
+    together: Option<Arc<Together>>,
     watch: Arc<dyn Watch>,
     mut valve: Valve,
     mut stop: Stop,
@@ -41,7 +43,15 @@ pub(super) async fn deliver_with_jobs(
         let (stopper, own_stop) = stop_channel();
         let job = {
             let routes = with_scratch(&log, &routes);
-            let mut delivering = pin!(deliver(&log, &routes, &mut sink, &options, &*watch, &mut valve, own_stop));
+            let (sink, valve, watch) = (&mut sink, &mut valve, &*watch);
+            let mut delivering = pin!(async {
+                match &together {
+                    None => deliver(&log, &routes, sink, &options, watch, valve, own_stop).await,
+                    Some(others) => {
+                        deliver_together(&log, &routes, sink, &options, &**others, watch, valve, own_stop).await
+                    }
+                }
+            });
             let job = tokio::select! {
                 ended = &mut delivering => return ended,
                 Some(job) = jobs.recv() => Some(job),
@@ -60,24 +70,36 @@ pub(super) async fn deliver_with_jobs(
                 }
                 let _ = answer.send(adopted);
             }
-            Some(job) => run_job(&log, &routes, &mut sink, job).await,
+            Some(job) => {
+                let routes = match &together {
+                    None => Ok(routes.clone()),
+                    // What works on the whole sink needs all of it at one place.
+                    Some(others) => level(&log, &routes, &mut sink, &options, &**others, &*watch)
+                        .await
+                        .map(|epoch| routes.clone().with_epoch(epoch)),
+                };
+                run_job(&log, routes.map_err(CliError::from), &mut sink, job).await;
+            }
         }
     }
 }
 
-async fn run_job(log: &AnyLog, routes: &Routes, sink: &mut AnySink, job: SinkJob) {
+async fn run_job(log: &AnyLog, routes: Result<Routes, CliError>, sink: &mut AnySink, job: SinkJob) {
     // Whoever asked may have gone away; then the answer has no taker.
     match job {
         SinkJob::Heal(from, answer) => {
-            let _ = answer.send(replay_into(log, routes, sink, &from).await);
+            let done = async { replay_into(log, &routes?, sink, &from).await };
+            let _ = answer.send(done.await);
         }
         SinkJob::Retry(filter, answer) => {
-            let _ = answer.send(retry(log, routes, sink, &filter).await);
+            let done = async { retry(log, &routes?, sink, &filter).await };
+            let _ = answer.send(done.await);
         }
         // Whoever owns the routes has done it.
         SinkJob::Adopt(_, answer) => drop(answer),
         SinkJob::Discard(filter, answer) => {
-            let _ = answer.send(discard(log, routes, sink, &filter).await);
+            let done = async { discard(log, &routes?, sink, &filter).await };
+            let _ = answer.send(done.await);
         }
     }
 }

@@ -25,6 +25,7 @@ mod session;
 mod shop;
 mod supervise;
 mod switch;
+mod together;
 mod upkeep;
 mod verify;
 mod watcher;

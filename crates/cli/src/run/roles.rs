@@ -50,6 +50,10 @@ pub(super) struct Head {
     /// Whether workers transform.
     #[serde(default)]
     workers: bool,
+    /// Whether a mark stands before each row that changes its key between two partitions and keeps what the change does
+    /// not say: only then may several apply the stream.
+    #[serde(default)]
+    marks_moves: bool,
     /// What it was planned with.
     pub(super) plan: PlanFile,
 }
@@ -223,6 +227,7 @@ pub(super) fn say_head(spec: &Spec, log: &AnyLog, plan: &PlanFile, secret: &[u8]
         migration: spec.name.to_string(),
         secret_id: secret_id(secret),
         workers: spec.has_workers(),
+        marks_moves: true,
         plan: plan.clone(),
     };
     let text = serde_json::to_string(&head)
@@ -318,8 +323,15 @@ impl Head {
     }
 }
 
+/// What ingest has said of the migration.
+pub(super) struct Agreed {
+    pub(super) plan: PlanFile,
+    pub(super) secret: Vec<u8>,
+    pub(super) marks_moves: bool,
+}
+
 /// What deliver begins from, once ingest has said it; says that it waits.
-pub(super) async fn agreed(spec: &Spec, folder: &WorkFolder, epoch: u64) -> Result<(PlanFile, Vec<u8>), CliError> {
+pub(super) async fn agreed(spec: &Spec, folder: &WorkFolder, epoch: u64) -> Result<Agreed, CliError> {
     agreed_by(spec, |waits| show_waiting(spec, folder, epoch, waits)).await
 }
 
@@ -327,7 +339,7 @@ pub(super) async fn agreed(spec: &Spec, folder: &WorkFolder, epoch: u64) -> Resu
 pub(super) async fn agreed_by(
     spec: &Spec,
     waiting: impl Fn(String) -> Result<(), CliError>,
-) -> Result<(PlanFile, Vec<u8>), CliError> {
+) -> Result<Agreed, CliError> {
     Origin::refuse(&spec.base(), spec)?;
     let mut told = false;
     loop {
@@ -335,7 +347,7 @@ pub(super) async fn agreed_by(
             Ok(Some(text)) => {
                 let head = parse(&text)?;
                 let secret = head.settle(spec)?;
-                return Ok((head.plan, secret));
+                return Ok(Agreed { plan: head.plan, secret, marks_moves: head.marks_moves });
             }
             Ok(None) => {}
             // While it waits it waits for brokers too; at first a wrong address is said at once.

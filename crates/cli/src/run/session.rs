@@ -31,6 +31,8 @@ pub(crate) struct Session {
     pub(crate) plan: PlanFile,
     pub(crate) routes: Routes,
     pub(crate) by: By,
+    /// Whether the log says it where a row changes its key between two partitions and keeps what the change does not say.
+    pub(crate) marks_moves: bool,
 }
 
 impl Session {
@@ -46,9 +48,12 @@ impl Session {
             tracing::info!(epoch = outcome.epoch, routed = outcome.routed, "the migration has switched");
             return Err(reverse::not_followed(spec));
         }
-        let (plan, secret) = match spec.part {
-            Some(Part::Deliver) => roles::agreed(spec, &folder, journal.migration().epoch).await?,
-            _ => planned(spec).await?,
+        let (plan, secret, marks_moves) = match spec.part {
+            Some(Part::Deliver) => {
+                let agreed = roles::agreed(spec, &folder, journal.migration().epoch).await?;
+                (agreed.plan, agreed.secret, agreed.marks_moves)
+            }
+            _ => planned(spec).await.map(|(plan, secret)| (plan, secret, false))?,
         };
         plan.check(spec)?;
         let planned = Command::Plan { spec_hash: spec_hash(spec), secret_id: secret_id(&secret) };
@@ -74,7 +79,7 @@ impl Session {
         };
         let routes = routes(spec, &plan, secret, journal.migration().epoch)?;
         let state = open_state(&folder).await?;
-        Ok(Self { spec: spec.clone(), folder, journal, log, state, plan, routes, by })
+        Ok(Self { spec: spec.clone(), folder, journal, log, state, plan, routes, by, marks_moves })
     }
 }
 

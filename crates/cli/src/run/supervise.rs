@@ -7,6 +7,7 @@ use super::{
     keep::Keeper,
     session::Session,
     switch::{Switching, install},
+    together::{Together, share},
     watcher::Watcher,
 };
 use crate::{commands::folder::DELIVER, error::CliError, spec::Part, wiring};
@@ -69,7 +70,8 @@ impl Running {
         let (askers, asked) = mpsc::channel(4);
         let (switches, switch_asked) = mpsc::channel(1);
         let asking = Asking { jobs, askers, switches };
-        let shared = Arc::new(Shared::new(&session, watcher.clone(), valve_handle, asking));
+        let together = sink.as_ref().and_then(|_| Together::of(&session, watcher.facts())).filter(|_| limit.is_none());
+        let shared = Arc::new(Shared::new(&session, watcher.clone(), valve_handle, asking, together.clone()));
         // New tables need both loops in one process.
         let adder = source.as_ref().filter(|_| part.is_none()).map(Adder::of);
         let adding = adder.map(|adder| Adding::new(&session, adder, shared.clone(), asked));
@@ -85,8 +87,14 @@ impl Running {
                 (session.log.clone(), session.routes.clone(), watcher.clone(), stop.clone());
             let watch: Arc<dyn Watch> = watch;
             let options = DeliverOptions { made: true, folds: keeper.folds(), ..DeliverOptions::new(Some(DELIVER)) };
+            if let Some(together) = together.clone() {
+                let (spec, routes) = (session.spec.clone(), routes.clone());
+                loops.spawn(share(together, spec, routes, options.clone(), watch.clone(), stop.clone()));
+            }
             loops.spawn(async move {
-                deliver_with_jobs(log, routes, sink, options, watch, valve, stop, job_receiver).await.map(drop)
+                let delivering =
+                    deliver_with_jobs(log, routes, sink, options, together, watch, valve, stop, job_receiver);
+                delivering.await.map(drop)
             });
         }
         let mut helpers = JoinSet::new();
@@ -179,8 +187,8 @@ impl Running {
 
     /// Gates: warns, or pauses.
     async fn judge(&self, status: &crossfade_observe::Status) {
-        if self.session.spec.part == Some(Part::Ingest) {
-            // They judge what is applied.
+        if self.session.spec.part == Some(Part::Ingest) || !self.shared.leads() {
+            // They judge what is applied, and whoever leads can pause it.
             return;
         }
         let measures = self.shared.measures(status);

@@ -95,6 +95,31 @@ impl Watcher {
         tables.iter().map(|(table, count)| (self.name(*table), *count)).collect()
     }
 
+    /// Where facts for the journal are told.
+    pub(super) fn facts(&self) -> mpsc::UnboundedSender<Command> {
+        self.facts.clone()
+    }
+
+    fn count(&self, what: &Delivered) {
+        if self.part == Some(Part::Deliver) {
+            // Nobody here has seen it come.
+            self.counters.backlog(what.read);
+        }
+        self.counters.committed(&Committed {
+            loading: what.progress.stage == Stage::Loading,
+            read: what.read,
+            applied: what.applied,
+            filtered: what.filtered,
+            quarantined: what.quarantined,
+            lookup_misses: what.misses,
+            made: what.made,
+            tables: self.named(&what.tables),
+        });
+        if let Some(at) = what.commit_time_us {
+            self.last_commit_us.fetch_max(at, Relaxed);
+        }
+    }
+
     fn fact(&self, command: Command) {
         // The journal's task outlives the loops; when it has gone, the process is ending.
         let _ = self.facts.send(command);
@@ -124,29 +149,26 @@ impl Watch for Watcher {
     }
 
     fn delivered(&self, what: &Delivered) {
-        let loading = what.progress.stage == Stage::Loading;
-        if self.part == Some(Part::Deliver) {
-            // Nobody here has seen it come.
-            self.counters.backlog(what.read);
-        }
-        self.counters.committed(&Committed {
-            loading,
-            read: what.read,
-            applied: what.applied,
-            filtered: what.filtered,
-            quarantined: what.quarantined,
-            lookup_misses: what.misses,
-            made: what.made,
-            tables: self.named(&what.tables),
-        });
         let before = self.progress.borrow().as_ref().map(|before| before.schemas.clone());
         if before.is_some_and(|before| !before.is_empty() && before != what.progress.schemas) {
             self.fact(Command::Void { why: "the shape of a table has changed".to_owned() });
         }
-        if let Some(at) = what.commit_time_us {
-            self.last_commit_us.store(at, Relaxed);
-        }
+        self.count(what);
         self.progress.send_replace(Some(what.progress.clone()));
+    }
+
+    fn shared(&self, what: &Delivered) {
+        self.count(what);
+    }
+
+    fn elsewhere(&self, progress: &Progress) {
+        self.progress.send_if_modified(|held| {
+            let is_news = held.as_ref() != Some(progress);
+            if is_news {
+                *held = Some(progress.clone());
+            }
+            is_news
+        });
     }
 
     fn stage(&self, stage: Stage) {

@@ -112,7 +112,7 @@ pub(super) async fn work(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
     let say = |status: WorkerStatus| write(own.dir(), status);
     say(WorkerStatus::default())?;
     let waiting = |waits: String| say(WorkerStatus { waiting: Some(waits), ..WorkerStatus::default() });
-    let (plan, secret) = tokio::select! {
+    let roles::Agreed { plan, secret, .. } = tokio::select! {
         agreed = roles::agreed_by(spec, waiting) => agreed?,
         _ = signals.next() => return Ok(()),
     };

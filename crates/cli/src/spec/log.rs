@@ -121,7 +121,8 @@ pub(crate) struct KafkaLog {
     /// Who transforms: whoever delivers, or workers, which are processes of their own.
     #[serde(default)]
     pub(crate) transform: Transformer,
-    /// How long a worker may be silent before its partitions are given to others, from 6s to 30m; 30s unless said.
+    /// How long a worker, or a deliver that shares the stream with others, may be silent before its partitions are given to
+    /// others, from 6s to 30m; 30s unless said.
     pub(crate) worker_timeout: Option<Span>,
     /// TLS; without it everything travels in the clear. `tls = {}` trusts the system's authorities.
     pub(crate) tls: Option<KafkaTls>,

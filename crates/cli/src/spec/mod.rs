@@ -136,7 +136,7 @@ impl Spec {
         let transforms = rules::read_transforms(&mut document)?;
         rules::check(&document, &source, &sink, &transforms)?;
         rules::check_secret(&document, secret.as_ref())?;
-        rules::check_log(&document, &log, &transforms)?;
+        rules::check_log(&document, &log, &sink, &transforms)?;
         switch::check(&document, switch.as_ref(), &source, &sink, &transforms)?;
         let folder = document.folder();
         anchor_source(&mut source, &folder);

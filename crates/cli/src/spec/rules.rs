@@ -136,7 +136,12 @@ pub(super) fn check_secret(document: &Document<'_>, secret: Option<&Secret>) -> 
 }
 
 /// What cannot be meant, and what would put a password where it can be heard or read.
-pub(super) fn check_log(document: &Document<'_>, log: &LogSpec, rules: &Rules) -> Result<(), SpecError> {
+pub(super) fn check_log(
+    document: &Document<'_>,
+    log: &LogSpec,
+    sink: &SinkSpec,
+    rules: &Rules,
+) -> Result<(), SpecError> {
     let LogSpec::Kafka(log) = log else { return Ok(()) };
     for path in [["log", "sasl", "password"], ["log", "tls", "key_password"]] {
         refuse_literal(document, &path)?;
@@ -175,10 +180,11 @@ pub(super) fn check_log(document: &Document<'_>, log: &LogSpec, rules: &Rules) -
                 format!("\"worker_timeout\" in [log] must be from 6s to 30m, not {seconds}s"),
             );
         }
-        if log.transform != Transformer::Workers {
+        let is_shared = matches!(sink, SinkSpec::Postgres(keys) if keys.apply == Apply::Parallel);
+        if log.transform != Transformer::Workers && !is_shared {
             return refuse(
                 &["log", "worker_timeout"],
-                "\"worker_timeout\" in [log] is for workers; write transform = \"workers\" beside it".to_owned(),
+                "\"worker_timeout\" in [log] is for workers, and for delivers that share the stream; write transform = \"workers\" beside it, or apply = \"parallel\" in [sink]".to_owned(),
             );
         }
     }

@@ -1,6 +1,7 @@
 //! From the rules and a source's catalog to the target: its tables, what becomes of each column, what is lost.
 
 mod added;
+mod alone;
 mod def;
 mod domains;
 mod dual;
