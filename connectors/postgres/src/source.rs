@@ -85,6 +85,17 @@ pub enum Partitions {
     Root,
 }
 
+/// Where a source begins whose log is empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Begin {
+    /// With a copy of the tables as they are.
+    #[default]
+    Copy,
+    /// At the place of a slot that was made before ([`PostgresSource::reserve`]), with nothing copied: both ends were equal
+    /// there.
+    At(Position),
+}
+
 /// Everything that a source needs to know.
 #[derive(Debug, Clone)]
 pub struct SourceConfig {
@@ -111,6 +122,8 @@ pub struct SourceConfig {
     /// Hand a transaction over only when every session sees it: needed where the sink writes into the same tables, for
     /// a row that it does not see yet is to it one that is gone.
     pub seen_first: bool,
+    /// Where it begins with an empty log.
+    pub begin: Begin,
 }
 
 impl SourceConfig {
@@ -128,6 +141,7 @@ impl SourceConfig {
             heartbeat: Duration::from_secs(30),
             failover: false,
             seen_first: false,
+            begin: Begin::Copy,
         }
     }
 
@@ -257,6 +271,16 @@ impl PostgresSource {
     /// What of its own the source has still to make.
     pub(crate) async fn missing(&self, session: &Session) -> Result<capture::Capture, Failure> {
         capture::missing(session, &self.config.migration, &self.patterns, self.config.failover).await
+    }
+
+    /// Makes the publication and the slot now, for a run that is to come: everything that is committed from here on waits
+    /// for it ([`Begin::At`] the place that this returns). The tables named in `old_rows` tell each row as it was before
+    /// from here on (`REPLICA IDENTITY FULL`). A slot that an earlier call left behind is made anew.
+    ///
+    /// # Errors
+    /// `Refused` with the exact SQL where the role may not, or the slot is somebody else's.
+    pub async fn reserve(&self, old_rows: &[TableName]) -> Result<Position, Failure> {
+        Box::pin(setup::reserve(&self.config, &self.patterns, old_rows)).await
     }
 
     /// The patterns, as the spec writes them.
