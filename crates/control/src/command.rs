@@ -32,6 +32,9 @@ pub enum Command {
     },
     /// The sink has passed the source's position as it was a moment ago.
     CaughtUp,
+    /// The writers of the old side have been stopped, both sides are equal, and the way back begins here: the new side is the
+    /// writer.
+    SwitchByHand,
     /// Stop for now.
     Pause {
         /// Who: `operator`, `gate error_rate`.
@@ -125,6 +128,7 @@ impl Command {
             Self::StartBackfill { .. } => "start backfill",
             Self::BackfillDone { .. } => "backfill done",
             Self::CaughtUp => "caught up",
+            Self::SwitchByHand => "switch by hand",
             Self::Pause { .. } => "pause",
             Self::Resume => "resume",
             Self::AddTables => "resume --add",

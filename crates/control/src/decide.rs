@@ -1,7 +1,7 @@
 //! What follows from a command. Pure: the same migration and command give the same decisions, for ever.
 //!
 //! ```text
-//! Draft ─▶ Planned ─▶ Expanded ─▶ Capturing ─▶ Backfilling ─▶ CatchingUp ─▶ Shadowing
+//! Draft ─▶ Planned ─▶ Expanded ─▶ Capturing ─▶ Backfilling ─▶ CatchingUp ─▶ Shadowing ─▶ Switched
 //!             ▲           └────────────┴──────────┬──┴───────────┴─────────────┘
 //!             │                                   ▼
 //!             └──────── Undone · Wiped ◀── RollingBack(undo · wipe)
@@ -27,6 +27,7 @@ pub fn decide(migration: &Migration, command: Command) -> Decided {
         Command::StartBackfill { generation } => start_backfill(migration, &command, *generation),
         Command::BackfillDone { generation } => backfill_done(migration, &command, *generation),
         Command::CaughtUp => caught_up(migration, &command),
+        Command::SwitchByHand => switch_by_hand(migration, &command),
         Command::Pause { by, reason } => pause(migration, &command, by, reason),
         Command::Resume => resume(migration, &command),
         Command::AddTables => add_tables(migration, &command),
@@ -132,6 +133,18 @@ fn caught_up(migration: &Migration, command: &Command) -> Decided {
     }
 }
 
+/// Where the source is followed and nothing keeps it from going on.
+fn switch_by_hand(migration: &Migration, command: &Command) -> Decided {
+    match migration.phase {
+        Phase::Switched | Phase::Soaking => Ok(Vec::new()),
+        Phase::Shadowing => {
+            not_stopped(migration, command)?;
+            Ok(vec![Decision::Entered { phase: Phase::Switched }])
+        }
+        _ => Err(wrong_phase(migration, command, "the new side must have caught up first: `crossfade run` does it")),
+    }
+}
+
 fn pause(migration: &Migration, command: &Command, by: &str, reason: &str) -> Decided {
     if !migration.phase.is_active() {
         return Err(wrong_phase(migration, command, "nothing is running that could be paused"));
@@ -182,6 +195,9 @@ fn rollback(migration: &Migration, command: &Command, kind: RollbackKind) -> Dec
     let began = vec![Decision::RollbackBegan { kind }];
     match (migration.phase, kind) {
         (Phase::Draft | Phase::Planned, _) => Err(wrong_phase(migration, command, "nothing was written yet")),
+        (Phase::Switched | Phase::Soaking, _) => {
+            Err(wrong_phase(migration, command, "the new side is the writer, and what was written there would be lost"))
+        }
         (Phase::Wiped, RollbackKind::Wipe) | (Phase::Undone, RollbackKind::Undo) => Ok(Vec::new()),
         (Phase::Wiped | Phase::RollingBack(RollbackKind::Wipe), RollbackKind::Undo) => {
             Err(wrong_phase(migration, command, "a wipe drops the undo records too"))

@@ -23,6 +23,10 @@ pub enum Phase {
     CatchingUp,
     /// The sink follows the source.
     Shadowing,
+    /// The new side is the writer; the reverse stream keeps the old side exact.
+    Switched,
+    /// The same, while it is watched whether it stays that way.
+    Soaking,
     /// What we wrote is being taken back; may be killed and run again.
     RollingBack(RollbackKind),
     /// What we overwrote or deleted is back.
@@ -33,7 +37,7 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Draft,
         Self::Planned,
         Self::Expanded,
@@ -41,6 +45,8 @@ impl Phase {
         Self::Backfilling,
         Self::CatchingUp,
         Self::Shadowing,
+        Self::Switched,
+        Self::Soaking,
         Self::RollingBack(RollbackKind::Undo),
         Self::RollingBack(RollbackKind::Wipe),
         Self::Undone,
@@ -68,6 +74,8 @@ impl fmt::Display for Phase {
             Self::Backfilling => "backfilling",
             Self::CatchingUp => "catching up",
             Self::Shadowing => "shadowing",
+            Self::Switched => "switched",
+            Self::Soaking => "soaking",
             Self::RollingBack(RollbackKind::Undo) => "undoing",
             Self::RollingBack(RollbackKind::Wipe) => "wiping",
             Self::Undone => "undone",
