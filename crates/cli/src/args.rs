@@ -32,6 +32,9 @@ pub(crate) struct Cli {
     /// Write what is told on standard error as lines of JSON
     #[arg(long, global = true)]
     pub(crate) log_json: bool,
+    /// Speak of the way back: the stream that keeps the old side exact after a switch
+    #[arg(long, global = true)]
+    pub(crate) reverse: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -53,7 +56,7 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  crossfade check shop.toml")]
     Check(ReportArgs),
     /// Print every step with its SQL, its cost, and what can be taken back; writes nothing
-    #[command(after_help = "Example:\n  crossfade plan shop.toml --json")]
+    #[command(after_help = "Examples:\n  crossfade plan shop.toml --json\n  crossfade plan shop.toml --reverse")]
     Plan(ReportArgs),
     /// Run the migration in the foreground; SIGINT or SIGTERM drains and stops, a second one stops at once
     #[command(
@@ -84,6 +87,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  crossfade rollback shop.toml --undo\n  crossfade rollback shop.toml --wipe --yes"
     )]
     Rollback(RollbackArgs),
+    /// Make the new side the writer, once you have stopped the writers of the old side; `run` then keeps the old side exact
+    #[command(
+        after_help = "Example:\n  crossfade switch-by-hand shop.toml\n\nNo run may be under way: it brings the new side up to the old one itself, makes what the way back begins with, and says\nwhen the applications may be moved. It stops nobody from writing to the old side: that is yours to see to."
+    )]
+    SwitchByHand(SpecArgs),
     /// Switch the applications to the new side (not built yet)
     Cutover(SpecArgs),
     /// Switch the applications back to the old side (not built yet)

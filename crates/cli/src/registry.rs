@@ -1,9 +1,12 @@
 //! The connectors that this binary knows: one line each. The pipeline stays generic; here a closed set is chosen from.
 
+mod back;
 #[cfg(feature = "kafka")]
 mod debezium;
 #[cfg(feature = "kafka")]
 mod topics;
+
+pub(crate) use back::{back_sink, mapping_of, reserve};
 
 use crate::{
     error::CliError,
@@ -19,8 +22,9 @@ use crossfade_connector::{
 };
 use crossfade_event::{Batch, Change, Durable, Key, Position, Row, TableId, TableName, TableSchema, catalog::Catalog};
 use crossfade_postgres::{
-    Apply as PostgresApply, Config as PostgresConfig, OnError as PostgresOnError, OnRewrite as PostgresOnRewrite,
-    Partitions, PostgresInspect, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig, TlsOptions,
+    Apply as PostgresApply, Begin, Config as PostgresConfig, OnError as PostgresOnError,
+    OnRewrite as PostgresOnRewrite, Partitions, PostgresInspect, PostgresSink, PostgresSource, SinkConfig,
+    SnapshotConfig, SourceConfig, TlsOptions,
 };
 use crossfade_sqlite::{
     Config as SqliteConfig, OnError as SqliteOnError, SourceOptions, SqliteInspect, SqliteSink, SqliteSource,
@@ -252,6 +256,7 @@ impl AnySource {
                     heartbeat: keys.heartbeat.0,
                     failover: keys.failover,
                     seen_first: crate::wiring::writes_beside(spec),
+                    begin: spec.reverse.as_ref().and_then(|reverse| reverse.begin).map_or(Begin::Copy, Begin::At),
                 };
                 Ok(Self::Postgres(Box::new(PostgresSource::new(config)?)))
             }
@@ -307,18 +312,7 @@ impl AnySink {
     /// The sink of a spec; not connected yet.
     pub(crate) fn new(spec: &Spec) -> Result<Self, CliError> {
         match &spec.sink {
-            SinkSpec::Postgres(keys) => {
-                let mut config = SinkConfig::new(sink_connection(keys)?, spec.name.as_str());
-                config.apply = match keys.apply {
-                    Apply::Transactional => PostgresApply::Transactional,
-                    Apply::Parallel => PostgresApply::Parallel { workers: keys.workers.unwrap_or(4) },
-                };
-                config.on_error = match keys.on_error {
-                    OnError::Quarantine => PostgresOnError::Quarantine,
-                    OnError::Stop => PostgresOnError::Stop,
-                };
-                Ok(Self::Postgres(Box::new(PostgresSink::new(config))))
-            }
+            SinkSpec::Postgres(keys) => Ok(Self::Postgres(Box::new(postgres_sink(spec, keys)?))),
             SinkSpec::Sqlite(keys) => {
                 let config = sqlite(&keys.path, keys.busy_timeout);
                 let on_error = match keys.on_error {
@@ -448,6 +442,20 @@ pub(crate) fn unsayable(spec: &Spec, target: &Target) -> Result<Vec<Note>, CliEr
         #[cfg(not(feature = "kafka"))]
         SinkSpec::Kafka(_) => target.tables.first().map_or(Ok(Vec::new()), |_| Err(without_kafka("writing topics"))),
     }
+}
+
+fn postgres_sink(spec: &Spec, keys: &SinkKeys) -> Result<PostgresSink, CliError> {
+    let mut config = SinkConfig::new(sink_connection(keys)?, spec.name.as_str());
+    config.apply = match keys.apply {
+        Apply::Transactional => PostgresApply::Transactional,
+        Apply::Parallel => PostgresApply::Parallel { workers: keys.workers.unwrap_or(4) },
+    };
+    config.on_error = match keys.on_error {
+        OnError::Quarantine => PostgresOnError::Quarantine,
+        OnError::Stop => PostgresOnError::Stop,
+    };
+    config.back = spec.reverse.as_deref().map(back::of);
+    Ok(PostgresSink::new(config))
 }
 
 /// A spec for Kafka is refused where it is read; nobody comes here.

@@ -17,6 +17,7 @@ mod keep;
 mod place;
 mod plan_file;
 mod replay;
+mod reverse;
 mod roles;
 mod rollback;
 mod session;
@@ -34,6 +35,7 @@ pub(crate) use ends::{discard, retry};
 pub(crate) use keep::whole;
 pub(crate) use plan_file::{PlanFile, secret_of};
 pub(crate) use replay::replay;
+pub(crate) use reverse::{planned as reversed, switch_by_hand};
 pub(crate) use roles::{found, needs_deliver, parts_here};
 pub(crate) use rollback::rollback;
 pub(crate) use session::Session;
@@ -61,6 +63,9 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
         return dry_run(spec, args.limit).await;
     }
     let spec = &spec.as_part(part);
+    if let Some(migration) = reverse::switched(spec)? {
+        return reverse::run(spec, &migration, args).await;
+    }
     let session = match part {
         // It may have to wait for ingest, and is told to stop meanwhile.
         Some(Part::Deliver) => {
@@ -72,6 +77,11 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
         }
         _ => Session::open(spec).await?,
     };
+    run_session(session, args).await
+}
+
+/// Runs what was opened, and puts into its journal how it ended.
+async fn run_session(session: Session, args: &RunArgs) -> Result<(), CliError> {
     let journal = session.journal.clone();
     let by = session.by.clone();
     let outcome =

@@ -3,7 +3,7 @@
 use super::{
     follower::Origin,
     plan_file::{PlanFile, secret_of},
-    roles,
+    reverse, roles,
     session::routes,
 };
 use crate::{
@@ -37,6 +37,8 @@ pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), Cli
     };
     plan.check(spec)?;
     journal.command(if args.wipe { Command::Wipe } else { Command::Undo }, &by).await?;
+    // A way back that was made ready, and that nobody will go.
+    reverse::discard(spec).await?;
     // Every worker of before is refused from here on.
     roles::outlast(spec, &journal, &by).await?;
     let routes = routes(spec, &plan, secret_of(&spec.base())?, journal.migration().epoch)?;

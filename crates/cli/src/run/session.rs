@@ -92,6 +92,13 @@ fn refuse_half_done(journal: &Journal<Embedded>) -> Result<(), CliError> {
         ))
         .hint("run the same `crossfade rollback` again; it goes on where it was"));
     }
+    if let Phase::Switched | Phase::Soaking = migration.phase {
+        return Err(CliError::refused(format!(
+            "the migration is {}: its new side is the writer, and what it did not write itself would be overwritten",
+            migration.phase
+        ))
+        .hint("`crossfade run` keeps the old side exact; ask about that with --reverse"));
+    }
     if let Some(Overlay::Lost { reason, remedy }) = &migration.overlay {
         tracing::warn!(%reason, %remedy, "the migration was lost; it is opened again to see whether that still holds");
     }
