@@ -155,6 +155,9 @@ impl SourceConfig {
     }
 }
 
+/// The longest name of a migration, and of its way back, whose objects a server takes.
+const NAME_MAX: usize = 49;
+
 /// The name of a migration's slot and publication.
 fn object_name(migration: &str) -> String {
     format!("crossfade_{}", migration.replace('-', "_"))
@@ -219,11 +222,11 @@ impl PostgresSource {
     pub fn new(config: SourceConfig) -> Result<Self, Failure> {
         let named = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let name = &config.migration;
-        if !name.starts_with(|c: char| c.is_ascii_lowercase()) || name.len() > 41 || !name.chars().all(named) {
+        if !name.starts_with(|c: char| c.is_ascii_lowercase()) || name.len() > NAME_MAX || !name.chars().all(named) {
             return Err(Failure::misconfigured(
                 "reading the spec",
                 format!("`{name}` cannot name a migration"),
-                "Use a to z first, then a to z, 0 to 9 and -, at most 41 in all",
+                format!("Use a to z first, then a to z, 0 to 9 and -, at most {NAME_MAX} in all"),
             ));
         }
         if config.snapshot.workers == 0 || config.snapshot.chunk_rows == 0 {
@@ -281,6 +284,14 @@ impl PostgresSource {
     /// `Refused` with the exact SQL where the role may not, or the slot is somebody else's.
     pub async fn reserve(&self, old_rows: &[TableName]) -> Result<Position, Failure> {
         Box::pin(setup::reserve(&self.config, &self.patterns, old_rows)).await
+    }
+
+    /// Where a slot begins that somebody else has made under this source's name, and moved up to where both sides are equal.
+    ///
+    /// # Errors
+    /// `Lost` where it is not there, or is of another kind.
+    pub async fn place_of_slot(&self) -> Result<Position, Failure> {
+        Box::pin(setup::place_of_slot(&self.config)).await
     }
 
     /// The patterns, as the spec writes them.

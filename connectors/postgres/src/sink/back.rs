@@ -10,8 +10,8 @@
 //!  change with new keys ─▶ pair on record? ──yes──▶ old key
 //!                               └──no──▶ nextval ─▶ nobody has it? ─▶ pair and rows in one transaction
 //! ```
-//! The old side stands behind a fence by then: our session says by what right it writes (`crossfade.reverse`), and marks
-//! what it writes as the migration's own, so that it does not come over again.
+//! The old side stands behind a fence by then: our session says whose it is (`crossfade.pass`) and by which switch it writes
+//! (`crossfade.reverse`), and marks what it writes as the migration's own, so that it does not come over again.
 
 use super::{PostgresSink, link::Link, sets::SET_ROWS, table::Table};
 use crate::client::{failure, quote_ident, quote_literal, quote_table};
@@ -34,7 +34,7 @@ const TABLES: &str = "CREATE TABLE IF NOT EXISTS crossfade.reverse_keys ( \
 pub struct Back {
     /// The migration that is taken back.
     pub forward: String,
-    /// By what right we write behind the fence: the session says it in `crossfade.reverse`.
+    /// The epoch of the switch by which we write behind the fence: the session says it in `crossfade.reverse`.
     pub epoch: u64,
     /// The columns that come with new keys.
     pub keys: Vec<OldKey>,
@@ -61,7 +61,8 @@ pub struct OldKey {
 
 /// What the session says to the fence, and to everybody who looks at it.
 pub(super) fn pass_sql(back: &Back) -> String {
-    format!("SET crossfade.reverse = {}", quote_literal(&back.epoch.to_string()).trim_start())
+    let (of, epoch) = (quote_literal(&back.forward), quote_literal(&back.epoch.to_string()));
+    format!("SET crossfade.pass = {}; SET crossfade.reverse = {}", of.trim_start(), epoch.trim_start())
 }
 
 /// Makes what the pairs stand in. Until the mapping is in, nothing may be written.

@@ -6,7 +6,7 @@
 pub(super) mod publication;
 mod reserve;
 
-pub(super) use reserve::reserve;
+pub(super) use reserve::{place_of_slot, reserve};
 
 use super::{
     Begin, SourceConfig,

@@ -7,6 +7,7 @@
 //! ```
 
 mod adding;
+mod back;
 mod base;
 mod control;
 mod dry;
@@ -17,7 +18,6 @@ mod keep;
 mod place;
 mod plan_file;
 mod replay;
-mod reverse;
 mod roles;
 mod rollback;
 mod session;
@@ -30,12 +30,12 @@ mod watcher;
 mod word;
 mod workers;
 
+pub(crate) use back::{planned as reversed, switch_by_hand};
 pub(crate) use dry::dry_run;
 pub(crate) use ends::{discard, retry};
 pub(crate) use keep::whole;
 pub(crate) use plan_file::{PlanFile, secret_of};
 pub(crate) use replay::replay;
-pub(crate) use reverse::{planned as reversed, switch_by_hand};
 pub(crate) use roles::{found, needs_deliver, parts_here};
 pub(crate) use rollback::rollback;
 pub(crate) use session::Session;
@@ -63,8 +63,8 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
         return dry_run(spec, args.limit).await;
     }
     let spec = &spec.as_part(part);
-    if let Some(migration) = reverse::switched(spec)? {
-        return reverse::run(spec, &migration, args).await;
+    if let Some(migration) = back::switched(spec)? {
+        return back::run(spec, &migration, args).await;
     }
     let session = match part {
         // It may have to wait for ingest, and is told to stop meanwhile.

@@ -1,9 +1,10 @@
 //! `rollback`: takes back what a migration wrote. Both ways can be killed and run again.
 
 use super::{
+    back,
     follower::Origin,
     plan_file::{PlanFile, secret_of},
-    reverse, roles,
+    roles,
     session::routes,
 };
 use crate::{
@@ -38,7 +39,7 @@ pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), Cli
     plan.check(spec)?;
     journal.command(if args.wipe { Command::Wipe } else { Command::Undo }, &by).await?;
     // A way back that was made ready, and that nobody will go.
-    reverse::discard(spec).await?;
+    back::discard(spec).await?;
     // Every worker of before is refused from here on.
     roles::outlast(spec, &journal, &by).await?;
     let routes = routes(spec, &plan, secret_of(&spec.base())?, journal.migration().epoch)?;

@@ -7,15 +7,12 @@ use super::{
     sink::{Apply, Existing, PostgresSink, SinkSpec, WriteTo},
     source::{OnRewrite, Partitions, PostgresKind, PostgresSource, Snapshot, SourceSpec, ten_seconds},
 };
-use crossfade_event::{Position, SourceId};
+use crossfade_event::Position;
 use crossfade_transform::{Back, Forward};
 use std::{fmt, sync::Arc};
 
 /// The folder of the way back, in the migration's own.
 pub(crate) const FOLDER: &str = "reverse";
-
-/// The longest name that a server takes.
-const NAME_MAX: usize = 41;
 
 /// What is known of the migration that is taken back.
 #[derive(Clone)]
@@ -79,7 +76,7 @@ impl Spec {
             LogSpec::Kafka(_) => EmbeddedLog::default(),
         };
         Some(Self {
-            name: name_of(&self.name),
+            name: self.name.reversed(),
             dir: self.as_part(None).base(),
             part: None,
             source: SourceSpec::Postgres(source),
@@ -90,29 +87,5 @@ impl Spec {
             warnings: Vec::new(),
             ..self.clone()
         })
-    }
-}
-
-/// The name under which the way back stands on servers.
-fn name_of(forward: &Name) -> Name {
-    let plain = format!("{forward}-reverse");
-    let short = || {
-        let head = forward.as_str().get(..20).unwrap_or_default();
-        format!("{head}-{:08x}-reverse", SourceId::of(forward.as_str()).0 & 0xffff_ffff)
-    };
-    Name::nearest(&if plain.len() <= NAME_MAX { plain } else { short() })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_way_back_has_a_name_of_its_own_however_long_the_migrations_is() {
-        let named = |name: &str| name_of(&name.parse().unwrap()).to_string();
-        assert_eq!(named("shop"), "shop-reverse");
-        let (one, two) = (format!("{}a", "x".repeat(40)), format!("{}b", "x".repeat(40)));
-        assert!(named(&one).len() <= NAME_MAX && named(&one).ends_with("-reverse"));
-        assert_ne!(named(&one), named(&two), "they differ where the name is cut off");
     }
 }

@@ -37,6 +37,22 @@ pub(in crate::source) async fn reserve(
     Ok(Position { source, timeline, commit: created.consistent_point.0, ordinal: u32::MAX })
 }
 
+/// The place up to which the slot was confirmed.
+pub(in crate::source) async fn place_of_slot(config: &SourceConfig) -> Result<Position, Failure> {
+    let session = client::connect(&config.connection, &config.application_name()).await?;
+    let server = examine(&session).await?;
+    let mut replication = Replication::connect(&config.connection, &config.application_name()).await?;
+    let Identified { system, timeline, .. } = replication.identify().await?;
+    let source = SourceId::of(&format!("postgres:{system}:{}", server.database_oid));
+    let name = config.object_name();
+    let found = slot::find(&session, &name).await?;
+    let found = found.ok_or_else(|| slot::lost(&name, "the slot does not exist".to_owned()))?;
+    let commit = found.confirmed().map_or(0, |confirmed| confirmed.0);
+    let place = Position { source, timeline, commit, ordinal: u32::MAX };
+    found.check_history(&name, config.connection.dbname(), &place)?;
+    Ok(place)
+}
+
 async fn tell_old_rows(session: &Session, table: &TableName) -> Result<(), Failure> {
     let doing = || format!("making {table} tell each row as it was before");
     let quoted = quote_table(table)?;
