@@ -383,8 +383,14 @@ async fn a_switch_that_would_be_one_way_is_refused_by_name() {
         Some("0")
     );
 
-    // Once there is a way back it is taken, and only by it.
+    // With a default there is a way back; then the two sides must be equal, and from then on it is the only way.
     old.execute("ALTER TABLE t ALTER note SET DEFAULT ''").await;
+    new.execute("ALTER TABLE t ADD CONSTRAINT good CHECK (rest <> 'bad')").await;
+    old.execute("INSERT INTO t VALUES (2, 'x', 'bad')").await;
+    let refused = desk.expect(3, &["switch-by-hand"], &[]);
+    assert!(refused.stderr.contains("1 of its changes are in quarantine"), "{refused}");
+    new.execute("ALTER TABLE t DROP CONSTRAINT good").await;
+    desk.expect(0, &["quarantine", "retry"], &["--all"]);
     desk.expect(0, &["switch-by-hand"], &[]);
     let refused = desk.expect(3, &["rollback"], &["--wipe", "--yes"]);
     assert!(refused.stderr.contains("the new side is the writer"), "{refused}");

@@ -18,11 +18,11 @@ use crate::{
     args::RunArgs,
     commands::folder,
     error::{CliError, Exit},
-    registry,
+    registry::{self, AnySink},
     spec::{REVERSE_FOLDER, Reverse, Spec},
     wiring,
 };
-use crossfade_connector::{Inspect, StoredMapping};
+use crossfade_connector::{Inspect, Quarantine, QuarantineFilter, StoredMapping};
 use crossfade_control::{Command, Migration, Phase};
 use crossfade_event::{Position, catalog::Catalog};
 use crossfade_transform::{Forward, back};
@@ -223,10 +223,21 @@ pub(crate) async fn switch_by_hand(spec: &Spec) -> Result<(), CliError> {
         return said(spec);
     }
     refuse_one_way(&planned(spec).await?)?;
-    upkeep::while_followed(spec, true, Box::pin(prepare(spec))).await?;
+    upkeep::while_followed(spec, true, Box::pin(prepare_equal(spec))).await?;
     let taken = folder::taken(spec)?;
     folder::journal(&taken)?.command(Command::SwitchByHand, &folder::by_hand()).await?;
     said(spec)
+}
+
+/// Prepares, where nothing is missing on the new side.
+async fn prepare_equal(spec: &Spec) -> Result<Position, CliError> {
+    match AnySink::for_looking(spec)?.list(&QuarantineFilter::default()).await?.len() {
+        0 => prepare(spec).await,
+        held => {
+            Err(CliError::refused(format!("{held} of its changes are in quarantine, so that the two sides are not equal"))
+                .hint(format!("crossfade quarantine ls {}", spec.file.display())))
+        }
+    }
 }
 
 fn said(spec: &Spec) -> Result<(), CliError> {
