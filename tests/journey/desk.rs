@@ -79,13 +79,19 @@ impl Desk {
 
     /// `crossfade wait --caught-up`, as long as the run lives.
     pub(crate) fn wait(&self, run: &mut Running) {
-        let waited = self.command(&["wait"], &["--caught-up", "--timeout", "100s"]);
+        self.wait_with(run, &[]);
+    }
+
+    /// The same, with more words.
+    pub(crate) fn wait_with(&self, run: &mut Running, more: &[&str]) {
+        let words: Vec<&str> = ["--caught-up", "--timeout", "100s"].iter().chain(more).copied().collect();
+        let waited = self.command(&["wait"], &words);
         assert!(
             waited.code == Some(0) && run.is_running(),
             "the run does not catch up\n{waited}\n--- the run says\n{}{}\n--- status\n{}",
             run.stdout(),
             run.stderr(),
-            self.command(&["status"], &[])
+            self.command(&["status"], more)
         );
     }
 

@@ -23,6 +23,7 @@ mod lookups;
 mod planned;
 mod renames;
 mod replayed;
+mod reverse;
 #[cfg(feature = "kafka")]
 mod roles;
 mod shapes;

@@ -40,7 +40,7 @@ impl Mapping {
         found.unwrap_or_else(|| panic!("the mapping has no key {old} of {table}"))
     }
 
-    fn take_through(&self, rows: &Rows, keys: &[(usize, &str)]) -> Rows {
+    pub(crate) fn take_through(&self, rows: &Rows, keys: &[(usize, &str)]) -> Rows {
         rows.iter()
             .map(|row| {
                 let mut row = row.clone();

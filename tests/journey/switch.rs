@@ -1,7 +1,7 @@
 //! The cutover to another server, under tellers who never stop: refused with its reason, made, interrupted anywhere.
 
 use crate::{
-    desk::SPEC,
+    desk::{SPEC, assert_same_tables},
     tellers::{Bank, Tellers},
 };
 use crossfade_testkit::{
@@ -101,8 +101,13 @@ async fn a_cutover_moves_live_writers_to_the_other_server_and_loses_nothing() {
     assert_eq!(switch(&bank)["epoch"], 1);
     let status = switch_status(&bank);
     assert_eq!((&status["authority"], &status["epoch"]), (&"new".into(), &1.into()), "{status}");
-    bank.desk.expect(3, &["run"], &[]);
     bank.desk.expect(3, &["rollback"], &["--wipe", "--yes"]);
+    // And the old side follows the new one, behind its fence.
+    let mut run = bank.desk.start();
+    bank.desk.wait_with(&mut run, &["--reverse"]);
+    assert_same_tables(&bank.new, &bank.old, &["accounts", "movements", "notes"]).await;
+    assert_fenced(&bank.old).await;
+    bank.desk.stop(run);
 }
 
 #[tokio::test(flavor = "multi_thread")]

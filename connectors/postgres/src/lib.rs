@@ -19,5 +19,5 @@ pub mod switch;
 pub use client::{Patterns, QuotedName, Session, connect, failure, quote_ident, quote_literal, quote_table};
 pub use config::{Config, Host, SslMode, TlsOptions};
 pub use inspect::PostgresInspect;
-pub use sink::{Apply, OnError, PostgresPart, PostgresSink, SinkConfig};
-pub use source::{OnRewrite, Partitions, PostgresSource, SnapshotConfig, SourceConfig, TableAdder};
+pub use sink::{Apply, Back, OldKey, OnError, PostgresPart, PostgresSink, SinkConfig};
+pub use source::{Begin, OnRewrite, Partitions, PostgresSource, SnapshotConfig, SourceConfig, TableAdder};

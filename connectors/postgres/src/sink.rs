@@ -15,6 +15,7 @@
 mod alter;
 mod apply;
 mod attempt;
+mod back;
 mod collide;
 mod contract;
 pub(crate) mod ddl;
@@ -43,6 +44,7 @@ mod undo;
 mod write;
 
 pub use apply::OnError;
+pub use back::{Back, OldKey};
 pub use part::PostgresPart;
 
 use crate::{Config, client::connect};
@@ -97,6 +99,8 @@ pub struct SinkConfig {
     /// Whether each commit waits for the server's disk. Off by default, for the log is durable and the position stands
     /// in the same transaction as the rows.
     pub synchronous_commit: bool,
+    /// The target is the side that another migration came from, and what is written there is taken back to it.
+    pub back: Option<Back>,
 }
 
 impl SinkConfig {
@@ -108,6 +112,7 @@ impl SinkConfig {
             apply: Apply::Transactional,
             on_error: OnError::Quarantine,
             synchronous_commit: false,
+            back: None,
         }
     }
 }
@@ -196,6 +201,9 @@ impl PostgresSink {
         link.execute(doing, &sql).await?;
         if self.config.connection.lock_timeout().is_zero() {
             link.execute(doing, LOCK_TIMEOUT).await?;
+        }
+        if let Some(back) = &self.config.back {
+            link.execute(doing, &back::pass_sql(back)).await?;
         }
         let sql = "SELECT pg_is_in_recovery(), has_parameter_privilege('session_replication_role', 'SET'), \
                    current_setting('server_encoding')";
@@ -366,9 +374,15 @@ impl PostgresSink {
             link.locked = true;
         }
         let found = make::survey(link, target).await?;
+        if self.config.back.is_some() {
+            make::refuse_absent(target, &found)?;
+        }
         if !link.open {
             store::install(link).await?;
             store::fence(link, migration, 0, target.epoch).await?;
+            if let Some(back) = &self.config.back {
+                back::prepare(link, back).await?;
+            }
         }
         let progress = store::progress(link, migration, 0).await?;
         // The lock is ours now. Before it was, a session that had been cut off may have committed.
@@ -392,7 +406,10 @@ impl PostgresSink {
         table::make_types(link, &mut tables).await?;
         table::link_parents(&mut tables);
         if !link.open {
-            own::mark(link, migration, target).await?;
+            match &self.config.back {
+                Some(back) => own::mark_all(link, &back.forward).await?,
+                None => own::mark(link, migration, target).await?,
+            }
         }
         let streaming = progress.as_ref().is_some_and(|progress| progress.stage == Stage::Streaming);
         if streaming {

@@ -85,6 +85,17 @@ pub enum Partitions {
     Root,
 }
 
+/// Where a source begins whose log is empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Begin {
+    /// With a copy of the tables as they are.
+    #[default]
+    Copy,
+    /// At the place of a slot that was made before ([`PostgresSource::place_of_slot`]), with nothing copied: both ends were
+    /// equal there.
+    At(Position),
+}
+
 /// Everything that a source needs to know.
 #[derive(Debug, Clone)]
 pub struct SourceConfig {
@@ -111,6 +122,8 @@ pub struct SourceConfig {
     /// Hand a transaction over only when every session sees it: needed where the sink writes into the same tables, for
     /// a row that it does not see yet is to it one that is gone.
     pub seen_first: bool,
+    /// Where it begins with an empty log.
+    pub begin: Begin,
 }
 
 impl SourceConfig {
@@ -128,6 +141,7 @@ impl SourceConfig {
             heartbeat: Duration::from_secs(30),
             failover: false,
             seen_first: false,
+            begin: Begin::Copy,
         }
     }
 
@@ -140,6 +154,9 @@ impl SourceConfig {
         format!("crossfade {}", self.migration)
     }
 }
+
+/// The longest name of a migration, and of its way back, whose objects a server takes.
+const NAME_MAX: usize = 49;
 
 /// The name of a migration's slot and publication.
 fn object_name(migration: &str) -> String {
@@ -205,11 +222,11 @@ impl PostgresSource {
     pub fn new(config: SourceConfig) -> Result<Self, Failure> {
         let named = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let name = &config.migration;
-        if !name.starts_with(|c: char| c.is_ascii_lowercase()) || name.len() > 41 || !name.chars().all(named) {
+        if !name.starts_with(|c: char| c.is_ascii_lowercase()) || name.len() > NAME_MAX || !name.chars().all(named) {
             return Err(Failure::misconfigured(
                 "reading the spec",
                 format!("`{name}` cannot name a migration"),
-                "Use a to z first, then a to z, 0 to 9 and -, at most 41 in all",
+                format!("Use a to z first, then a to z, 0 to 9 and -, at most {NAME_MAX} in all"),
             ));
         }
         if config.snapshot.workers == 0 || config.snapshot.chunk_rows == 0 {
@@ -257,6 +274,23 @@ impl PostgresSource {
     /// What of its own the source has still to make.
     pub(crate) async fn missing(&self, session: &Session) -> Result<capture::Capture, Failure> {
         capture::missing(session, &self.config.migration, &self.patterns, self.config.failover).await
+    }
+
+    /// Has these tables tell each row as it was before, from here on (`REPLICA IDENTITY FULL`).
+    ///
+    /// # Errors
+    /// `Refused` with the exact SQL where the role may not.
+    pub async fn tell_old_rows(&self, tables: &[TableName]) -> Result<(), Failure> {
+        Box::pin(setup::tell_old_rows(&self.config, tables)).await
+    }
+
+    /// Where a slot begins that a switch has made under this source's name, and moved up to where both sides are equal: with
+    /// an empty log the source begins there ([`Begin::At`]).
+    ///
+    /// # Errors
+    /// `Lost` where it is not there, or is of another kind.
+    pub async fn place_of_slot(&self) -> Result<Position, Failure> {
+        Box::pin(setup::place_of_slot(&self.config)).await
     }
 
     /// The patterns, as the spec writes them.

@@ -32,6 +32,9 @@ pub(crate) struct Cli {
     /// Write what is told on standard error as lines of JSON
     #[arg(long, global = true)]
     pub(crate) log_json: bool,
+    /// Speak of the way back: the stream that keeps the old side exact after a switch
+    #[arg(long, global = true)]
+    pub(crate) reverse: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -53,7 +56,7 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  crossfade check shop.toml")]
     Check(ReportArgs),
     /// Print every step with its SQL, its cost, and what can be taken back; writes nothing
-    #[command(after_help = "Example:\n  crossfade plan shop.toml --json")]
+    #[command(after_help = "Examples:\n  crossfade plan shop.toml --json\n  crossfade plan shop.toml --reverse")]
     Plan(ReportArgs),
     /// Run the migration in the foreground; SIGINT or SIGTERM drains and stops, a second one stops at once
     #[command(

@@ -214,7 +214,7 @@ impl From<PlanError> for CliError {
             | PlanError::Clash(_)
             | PlanError::Invalid { .. }
             | PlanError::Unbuilt(_) => Exit::Misconfigured,
-            PlanError::NeedsText { .. } | PlanError::Unplanned(_) => Exit::Refused,
+            PlanError::NeedsText { .. } | PlanError::Unplanned(_) | PlanError::OneWay(_) => Exit::Refused,
         };
         Self::of(exit, &error)
     }

@@ -43,7 +43,7 @@ fn begin(cli: Cli) -> Result<(), CliError> {
         .thread_name("crossfade")
         .build()
         .map_err(|error| CliError::io("starting the worker threads", &error))?;
-    let outcome = runtime.block_on(Box::pin(commands::dispatch(cli.command)));
+    let outcome = runtime.block_on(Box::pin(commands::dispatch(cli.command, cli.reverse)));
     // A task that blocks on a dead server or disk must not keep the process: everything is safe to drop.
     runtime.shutdown_background();
     outcome

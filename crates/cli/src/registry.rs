@@ -1,9 +1,12 @@
 //! The connectors that this binary knows: one line each. The pipeline stays generic; here a closed set is chosen from.
 
+mod back;
 #[cfg(feature = "kafka")]
 mod debezium;
 #[cfg(feature = "kafka")]
 mod topics;
+
+pub(crate) use back::{back_sink, mapping_of, place_of_slot, tell_old_rows};
 
 use crate::{
     error::CliError,
@@ -21,9 +24,9 @@ use crossfade_event::{
     Batch, Change, Durable, Key, Position, Row, Side, TableId, TableName, TableSchema, catalog::Catalog,
 };
 use crossfade_postgres::{
-    Apply as PostgresApply, Config as PostgresConfig, OnError as PostgresOnError, OnRewrite as PostgresOnRewrite,
-    Partitions, PostgresInspect, PostgresPart, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig,
-    TlsOptions, switch::SwitchEnd,
+    Apply as PostgresApply, Begin, Config as PostgresConfig, OnError as PostgresOnError,
+    OnRewrite as PostgresOnRewrite, Partitions, PostgresInspect, PostgresPart, PostgresSink, PostgresSource,
+    SinkConfig, SnapshotConfig, SourceConfig, TlsOptions, switch::SwitchEnd,
 };
 use crossfade_sqlite::{
     Config as SqliteConfig, OnError as SqliteOnError, SourceOptions, SqliteInspect, SqliteSink, SqliteSource,
@@ -218,6 +221,7 @@ fn postgres_sink(spec: &Spec, keys: &SinkKeys) -> Result<SinkConfig, CliError> {
         OnError::Quarantine => PostgresOnError::Quarantine,
         OnError::Stop => PostgresOnError::Stop,
     };
+    config.back = spec.reverse.as_deref().map(back::of);
     Ok(config)
 }
 
@@ -316,6 +320,7 @@ impl AnySource {
                     heartbeat: keys.heartbeat.0,
                     failover: keys.failover,
                     seen_first: crate::wiring::writes_beside(spec),
+                    begin: spec.reverse.as_ref().and_then(|reverse| reverse.begin).map_or(Begin::Copy, Begin::At),
                 };
                 Ok(Self::Postgres(Box::new(PostgresSource::new(config)?)))
             }

@@ -57,6 +57,7 @@ pub(crate) fn plan_needs_text(spec: &Spec, catalog: &Catalog) -> Result<bool, Cl
 /// What the plan must know beside rules and catalog. The spec's own secret counts before the folder's.
 pub(crate) fn plan_options(spec: &Spec, secret: Vec<u8>) -> PlanOptions {
     let secret = spec.secret.as_ref().map_or(secret, |own| own.expose().as_bytes().to_vec());
+    let reverse = spec.reverse.as_ref().map(|reverse| reverse.forward.clone());
     let (schema, dialect, write) = match &spec.sink {
         SinkSpec::Postgres(keys) => (keys.schema.clone(), Dialect::Postgres, keys.write),
         SinkSpec::Sqlite(keys) => (None, Dialect::Sqlite, keys.write),
@@ -71,6 +72,7 @@ pub(crate) fn plan_options(spec: &Spec, secret: Vec<u8>) -> PlanOptions {
                 write,
                 secret,
                 records: true,
+                reverse,
             };
         }
     };
@@ -78,7 +80,7 @@ pub(crate) fn plan_options(spec: &Spec, secret: Vec<u8>) -> PlanOptions {
         WriteTo::ShadowTables => WriteKind::ShadowTables,
         WriteTo::ShadowColumns => WriteKind::ShadowColumns,
     };
-    PlanOptions { schema, dialect, write, secret, records: false }
+    PlanOptions { schema, dialect, write, secret, records: false, reverse }
 }
 
 /// Whether a table of the source is itself written: new columns beside the old ones.

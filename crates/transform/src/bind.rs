@@ -13,6 +13,9 @@ use crossfade_event::{
 };
 use std::sync::Arc;
 
+const NO_OLD_ROW: &str = "the row as it was before did not come with the change, so that nobody can tell which of its \
+     columns have changed; give the new side's table REPLICA IDENTITY FULL";
+
 /// What comes out for one change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
@@ -88,6 +91,7 @@ impl Bound {
             && raw.iter().all(|raw| *raw)
             && plan.outs.len() == schema.columns.len()
             && plan.mapping.is_none()
+            && plan.only_changed.is_empty()
             && !plan.columns_only;
         Self { plan, types: types.into(), load: load.into(), raw: raw.into(), width: schema.columns.len(), passthrough }
     }
@@ -130,7 +134,10 @@ impl Bound {
     }
 
     fn try_apply(&self, change: &Change, views: &dyn Views, out: &mut Vec<Output>) -> Result<(), String> {
-        let filled = change.new.as_ref().map(|new| fill(new, change.old.as_ref()));
+        let mut filled = change.new.as_ref().map(|new| fill(new, change.old.as_ref()));
+        if let (Op::Update, Some(new), false) = (change.op, &filled, self.plan.only_changed.is_empty()) {
+            filled = Some(self.only_changed(new, change.old.as_ref())?);
+        }
         match (change.op, &filled, &change.old) {
             (Op::Insert, Some(new), _) => {
                 let image = self.image(new, false, views)?;
@@ -147,6 +154,27 @@ impl Bound {
             }
             _ => Err("a change without the image that it needs".to_owned()),
         }
+    }
+
+    /// Marks as unchanged what is only written where it has changed, and has not.
+    fn only_changed(&self, new: &Row, old: Option<&Row>) -> Result<Row, String> {
+        let old: Vec<Cell<'_>> = old.map(|old| old.cells().collect()).unwrap_or_default();
+        let mut cells: Vec<Cell<'_>> = new.cells().collect();
+        for group in &self.plan.only_changed {
+            let places: Vec<usize> = group.iter().filter_map(|register| *self.load.get(*register)?).collect();
+            let known = |place: &usize| matches!(old.get(*place), Some(Cell::Null | Cell::Bytes(_)));
+            if !places.iter().all(known) {
+                return Err(NO_OLD_ROW.to_owned());
+            }
+            if places.iter().all(|place| cells.get(*place) == old.get(*place)) {
+                for place in places {
+                    if let Some(cell) = cells.get_mut(place) {
+                        *cell = Cell::Unchanged;
+                    }
+                }
+            }
+        }
+        Ok(cells.into_iter().collect())
     }
 
     fn inserted(&self, image: Image, out: &mut Vec<Output>) -> Result<(), String> {

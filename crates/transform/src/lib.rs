@@ -23,7 +23,8 @@ mod types;
 
 pub use bind::{Bound, Output, Views};
 pub use plan::{
-    Became, Fidelity, LookupView, Note, Plan, PlanError, PlanOptions, PlannedTable, Writing, default_cell, plan,
+    Back, BackColumn, BackHow, BackKey, BackRefusal, BackTable, Became, Fidelity, Forward, LookupView, Note, Plan,
+    PlanError, PlanOptions, PlannedTable, Writing, back, default_cell, plan,
 };
 pub use rules::{KeyMaker, KeyRule, Rekey, Rules, TableRule, WriteKind};
 pub use step::{

@@ -1,6 +1,6 @@
 //! The sink as others see it: what each step of the contract does around the work on a connection.
 
-use super::{CONSTRAINT_PAUSE, PostgresSink, ddl, finish, link::Raw, sets, store};
+use super::{CONSTRAINT_PAUSE, PostgresSink, back, ddl, finish, link::Raw, sets, store};
 use crossfade_connector::{
     Applied, Ddl, Delivery, Failure, Guard, Progress, Sink, Stage, Target, TargetSql, TargetTable,
 };
@@ -57,10 +57,13 @@ impl Sink for PostgresSink {
         Ok(progress)
     }
 
-    async fn apply(&mut self, delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
+    async fn apply(&mut self, mut delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
         self.must_stand()?;
         self.told = None;
         let mut link = self.same_link()?;
+        if let Some(back) = &self.config.back {
+            Box::pin(back::turn(&mut link, back, &self.tables, &mut delivery)).await?;
+        }
         let applied = Box::pin(self.apply_on(&mut link, delivery, guard)).await?;
         self.in_part = link.open;
         self.give_back(link);

@@ -57,13 +57,17 @@ pub(super) struct Folded {
     pub(super) freed: Vec<String>,
 }
 
-/// A partial update that also changes the key: it must be written alone, for it needs the row as it stands.
+/// An update that changes the key and must be written alone, for it needs the row as it stands: a partial one, and any of a
+/// row with columns that are not ours.
 pub(super) fn is_move(table: &Table, change: &Change) -> bool {
     change.op == Op::Update
         && change.old.is_some()
         && table.target.schema.identity == Identity::Key
         && change.replaced_key(&table.target.schema).is_some()
-        && change.new.as_ref().is_some_and(|new| !is_whole(&filled(new, change.old.as_ref())))
+        && change
+            .new
+            .as_ref()
+            .is_some_and(|new| !table.beside.is_empty() || !is_whole(&filled(new, change.old.as_ref())))
 }
 
 pub(super) fn is_whole(row: &Row) -> bool {

@@ -81,6 +81,18 @@ pub(super) async fn survey(link: &mut Link, target: &Target) -> Result<Vec<Found
     Ok(found)
 }
 
+/// On the way back every table is there: a migration came from it.
+pub(super) fn refuse_absent(target: &Target, found: &[Found]) -> Result<(), Failure> {
+    match target.tables.iter().zip(found).find(|(_, found)| **found == Found::Absent) {
+        None => Ok(()),
+        Some((table, _)) => Err(Failure::halt(
+            "preparing the way back",
+            format!("there is no table {} on the old side any more", table.schema.name),
+            "Put it back as it was at the switch, with its rows; or give up the way back",
+        )),
+    }
+}
+
 async fn is_ours(link: &mut Link, migration: &str, kind: &str, name: &TableName) -> Result<bool, Failure> {
     if !store::exists(link).await? {
         return Ok(false);

@@ -14,22 +14,34 @@ pub(super) async fn mark(link: &mut Link, migration: &str, target: &Target) -> R
         link.set_begin(None);
         return Ok(());
     }
+    mark_all(link, migration).await
+}
+
+/// Marks everything that is written as that migration's own.
+pub(super) async fn mark_all(link: &mut Link, migration: &str) -> Result<(), Failure> {
     if set_origin(link, migration).await? {
         link.set_begin(None);
-        return Ok(());
+    } else {
+        set_message(link, migration);
     }
-    mark_by_message(link, migration, target);
     Ok(())
 }
 
 /// The same by a message only: an origin serves one session at a time.
 pub(super) fn mark_by_message(link: &mut Link, migration: &str, target: &Target) {
     let needed = target.tables.iter().any(|table| matches!(table.mode, WriteMode::Columns { .. }));
+    match needed {
+        true => set_message(link, migration),
+        false => link.set_begin(None),
+    }
+}
+
+fn set_message(link: &mut Link, migration: &str) {
     let message = format!(
         "SELECT pg_catalog.pg_logical_emit_message(true, 'crossfade.own', {})",
         quote_literal(migration).trim_start()
     );
-    link.set_begin(needed.then_some(message.as_str()));
+    link.set_begin(Some(&message));
 }
 
 /// Sets the origin; false without the right, or while another session holds it.

@@ -4,9 +4,12 @@
 //! publication made after the slot would be missing from the slot's beginning.
 
 pub(super) mod publication;
+mod reserve;
+
+pub(super) use reserve::{place_of_slot, tell_old_rows};
 
 use super::{
-    SourceConfig,
+    Begin, SourceConfig,
     catalog::{self, CapturedNames, LiveTable},
     heaps::Heaps,
     slot,
@@ -172,7 +175,8 @@ async fn check_reach(
     ))
 }
 
-/// An empty log: publication, slot, and the beginning of the first backfill.
+/// An empty log: publication, slot, and the beginning of the first backfill. Where the slot was made before, that backfill
+/// is one of no tables.
 async fn begin(
     config: &SourceConfig,
     patterns: &Patterns,
@@ -186,9 +190,18 @@ async fn begin(
     let names: Vec<_> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
     patterns.select(&names)?;
     let wanted = catalog::wanted(&candidates, patterns);
-    publication::ensure(&session, config, &candidates, &wanted, server.version).await?;
     let slot = config.object_name();
-    clear_leftover(config, &session, &slot, &identified.system).await?;
+    match config.begin {
+        Begin::Copy => {
+            publication::ensure(&session, config, &candidates, &wanted, server.version).await?;
+            clear_leftover(config, &session, &slot, &identified.system).await?;
+        }
+        Begin::At(place) => {
+            check_identity(config, &place, source, &identified, &mut replication).await?;
+            check_reach(config, &session, &place, &identified).await?;
+            reserve::still_there(config, &session, &candidates, &wanted, server.version, &place).await?;
+        }
+    }
     let mut trees = Trees::read(&config.spool_dir, 0).await?;
     for root in wanted.iter().filter(|candidate| candidate.is_root) {
         let members = tree::members(&session, root.oid).await?;
@@ -199,9 +212,14 @@ async fn begin(
     let before = catalog::live_tables(&session, &oids).await?;
     let mut heaps = Heaps::read(&config.spool_dir, 0).await;
     heaps.copied(before.into_values().map(|table| (table.oid, table.heap)).collect(), 1).await?;
-    let failover = config.failover && server.version >= 170_000;
-    let created = replication.create_slot(&slot, server.version, failover).await?;
-    let visible = exported(&session, &created.snapshot).await?;
+    let (commit, visible) = match config.begin {
+        Begin::Copy => {
+            let failover = config.failover && server.version >= 170_000;
+            let created = replication.create_slot(&slot, server.version, failover).await?;
+            (created.consistent_point.0, Some(exported(&session, &created.snapshot).await?))
+        }
+        Begin::At(place) => (place.commit, None),
+    };
 
     let live = catalog::live_tables(&session, &oids).await?;
     let types = catalog::column_types(&session, live.values()).await?;
@@ -212,21 +230,17 @@ async fn begin(
         .zip(ordered)
         .map(|(id, table)| Arc::new(table.schema(TableId(id), SchemaVersion(1), &types, text)))
         .collect();
-    let tables: Vec<TableId> = schemas.iter().map(|schema| schema.id).collect();
+    let copied = schemas.iter().filter(|_| config.begin == Begin::Copy);
+    let tables: Vec<TableId> = copied.map(|schema| schema.id).collect();
     let mut announce: Vec<Event> = schemas.iter().cloned().map(Event::SchemaSeen).collect();
-    announce.push(Event::BackfillBegan(Backfill {
-        generation: 1,
-        tables: tables.clone(),
-        visible: Some(visible.clone()),
-    }));
+    announce.push(Event::BackfillBegan(Backfill { generation: 1, tables: tables.clone(), visible: visible.clone() }));
     let snapshot = SnapshotState {
         generation: 1,
         ended: false,
-        visible: Some(visible),
+        visible,
         tables: tables.into_iter().map(|table| (table, Default::default())).collect(),
     };
-    let origin =
-        Position { source, timeline: identified.timeline, commit: created.consistent_point.0, ordinal: u32::MAX };
+    let origin = Position { source, timeline: identified.timeline, commit, ordinal: u32::MAX };
     let captured = Arc::new(CapturedNames::default());
     schemas.iter().for_each(|schema| captured.insert(schema.native_id));
     Ok(Prepared {

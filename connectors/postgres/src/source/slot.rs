@@ -71,6 +71,11 @@ pub(super) async fn end_of_wal(client: &Client) -> Result<Lsn, Failure> {
 }
 
 impl Slot {
+    /// Up to where it was read; `None` for one that was invalidated.
+    pub(super) fn confirmed(&self) -> Option<Lsn> {
+        self.confirmed
+    }
+
     /// `Retry` while somebody streams from it: most often our own last session, which the server has not ended yet; and
     /// on a standby that is not promoted yet.
     pub(super) fn check_free(&self, name: &str) -> Result<(), Failure> {

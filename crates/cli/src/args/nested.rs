@@ -2,7 +2,7 @@
 
 use super::ReportArgs;
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// `crossfade quarantine …`
 #[derive(Debug, Subcommand)]
@@ -19,6 +19,17 @@ pub(crate) enum QuarantineCommand {
     /// Drop changes for good; `verify` will find what they leave behind
     #[command(after_help = "Example:\n  crossfade quarantine discard shop.toml 17 18")]
     Discard(QuarantinePickArgs),
+}
+
+impl QuarantineCommand {
+    /// Whose quarantine.
+    pub(crate) fn spec(&self) -> &Path {
+        match self {
+            Self::Ls(args) => &args.spec,
+            Self::Show(args) => &args.spec,
+            Self::Retry(args) | Self::Discard(args) => &args.spec,
+        }
+    }
 }
 
 /// Which to list.

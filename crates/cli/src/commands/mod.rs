@@ -7,6 +7,7 @@ mod init;
 mod log;
 mod mapping;
 mod plan;
+mod plan_reverse;
 mod quarantine;
 pub(crate) mod state;
 pub(crate) mod switch;
@@ -21,7 +22,10 @@ pub(crate) use check::Finding;
 use std::path::Path;
 
 /// Does what the command line says.
-pub(crate) async fn dispatch(command: Command) -> Result<(), CliError> {
+pub(crate) async fn dispatch(command: Command, reverse: bool) -> Result<(), CliError> {
+    if reverse {
+        return dispatch_reverse(command).await;
+    }
     match command {
         Command::Demo(args) => tokio::task::block_in_place(|| crate::demo::run(&args.folder)).map_err(CliError::from),
         Command::Init(args) => init::init(args).await,
@@ -56,12 +60,56 @@ pub(crate) async fn dispatch(command: Command) -> Result<(), CliError> {
 }
 
 async fn dispatch_quarantine(command: QuarantineCommand) -> Result<(), CliError> {
+    let spec = load(command.spec())?;
+    of_quarantine(&spec, command).await
+}
+
+async fn of_quarantine(spec: &Spec, command: QuarantineCommand) -> Result<(), CliError> {
     match command {
-        QuarantineCommand::Ls(args) => quarantine::ls(&load(&args.spec)?, &args).await,
-        QuarantineCommand::Show(args) => quarantine::show(&load(&args.spec)?, &args).await,
-        QuarantineCommand::Retry(args) => quarantine::retry(&load(&args.spec)?, &args).await,
-        QuarantineCommand::Discard(args) => quarantine::discard(&load(&args.spec)?, &args).await,
+        QuarantineCommand::Ls(args) => quarantine::ls(spec, &args).await,
+        QuarantineCommand::Show(args) => quarantine::show(spec, &args).await,
+        QuarantineCommand::Retry(args) => quarantine::retry(spec, &args).await,
+        QuarantineCommand::Discard(args) => quarantine::discard(spec, &args).await,
     }
+}
+
+/// The same of the way back of a migration, where that makes sense.
+async fn dispatch_reverse(command: Command) -> Result<(), CliError> {
+    let refused = |what: &str| {
+        Err(CliError::misconfigured(format!("{what} knows no --reverse"))
+            .hint("plan, wait, status, verify, pause, resume, quarantine and log do"))
+    };
+    match command {
+        Command::Plan(args) => plan_reverse::plan(&back(&args.spec).await?, args.json),
+        Command::Wait(args) => control::wait(&back(&args.spec).await?, args.timeout, args.json).await,
+        Command::Status(args) => control::status(&back(&args.spec).await?, args.json).await,
+        Command::Verify(args) => run::verify(&back(&args.spec).await?, &args).await,
+        Command::Pause(args) => control::pause(&back(&args.spec).await?, &args.reason).await,
+        Command::Resume(args) if args.add => refused("resume --add"),
+        Command::Resume(args) => control::resume(&back(&args.spec).await?, false).await,
+        Command::Quarantine(command) => of_quarantine(&back(command.spec()).await?, command).await,
+        Command::Log(LogCommand::Ls(args)) => log::ls(&back(&args.spec).await?, args.json),
+        Command::Log(LogCommand::Cat(args)) => log::cat(&back(&args.spec).await?, &args),
+        Command::Log(LogCommand::Verify(args)) => log::verify(&back(&args.spec).await?, args.json),
+        Command::Run(_) => refused("what begins a way back"),
+        Command::Demo(_)
+        | Command::Init(_)
+        | Command::Check(_)
+        | Command::Checkpoint(_)
+        | Command::Replay(_)
+        | Command::Rollback(_)
+        | Command::Approve(_)
+        | Command::Cutover(_)
+        | Command::Failback(_)
+        | Command::Cleanup(_)
+        | Command::Mapping(_)
+        | Command::State(_) => refused("this command"),
+    }
+}
+
+/// The way back of a spec.
+async fn back(path: &Path) -> Result<Spec, CliError> {
+    run::reversed(&load(path)?).await
 }
 
 /// Loads a spec and tells its warnings.

@@ -7,6 +7,7 @@
 //! ```
 
 mod adding;
+mod back;
 mod base;
 mod control;
 mod dry;
@@ -32,6 +33,7 @@ mod watcher;
 mod word;
 mod workers;
 
+pub(crate) use back::planned as reversed;
 pub(crate) use dry::dry_run;
 pub(crate) use ends::{discard, retry};
 pub(crate) use keep::whole;
@@ -66,6 +68,13 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
         return dry_run(spec, args.limit).await;
     }
     let spec = &spec.as_part(part);
+    // A switch that was cut off is settled first, by the word of its row.
+    if part.is_none() && spec.switch.is_some() && crate::commands::folder::existing(spec).is_ok() {
+        session::settled(spec).await?;
+    }
+    if let Some(migration) = back::switched(spec)? {
+        return back::run(spec, &migration, args).await;
+    }
     let session = match part {
         // It may have to wait for ingest, and is told to stop meanwhile.
         Some(Part::Deliver) => {
@@ -77,6 +86,11 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
         }
         _ => Session::open(spec).await?,
     };
+    run_session(session, args).await
+}
+
+/// Runs what was opened, and puts into its journal how it ended.
+async fn run_session(session: Session, args: &RunArgs) -> Result<(), CliError> {
     let journal = session.journal.clone();
     let by = session.by.clone();
     let outcome =

@@ -2,8 +2,9 @@
 //!
 //! Before the point of no return the new side has a publication and a slot (`crossfade_<name>_reverse`), moved up to where the
 //! sink wrote last: what the slot gives is what the applications have written since the switch, all of it. Whoever
-//! applies it on the old side gets past the fence there by [`SwitchEnd::pass_sql`].
+//! applies it on the old side ([`back`]) gets past the fence there by [`SwitchEnd::pass_sql`].
 
+use super::back;
 use crate::{error::CliError, spec::Spec};
 use crossfade_connector::{Target, WriteMode};
 use crossfade_event::TableName;
@@ -15,28 +16,34 @@ pub(super) fn tables_of(target: &Target) -> Vec<TableName> {
     ours.map(|table| table.schema.name.clone()).collect()
 }
 
-/// Makes what keeps the new side's writes from the switch on. Nobody is held up yet.
-pub(super) async fn prepare(new: &mut SwitchEnd, target: &Target) -> Result<(), CliError> {
+/// Makes what keeps the new side's writes from the switch on. Nobody is held up yet. Refused where there is no way back.
+pub(super) async fn prepare(spec: &Spec, new: &mut SwitchEnd, target: &Target) -> Result<(), CliError> {
+    back::make_ready(spec).await?;
     Ok(new.prepare_reverse(&tables_of(target)).await?)
 }
 
 /// The applications' writes begin here: the sink has come to its end.
-pub(super) async fn begin_here(new: &mut SwitchEnd) -> Result<Reverse, CliError> {
-    Ok(new.reverse_from_here().await?)
+pub(super) async fn begin_here(spec: &Spec, new: &mut SwitchEnd) -> Result<Reverse, CliError> {
+    let reverse = new.reverse_from_here().await?;
+    back::note(spec).await?;
+    Ok(reverse)
 }
 
 /// There was no switch: nobody will read the slot, and it must not hold WAL.
-pub(super) async fn give_up(new: &mut SwitchEnd) {
+pub(super) async fn give_up(spec: &Spec, new: &mut SwitchEnd) {
+    if let Err(error) = back::forget(spec) {
+        tracing::warn!("the note of the way back is still there: {}", error.message);
+    }
     if let Err(failure) = new.drop_reverse().await {
         tracing::warn!("the slot for the way back is still there, and holds WAL on the new side: {failure}");
     }
 }
 
-/// What `run` says of a migration whose new side has the authority.
+/// What whoever would write the new side is told once it has the authority.
 pub(super) fn not_followed(spec: &Spec) -> CliError {
     CliError::refused(format!(
-        "{} has switched: the applications write the new side, and nothing is left to be copied there",
+        "{} has switched: its new side is the writer, and what it did not write itself would be overwritten",
         spec.name
     ))
-    .hint("the stream back to the old side is not built yet; the slot for it keeps what it would read")
+    .hint("`crossfade run` keeps the old side exact; ask about that with --reverse")
 }

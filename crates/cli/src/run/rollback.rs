@@ -1,6 +1,7 @@
 //! `rollback`: takes back what a migration wrote. Both ways can be killed and run again.
 
 use super::{
+    back,
     follower::Origin,
     plan_file::{PlanFile, secret_of},
     roles,
@@ -37,6 +38,8 @@ pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), Cli
     };
     plan.check(spec)?;
     journal.command(if args.wipe { Command::Wipe } else { Command::Undo }, &by).await?;
+    // The note of a way back that nobody will go.
+    back::forget(spec)?;
     // Every worker of before is refused from here on.
     roles::outlast(spec, &journal, &by).await?;
     let routes = routes(spec, &plan, secret_of(&spec.base())?, journal.migration().epoch)?;

@@ -92,7 +92,7 @@ async fn settle_switch(spec: &Spec, journal: &Journal<Embedded>, by: &By) -> Res
     }
     let (mut old, mut new) = registry::switch_ends(spec)?;
     if switch::settle(&mut old, journal, by).await? == Settled::TakenBack {
-        reverse::give_up(&mut new).await;
+        reverse::give_up(spec, &mut new).await;
     }
     match journal.migration().phase.is_over() {
         true => Ok(Some(switch::complete(spec, &mut new, journal, by).await)),
@@ -125,6 +125,13 @@ fn refuse_half_done(journal: &Journal<Embedded>) -> Result<(), CliError> {
             migration.phase
         ))
         .hint("run the same `crossfade rollback` again; it goes on where it was"));
+    }
+    if let Phase::Switched | Phase::Soaking = migration.phase {
+        return Err(CliError::refused(format!(
+            "the migration is {}: its new side is the writer, and what it did not write itself would be overwritten",
+            migration.phase
+        ))
+        .hint("`crossfade run` keeps the old side exact; ask about that with --reverse"));
     }
     if let Some(Overlay::Lost { reason, remedy }) = &migration.overlay {
         tracing::warn!(%reason, %remedy, "the migration was lost; it is opened again to see whether that still holds");

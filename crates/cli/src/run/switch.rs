@@ -126,7 +126,7 @@ impl Switching {
             return;
         }
         if let Ok((_, mut new)) = registry::switch_ends(&self.shared.spec) {
-            reverse::give_up(&mut new).await;
+            reverse::give_up(&self.shared.spec, &mut new).await;
         }
     }
 }
@@ -223,7 +223,7 @@ async fn switch_over(
     epoch: u64,
     by: &By,
 ) -> Result<Pause, CliError> {
-    reverse::prepare(&mut ends.new, &ends.target).await?;
+    reverse::prepare(&shared.spec, &mut ends.new, &ends.target).await?;
     let intent = Command::Cutover {
         epoch,
         deadline_ms: u64::try_from(deadline.0.as_millis()).unwrap_or(u64::MAX),
@@ -242,7 +242,7 @@ async fn switch_over(
     match settle(&mut ends.old, &shared.journal, by).await {
         Ok(Settled::Moved) => Ok(Pause::default()),
         Ok(Settled::TakenBack | Settled::Nothing) => {
-            reverse::give_up(&mut ends.new).await;
+            reverse::give_up(&shared.spec, &mut ends.new).await;
             Err(CliError {
                 message: format!("the switch was taken back, and the old side goes on: {}", error.message),
                 ..error
@@ -315,7 +315,7 @@ async fn drained(shared: &Shared, ends: &mut Ends) -> Result<Option<Position>, C
 async fn ready(shared: &Shared, ends: &mut Ends) -> Result<Reverse, CliError> {
     carry_sequences(shared, ends).await?;
     ends.new.settle().await?;
-    reverse::begin_here(&mut ends.new).await
+    reverse::begin_here(&shared.spec, &mut ends.new).await
 }
 
 /// Sequences of the new side go on past those of the old one.

@@ -19,7 +19,7 @@ use crossfade_event::{
     Position, SchemaVersion, TableId, TableName, TableSchema,
     catalog::{Catalog, RelationKind, TableDef},
 };
-use crossfade_transform::{Note, Plan, Writing};
+use crossfade_transform::{BackHow, Note, Plan, Writing};
 use crossfade_verify::{Options, Report, SinkPosition, Subject, TableReport};
 use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc};
@@ -40,6 +40,7 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
     if args.repair {
         return Err(CliError::not_built("verify --repair"));
     }
+    refuse_inexact(spec)?;
     let folder = folder::base(spec)?;
     let Some(plan) = PlanFile::read(&folder)? else {
         return Err(CliError::refused(format!(
@@ -64,6 +65,19 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
         0 => Ok(()),
         1 => Err(CliError::new(Exit::Differences, "1 row differs or is refused")),
         many => Err(CliError::new(Exit::Differences, format!("{many} rows differ or are refused"))),
+    }
+}
+
+/// On the way back only what comes back as it is can be compared row by row.
+fn refuse_inexact(spec: &Spec) -> Result<(), CliError> {
+    let tables = spec.reverse.iter().flat_map(|reverse| &reverse.back.tables);
+    let mut columns = tables.flat_map(|table| table.columns.iter().map(move |column| (table, column)));
+    match columns.find(|(_, column)| matches!(column.how, BackHow::OldKey | BackHow::WhereChanged)) {
+        None => Ok(()),
+        Some((table, column)) => Err(CliError::not_built(&format!(
+            "verify --reverse of {}.{}, which does not come back as it stands on the new side,",
+            table.to, column.column
+        ))),
     }
 }
 

@@ -6,6 +6,7 @@
 mod document;
 mod error;
 mod log;
+mod reversed;
 mod rules;
 mod scalar;
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub(crate) use error::{SpecError, nearest};
 pub(crate) use log::{EmbeddedLog, KafkaLog, LogSpec, Transformer};
 #[cfg(feature = "kafka")]
 pub(crate) use log::{KafkaSasl, KafkaTls, Mechanism};
+pub(crate) use reversed::{FOLDER as REVERSE_FOLDER, Reverse};
 pub(crate) use rules::has_plain_password;
 pub(crate) use scalar::{Name, Secret, Span};
 pub(crate) use sink::{Apply, DualLayout, Existing, OnError, PostgresSink, SinkSpec, WriteRecords, WriteTo};
@@ -30,7 +32,10 @@ pub(crate) use source::{OnRewrite, PostgresSource, SourceSpec};
 pub(crate) use switch::{DEADLINE_MAX, DEADLINE_MIN, SwitchSpec};
 
 use document::Document;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use toml::{Spanned, de::DeValue};
 
 /// The keys of the top level.
@@ -81,6 +86,8 @@ pub(crate) struct Spec {
     pub(crate) gates: Gates,
     /// How the new side gets the authority; without it, it does not.
     pub(crate) switch: Option<SwitchSpec>,
+    /// The migration that this one takes back; `None` for one that a file says.
+    pub(crate) reverse: Option<Arc<Reverse>>,
     /// What is worth knowing, though it works.
     pub(crate) warnings: Vec<String>,
 }
@@ -155,6 +162,7 @@ impl Spec {
             rules: transforms,
             gates,
             switch,
+            reverse: None,
             warnings: document.warnings,
         })
     }
@@ -162,7 +170,10 @@ impl Spec {
     /// The migration's own folder: what all of its processes on this machine have in common (plan, secret, the ids of the
     /// log's topics).
     pub(crate) fn base(&self) -> PathBuf {
-        self.dir.join(self.name.as_str())
+        match self.reverse {
+            None => self.dir.join(self.name.as_str()),
+            Some(_) => self.dir.join(REVERSE_FOLDER),
+        }
     }
 
     /// The folder of the one process: journal, state, status file, control socket. Where one does all of it, the

@@ -26,6 +26,11 @@ impl Name {
         &self.0
     }
 
+    /// The name under which the way back of this migration stands on servers.
+    pub(crate) fn reversed(&self) -> Self {
+        Self(format!("{}-reverse", self.0))
+    }
+
     /// The nearest valid name to any text; `migration` where nothing of it can be used.
     pub(crate) fn nearest(text: &str) -> Self {
         let mut name = String::new();

@@ -13,11 +13,13 @@ mod names;
 mod notes;
 mod order;
 mod rekey;
+mod reverse;
 mod steps;
 mod table;
 
 pub use added::default_cell;
 pub use follow::Became;
+pub use reverse::{Back, BackColumn, BackHow, BackKey, BackRefusal, BackTable, Forward, back};
 
 use crate::{
     bind::Bound,
@@ -53,6 +55,8 @@ pub struct PlanOptions {
     pub secret: Vec<u8>,
     /// Whether the sink's rows are records, which may tell a row in two key versions.
     pub records: bool,
+    /// The migration whose way back is planned: the source is its new side then, and the rules are its rules.
+    pub reverse: Option<Arc<Forward>>,
 }
 
 impl Default for PlanOptions {
@@ -63,6 +67,7 @@ impl Default for PlanOptions {
             write: WriteKind::default(),
             secret: Vec::new(),
             records: false,
+            reverse: None,
         }
     }
 }
@@ -122,6 +127,9 @@ pub enum PlanError {
     /// A schema in the log that the plan was not made for.
     #[error("{0}")]
     Unplanned(String),
+    /// What was written on the new side cannot be taken back to the old one.
+    #[error("there is no way back to the old side: {0}")]
+    OneWay(String),
 }
 
 impl PlanError {
@@ -249,6 +257,9 @@ pub(crate) struct TablePlan {
     pub(crate) written: bool,
     /// Where the columns of the second key version begin.
     pub(crate) dual: Option<usize>,
+    /// Registers that are written where one of their group has changed in the row, and otherwise leave alone what the
+    /// target has.
+    pub(crate) only_changed: Vec<Vec<usize>>,
 }
 
 /// Rules and catalog, worked out.
@@ -260,9 +271,15 @@ pub struct Plan {
     lookups: Vec<LookupView>,
     programs: BTreeMap<TableName, Arc<TablePlan>>,
     text_columns: Vec<(TableName, String)>,
+    back: Option<Arc<Back>>,
 }
 
 impl Plan {
+    /// What becomes of each column on the way back, where this is the plan of a way back.
+    pub fn back(&self) -> Option<&Back> {
+        self.back.as_deref()
+    }
+
     /// The target's tables, parents before children where the references allow it, the mapping table first.
     pub fn tables(&self) -> &[PlannedTable] {
         &self.tables
@@ -376,27 +393,11 @@ impl Context<'_> {
 /// # Errors
 /// A sentence that names the rule and what to do.
 pub fn plan(source: &Catalog, rules: &Rules, options: &PlanOptions) -> Result<Plan, PlanError> {
-    check_rules(source, rules)?;
-    let names = target_names(source, rules, options)?;
-    let domains = domains::find(source, rules, options)?;
-    let mut context = Context {
-        source,
-        rules,
-        options,
-        secret: Arc::new(options.secret.clone()),
-        names,
-        domains,
-        lookups: Vec::new(),
-        notes: Vec::new(),
-    };
-    let mapping = mapping::plan(&context)?;
-    let mut drafts = Vec::with_capacity(source.tables.len());
-    for table in &source.tables {
-        if def::is_planned(table, options.dialect) {
-            drafts.push(table::draft(&mut context, table, mapping.as_ref())?);
-        }
+    if let Some(forward) = &options.reverse {
+        return reverse::plan(source, forward);
     }
-    let mut planned = def::finish(&mut context, &mut drafts)?;
+    let mut context = context(source, rules, options)?;
+    let Drafted { mapping, drafts, mut planned } = drafted(&mut context)?;
     planned.sort_by(|a, b| a.schema.name.cmp(&b.schema.name));
     let mut tables: Vec<PlannedTable> = mapping.map(|mapping| mapping.table).into_iter().collect();
     tables.extend(order::parents_first(planned));
@@ -407,7 +408,44 @@ pub fn plan(source: &Catalog, rules: &Rules, options: &PlanOptions) -> Result<Pl
     let programs = drafts.into_iter().map(|draft| (draft.source.name.clone(), Arc::new(draft.program))).collect();
     let mut notes = context.notes;
     notes.sort_by(|a, b| (&a.table, &a.column, a.fidelity).cmp(&(&b.table, &b.column, b.fidelity)));
-    Ok(Plan { tables, support, notes, lookups: context.lookups, programs, text_columns })
+    Ok(Plan { tables, support, notes, lookups: context.lookups, programs, text_columns, back: None })
+}
+
+/// What is known before single tables are planned.
+fn context<'a>(source: &'a Catalog, rules: &'a Rules, options: &'a PlanOptions) -> Result<Context<'a>, PlanError> {
+    check_rules(source, rules)?;
+    let names = target_names(source, rules, options)?;
+    let domains = domains::find(source, rules, options)?;
+    Ok(Context {
+        source,
+        rules,
+        options,
+        secret: Arc::new(options.secret.clone()),
+        names,
+        domains,
+        lookups: Vec::new(),
+        notes: Vec::new(),
+    })
+}
+
+/// Every table, planned by itself.
+struct Drafted<'a> {
+    mapping: Option<mapping::Mapping>,
+    drafts: Vec<table::Draft<'a>>,
+    planned: Vec<PlannedTable>,
+}
+
+fn drafted<'a>(context: &mut Context<'a>) -> Result<Drafted<'a>, PlanError> {
+    let mapping = mapping::plan(context)?;
+    let source = context.source;
+    let mut drafts = Vec::with_capacity(source.tables.len());
+    for table in &source.tables {
+        if def::is_planned(table, context.options.dialect) {
+            drafts.push(table::draft(context, table, mapping.as_ref())?);
+        }
+    }
+    let planned = def::finish(context, &mut drafts)?;
+    Ok(Drafted { mapping, drafts, planned })
 }
 
 fn text_columns(context: &Context<'_>, drafts: &[table::Draft<'_>]) -> Vec<(TableName, String)> {

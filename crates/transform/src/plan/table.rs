@@ -42,6 +42,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) surrogate: Option<String>,
     /// References (by their place in the source's list) that go by a surrogate of the parent: the column for it.
     pub(crate) by_surrogate: Vec<(usize, String)>,
+    /// How the columns stood before each step, and behind the last one; with the number of operations by then.
+    pub(crate) stages: Vec<(Vec<Work>, usize)>,
     pub(crate) program: TablePlan,
 }
 
@@ -72,10 +74,13 @@ pub(crate) fn draft<'a>(
 ) -> Result<Draft<'a>, PlanError> {
     let rule = context.rule(&table.name).cloned();
     let mut steps = Steps::new(context, table);
+    let mut stages = Vec::new();
     for (index, step) in rule.iter().flat_map(|rule| &rule.steps).enumerate() {
+        stages.push((steps.columns.clone(), steps.ops.len()));
         steps.place = format!("step {} of [[table]] from = \"{}\"", index + 1, table.name);
         steps.step(step)?;
     }
+    stages.push((steps.columns.clone(), steps.ops.len()));
     steps.place = format!("[[table]] from = \"{}\"", table.name);
     steps.new_keys()?;
     let surrogate = steps.own_surrogate()?;
@@ -134,8 +139,9 @@ pub(crate) fn draft<'a>(
         columns_only,
         written,
         dual,
+        only_changed: Vec::new(),
     };
-    Ok(Draft { source: table, columns, surrogate, by_surrogate, program })
+    Ok(Draft { source: table, columns, surrogate, by_surrogate, stages, program })
 }
 
 /// The source's columns that are loaded; twice, where the row as the source has it is told beside the new one.

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 const NAMESPACE: &str = "6f1c1f0e-6f2b-4b57-9a34-0d5be4c7a001";
 
 /// `"id integer! , name text"`: `!` marks the key.
-fn table(name: &str, columns: &str, references: &[(&str, &str, &str)]) -> TableDef {
+pub(super) fn table(name: &str, columns: &str, references: &[(&str, &str, &str)]) -> TableDef {
     let mut key = Vec::new();
     let defs: Vec<ColumnDef> = columns
         .split(", ")
@@ -79,7 +79,7 @@ fn table(name: &str, columns: &str, references: &[(&str, &str, &str)]) -> TableD
     }
 }
 
-fn catalog(tables: Vec<TableDef>) -> Catalog {
+pub(super) fn catalog(tables: Vec<TableDef>) -> Catalog {
     Catalog { dialect: Dialect::Postgres, tables, types: vec![], sequences: vec![], extensions: vec![] }
 }
 
@@ -111,11 +111,11 @@ fn shop() -> Catalog {
     ])
 }
 
-fn rules(text: &str) -> Rules {
+pub(super) fn rules(text: &str) -> Rules {
     serde_json::from_str(text).unwrap()
 }
 
-fn rekey(make: &str) -> Rules {
+pub(super) fn rekey(make: &str) -> Rules {
     let namespace = if matches!(make, "uuid-v5" | "uuid-v8-sha256") {
         format!(", \"namespace\": \"{NAMESPACE}\"")
     } else {
@@ -126,7 +126,7 @@ fn rekey(make: &str) -> Rules {
     ))
 }
 
-fn options(dialect: Dialect) -> PlanOptions {
+pub(super) fn options(dialect: Dialect) -> PlanOptions {
     PlanOptions {
         schema: Some("app_v2".into()),
         dialect,
@@ -135,11 +135,11 @@ fn options(dialect: Dialect) -> PlanOptions {
     }
 }
 
-fn steps(from: &str, steps: &str) -> Rules {
+pub(super) fn steps(from: &str, steps: &str) -> Rules {
     rules(&format!("{{\"table\": [{{\"from\": \"{from}\", \"steps\": [{steps}]}}]}}"))
 }
 
-fn schema_of(catalog: &Catalog, name: &str) -> Arc<TableSchema> {
+pub(super) fn schema_of(catalog: &Catalog, name: &str) -> Arc<TableSchema> {
     let table = find_table(catalog, name).unwrap();
     Arc::new(TableSchema {
         id: TableId(7),
@@ -152,7 +152,7 @@ fn schema_of(catalog: &Catalog, name: &str) -> Arc<TableSchema> {
 }
 
 /// Cells by their text; `~` NULL, `=` unchanged, `-` absent.
-fn row(schema: &TableSchema, texts: &[&str]) -> Row {
+pub(super) fn row(schema: &TableSchema, texts: &[&str]) -> Row {
     let mut bytes = Vec::new();
     for (column, text) in schema.columns.iter().zip(texts) {
         let mut out = bytes::BytesMut::new();
@@ -180,7 +180,7 @@ fn row(schema: &TableSchema, texts: &[&str]) -> Row {
         .collect()
 }
 
-fn texts(schema: &TableSchema, row: &Row) -> Vec<String> {
+pub(super) fn texts(schema: &TableSchema, row: &Row) -> Vec<String> {
     row.cells()
         .zip(&schema.columns)
         .map(|(cell, column)| match cell {
@@ -193,7 +193,7 @@ fn texts(schema: &TableSchema, row: &Row) -> Vec<String> {
 }
 
 #[derive(Default)]
-struct Kept(HashMap<(u32, Key), Row>);
+pub(super) struct Kept(pub(super) HashMap<(u32, Key), Row>);
 
 impl Views for Kept {
     fn get(&self, view: u32, key: &Key) -> Option<Row> {

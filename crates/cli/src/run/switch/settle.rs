@@ -132,7 +132,7 @@ pub(crate) async fn forget(spec: &Spec) -> Result<(), CliError> {
     let (mut old, mut new) = registry::switch_ends(spec)?;
     old.lift().await?;
     old.forget().await?;
-    crate::run::reverse::give_up(&mut new).await;
+    crate::run::reverse::give_up(spec, &mut new).await;
     new.forget().await?;
     Ok(())
 }

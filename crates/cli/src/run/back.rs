@@ -1,0 +1,219 @@
+//! The reverse stream: once the new side is the writer, it keeps the old side exact, so that going back loses no write.
+//!
+//! ```text
+//!  switch, while nobody writes                              from then on
+//!  old ═════ forward ═════▶ new │ slot on the new side │    old ◀════ reverse stream ════ new ◀─ writers
+//!             both sides equal ─┘                              behind its fence
+//! ```
+//! It is a migration like any other, with a folder, a log, a journal and a quarantine of its own, and begins with a
+//! backfill of no tables, where its slot stands: a switch makes that ([`super::reverse`]) and moves it up to where both sides are
+//! equal. It calls [`make_ready`] before anybody is held up, [`note`] before its point of no return, [`forget`] where it
+//! gives up; [`run`] is what comes after it.
+
+use super::{
+    Session,
+    plan_file::{PlanFile, secret_of, write_whole},
+    run_session,
+};
+use crate::{
+    args::RunArgs,
+    commands::folder,
+    error::{CliError, Exit},
+    registry,
+    spec::{REVERSE_FOLDER, Reverse, Spec},
+    wiring,
+};
+use crossfade_connector::{Inspect, StoredMapping};
+use crossfade_control::{Migration, Phase};
+use crossfade_event::{Position, catalog::Catalog};
+use crossfade_transform::{Forward, back};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const FORMAT: u32 = 1;
+
+/// How many pairs of the mapping are brought over at once.
+const PAIRS: u32 = 20_000;
+
+/// What the way back begins with; written when its slot is there.
+#[derive(Debug, Serialize, Deserialize)]
+struct Prepared {
+    format: u32,
+    /// Where the new side's slot begins.
+    begin: Position,
+    /// The old side's tables as they were then.
+    catalog: Catalog,
+}
+
+impl Prepared {
+    fn path(base: &Path) -> PathBuf {
+        base.join(REVERSE_FOLDER).join("prepared.json")
+    }
+
+    fn read(base: &Path) -> Result<Option<Self>, CliError> {
+        let path = Self::path(base);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(CliError::io(format!("reading {}", path.display()), &error)),
+        };
+        let damaged = |what: String| {
+            CliError::new(Exit::Lost, format!("{} is damaged: {what}", path.display()))
+                .hint("restore the file from a copy; without it nobody knows where the way back begins")
+        };
+        let prepared: Self = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        match prepared.format {
+            FORMAT => Ok(Some(prepared)),
+            other => Err(damaged(format!("it has format {other}, this program knows {FORMAT}"))),
+        }
+    }
+}
+
+/// The way back of a migration as it would be now, or as it was prepared. What has no way back is in
+/// [`Reverse::back`], by name.
+pub(crate) async fn planned(spec: &Spec) -> Result<Spec, CliError> {
+    let base = spec.base();
+    let prepared = Prepared::read(&base)?;
+    let begin = prepared.as_ref().map(|prepared| prepared.begin);
+    let catalog = match prepared {
+        Some(prepared) => prepared.catalog,
+        None => wiring::source_inspect(spec)?.catalog(spec.source.tables()).await?,
+    };
+    reversed(spec, catalog, begin, 0)
+}
+
+/// The way back as it was prepared.
+fn begun(spec: &Spec, epoch: u64) -> Result<Spec, CliError> {
+    let prepared = Prepared::read(&spec.base())?.ok_or_else(|| {
+        let folder = spec.base().join(REVERSE_FOLDER);
+        CliError::new(Exit::Lost, format!("{} was switched, and {} does not say where its way back begins", spec.name, folder.display()))
+            .hint("restore the folder from a copy. Without it the old side can be kept by no stream: going back would lose what was written since the switch")
+    })?;
+    let spec = reversed(spec, prepared.catalog, Some(prepared.begin), epoch)?;
+    refuse_one_way(&spec)?;
+    Ok(spec)
+}
+
+fn reversed(spec: &Spec, catalog: Catalog, begin: Option<Position>, epoch: u64) -> Result<Spec, CliError> {
+    let base = spec.base();
+    let secret = if base.join("secret").exists() { secret_of(&base)? } else { vec![0; 32] };
+    let options = wiring::plan_options(spec, secret);
+    let forward = Forward { catalog, rules: spec.rules.clone(), options };
+    let back = back(&forward)?;
+    let reverse = Reverse { of: spec.name.clone(), forward: Arc::new(forward), back, epoch, begin };
+    spec.reversed(reverse).ok_or_else(|| {
+        CliError::refused(format!("there is no way back for {}: a switch would be one-way", spec.name))
+            .hint("a way back is built between two PostgreSQL databases only")
+    })
+}
+
+/// Refuses where something of the new side could not be taken back.
+fn refuse_one_way(reversed: &Spec) -> Result<(), CliError> {
+    let refusals = reversed.reverse.as_ref().map(|reverse| reverse.back.refusals.as_slice()).unwrap_or_default();
+    let Some(first) = refusals.first() else { return Ok(()) };
+    let column = first.column.as_ref().map(|column| format!(".{column}")).unwrap_or_default();
+    Err(CliError::refused(format!("the switch would be one-way, because {}{column} {}", first.table, first.why))
+        .hint(format!("`crossfade plan {} --reverse` lists everything", reversed.file.display())))
+}
+
+/// Before a switch: refuses where there is no way back, and has the new side say what it needs. A place that a switch noted
+/// which was taken back counts no more.
+pub(super) async fn make_ready(spec: &Spec) -> Result<(), CliError> {
+    forget(spec)?;
+    let base = spec.base();
+    let catalog = wiring::source_inspect(spec)?.catalog(spec.source.tables()).await?;
+    refuse_renamed(&base, &catalog)?;
+    let reversed = reversed(spec, catalog, None, 0)?;
+    refuse_one_way(&reversed)?;
+    registry::tell_old_rows(&reversed, &made(&base)?).await
+}
+
+/// In a switch, while nobody writes and both sides are equal: notes where its slot begins, and what the old side is like.
+pub(super) async fn note(spec: &Spec) -> Result<(), CliError> {
+    let base = spec.base();
+    let catalog = wiring::source_inspect(spec)?.catalog(spec.source.tables()).await?;
+    let reversed = reversed(spec, catalog.clone(), None, 0)?;
+    let begin = registry::place_of_slot(&reversed, &made(&base)?).await?;
+    let prepared = Prepared { format: FORMAT, begin, catalog };
+    let text =
+        serde_json::to_vec(&prepared).map_err(|error| CliError::failed(format!("writing the way back: {error}")))?;
+    write_whole(&Prepared::path(&base), &text)
+}
+
+fn made(base: &Path) -> Result<PathBuf, CliError> {
+    let folder = base.join(REVERSE_FOLDER);
+    fs::create_dir_all(&folder).map_err(|error| CliError::io(format!("making {}", folder.display()), &error))?;
+    Ok(folder)
+}
+
+/// Takes the note of a switch away that did not come to be. Nothing has run by it.
+pub(super) fn forget(spec: &Spec) -> Result<(), CliError> {
+    match fs::remove_file(Prepared::path(&spec.base())) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(CliError::io("taking the note of the way back away", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A table that was renamed on the old side keeps its place in the target under its old name: the two cannot be told
+/// together by their names.
+fn refuse_renamed(base: &Path, now: &Catalog) -> Result<(), CliError> {
+    let Some(plan) = PlanFile::read(base)? else { return Ok(()) };
+    let gone = plan.catalog.tables.iter().find(|table| now.table(&table.name).is_none());
+    match gone {
+        None => Ok(()),
+        Some(table) => Err(CliError::refused(format!(
+            "the switch would be one-way, because {} was renamed or dropped on the old side since the migration was planned",
+            table.name
+        ))
+        .hint("give it its name back")),
+    }
+}
+
+/// How far the migration has come; `None` before it has a folder. It must not be running.
+pub(super) fn switched(spec: &Spec) -> Result<Option<Migration>, CliError> {
+    if spec.part.is_some() || spec.reverse.is_some() || !Prepared::path(&spec.base()).exists() {
+        return Ok(None);
+    }
+    let folder = folder::taken(spec)?;
+    let migration = folder::journal(&folder)?.migration();
+    Ok(matches!(migration.phase, Phase::Switched | Phase::Soaking).then_some(migration))
+}
+
+/// Keeps the old side exact, until it is stopped.
+pub(super) async fn run(spec: &Spec, migration: &Migration, args: &RunArgs) -> Result<(), CliError> {
+    let spec = begun(spec, migration.epoch)?;
+    bring_mapping(&spec, args.quiet).await?;
+    run_session(Session::open(&spec).await?, args).await
+}
+
+/// Brings the pairs of old and new keys to the old side, once: nobody adds to the mapping any more.
+async fn bring_mapping(spec: &Spec, quiet: bool) -> Result<(), CliError> {
+    let Some(reverse) = &spec.reverse else { return Ok(()) };
+    let mut old = registry::back_sink(spec)?;
+    if old.has_mapping().await? {
+        return Ok(());
+    }
+    let mut new = registry::mapping_of(spec, &reverse.of)?;
+    let mut after = None;
+    let mut brought = 0;
+    loop {
+        let page = new.mapping_page(None, after.as_ref(), PAIRS).await?;
+        if page.is_empty() {
+            break;
+        }
+        old.bring_mapping(&page).await?;
+        brought += page.len();
+        after = page.into_iter().next_back();
+    }
+    old.has_all_of_mapping().await?;
+    if !quiet {
+        tracing::info!(brought, "the pairs of old and new keys are on the old side");
+    }
+    Ok(())
+}
