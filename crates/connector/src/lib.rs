@@ -6,11 +6,13 @@
 
 mod failure;
 mod inspect;
+mod query;
 mod sink;
 mod source;
 
 pub use failure::{Failure, Verdict};
 pub use inspect::{Inspect, Refusal, RowPage, ScanRange};
+pub use query::{Asked, Query};
 pub use sink::{
     Applied, Ddl, Delivery, Guard, MappingEntry, Progress, Quarantine, QuarantineFilter, QuarantineOutcome,
     QuarantinedChange, Rejection, Rollback, Sink, Stage, StoredMapping, Target, TargetSql, TargetTable, UndoReport,
