@@ -18,6 +18,7 @@ mod dual;
 mod kafka;
 mod lookups;
 mod planned;
+mod queries;
 mod renames;
 mod replayed;
 #[cfg(feature = "kafka")]

@@ -13,11 +13,13 @@ use crate::{
     },
 };
 use crossfade_connector::{
-    Applied, Ddl, Delivery, Failure, Guard, Inspect, MappingEntry, Progress, Quarantine, QuarantineFilter,
-    QuarantineOutcome, QuarantinedChange, Refusal, Resume, Rollback, RowPage, Sink, Source, SourceHealth,
+    Applied, Asked, Ddl, Delivery, Failure, Guard, Inspect, MappingEntry, Progress, Quarantine, QuarantineFilter,
+    QuarantineOutcome, QuarantinedChange, Query, Refusal, Resume, Rollback, RowPage, Sink, Source, SourceHealth,
     StoredMapping, Target, TargetSql, TargetTable, UndoReport,
 };
-use crossfade_event::{Batch, Change, Durable, Key, Position, Row, TableId, TableName, TableSchema, catalog::Catalog};
+use crossfade_event::{
+    Batch, Change, Durable, Key, Position, Row, TableId, TableName, TableSchema, Value, catalog::Catalog,
+};
 use crossfade_postgres::{
     Apply as PostgresApply, Config as PostgresConfig, OnError as PostgresOnError, OnRewrite as PostgresOnRewrite,
     Partitions, PostgresInspect, PostgresSink, PostgresSource, SinkConfig, SnapshotConfig, SourceConfig, TlsOptions,
@@ -223,6 +225,21 @@ impl Inspect for AnyInspect {
 
     async fn count(&mut self, table: &TableName) -> Result<u64, Failure> {
         asked!(self, one => one.count(table).await)
+    }
+}
+
+impl Query for AnyInspect {
+    async fn query(&mut self, sql: &str, params: &[Option<Value>], bytes_max: usize) -> Result<Asked, Failure> {
+        match self {
+            Self::Postgres(one) => one.query(sql, params, bytes_max).await,
+            Self::Sqlite(one) => one.query(sql, params, bytes_max).await,
+            #[cfg(feature = "kafka")]
+            Self::Debezium(_) | Self::Kafka(_) => Err(Failure::misconfigured(
+                "asking a query",
+                "topics answer no queries",
+                "Query pairs need a database at both ends",
+            )),
+        }
     }
 }
 

@@ -17,7 +17,8 @@
 //!
 //! [`DualReads`] is the library for applications, with sampling ([`Subject`], [`Percent`]), a [`Flag`] that says who has
 //! the authority and how much is compared, [`Budgets`] past which it steps down by itself, and a breaker. [`Rules`] say
-//! when two [`Answer`]s are the same.
+//! when two [`Answer`]s are the same. The same rules and the same judgement serve [`pairs`] of queries, which
+//! `crossfade verify --queries` asks on both sides.
 //!
 //! What this crate deliberately does not do: it speaks to no database (the closures do), it starts no runtime (it wants
 //! tokio's), it keeps nothing on disk, and it logs no value of an answer.
@@ -30,6 +31,7 @@ mod histogram;
 mod metrics;
 mod normal;
 mod options;
+pub mod pairs;
 mod places;
 mod reads;
 mod rounds;

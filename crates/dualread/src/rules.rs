@@ -102,8 +102,15 @@ impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
             MismatchKind::Columns => f.write_str("other columns")?,
-            MismatchKind::RowCount => write!(f, "another number of rows, {} differ", self.rows)?,
-            MismatchKind::Values => write!(f, "{} rows differ", self.rows)?,
+            MismatchKind::RowCount | MismatchKind::Values => {
+                if self.kind == MismatchKind::RowCount {
+                    f.write_str("another number of rows, ")?;
+                }
+                match self.rows {
+                    1 => f.write_str("1 row differs")?,
+                    rows => write!(f, "{rows} rows differ")?,
+                }
+            }
         }
         if self.columns.is_empty() { Ok(()) } else { write!(f, ": {}", self.columns.join(", ")) }
     }

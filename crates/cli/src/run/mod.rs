@@ -16,6 +16,7 @@ mod growth;
 mod keep;
 mod place;
 mod plan_file;
+mod queries;
 mod replay;
 mod roles;
 mod rollback;

@@ -135,7 +135,7 @@ impl Drop for Ends {
 
 #[tokio::test]
 async fn a_read_that_is_given_up_ends_the_other_sides_too() {
-    let (reads, heard) = of_all(eager());
+    let (reads, heard) = of_all(Options { candidate_timeout: crossfade_testkit::wait::GENEROUS * 10, ..eager() });
     let (ended, began) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (ends, begins) = (Arc::clone(&ended), Arc::clone(&began));
     let held = move || {
@@ -153,7 +153,8 @@ async fn a_read_that_is_given_up_ends_the_other_sides_too() {
             () = began.notified() => {}
         }
     }
-    ended.notified().await;
+    let in_time = tokio::time::timeout(crossfade_testkit::wait::GENEROUS, ended.notified()).await;
+    assert!(in_time.is_ok(), "the other side goes on though nobody waits for it");
     reads.settled().await;
     assert_eq!(heard.outcomes(), []);
     assert_eq!(reads.read(subject(), fine, fine).await, Ok(1));

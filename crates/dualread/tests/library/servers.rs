@@ -6,8 +6,17 @@ use crate::{
     world::{Heard, all_by, eager, is_mismatch},
 };
 use crossfade_dualread::{DualReads, Options, Outcome, POSTGRES_END, Side, Subject, Unjudged};
-use crossfade_testkit::postgres::{Database, Postgres, Version};
-use std::{sync::Arc, time::Duration};
+use crossfade_testkit::{
+    postgres::{Database, Postgres, Version},
+    wait::wait_until,
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tokio_postgres::Client;
 
 const MIGRATION: &str = "shop";
@@ -21,6 +30,8 @@ const TARGET: &str = "CREATE SCHEMA crossfade; \
 struct Stand {
     old: Arc<Client>,
     new: Arc<Client>,
+    /// How often the target has answered.
+    answered: Arc<AtomicUsize>,
 }
 
 impl Stand {
@@ -30,7 +41,8 @@ impl Stand {
             .execute("INSERT INTO customers SELECT n, 'acme', 'c' || n || '@example.org' FROM generate_series(1, 50) n")
             .await;
         target.execute(TARGET).await;
-        Self { old: Arc::new(source.connect().await), new: Arc::new(target.connect().await) }
+        let (old, new) = (Arc::new(source.connect().await), Arc::new(target.connect().await));
+        Self { old, new, answered: Arc::default() }
     }
 
     /// Brings the target up to the source, in one transaction with the position, which is taken before the rows are.
@@ -46,7 +58,7 @@ impl Stand {
     }
 
     async fn mail_of(&self, reads: &DualReads, id: i64) -> Option<String> {
-        let (old, new) = (Arc::clone(&self.old), Arc::clone(&self.new));
+        let (old, new, answered) = (Arc::clone(&self.old), Arc::clone(&self.new), Arc::clone(&self.answered));
         let one = move || {
             let old = Arc::clone(&old);
             async move {
@@ -55,9 +67,10 @@ impl Stand {
             }
         };
         let other = move || {
-            let new = Arc::clone(&new);
+            let (new, answered) = (Arc::clone(&new), Arc::clone(&answered));
             async move {
                 let row = new.query_opt("SELECT email FROM customers WHERE id = $1", &[&format!("c-{id}")]).await?;
+                answered.fetch_add(1, Ordering::SeqCst);
                 Ok(row.map(|row| row.get(0)))
             }
         };
@@ -92,6 +105,7 @@ async fn a_lagging_target_is_explained_and_a_wrong_one_is_found() {
         .unwrap();
     assert_eq!(stand.mail_of(&reads, 7).await.as_deref(), Some("new@example.org"));
     assert_eq!(stand.mail_of(&reads, 8).await, None);
+    wait_until("the target's answers", async || stand.answered.load(Ordering::SeqCst) == 52).await;
     assert_eq!(heard.outcomes().len(), 50, "a difference is not judged before the target is past the position");
     while heard.outcomes().len() < 52 {
         stand.carry().await;
