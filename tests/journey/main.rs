@@ -21,6 +21,7 @@ mod dual;
 mod kafka;
 mod lookups;
 mod planned;
+mod queries;
 mod renames;
 mod replayed;
 mod reverse;

@@ -7,6 +7,7 @@ mod catalog;
 mod objects;
 mod parts;
 mod preflight;
+mod query;
 mod scan;
 mod sizes;
 
@@ -16,8 +17,9 @@ use crate::{
     made,
     source::PostgresSource,
 };
-use crossfade_connector::{Failure, Inspect, Refusal, RowPage, Target};
-use crossfade_event::{Format, Key, Position, Row, SourceId, TableName, TableSchema, catalog::Catalog};
+use crossfade_connector::{Asked, Failure, Inspect, Query, Refusal, RowPage, Target};
+use crossfade_event::{Format, Key, Position, Row, SourceId, TableName, TableSchema, Value, catalog::Catalog};
+use query::Questions;
 use scan::Scan;
 
 /// A PostgreSQL database that is asked about itself. Connects when it is first asked.
@@ -26,6 +28,8 @@ pub struct PostgresInspect {
     session: Option<Session>,
     /// A scan holds its own session: its transaction stays open until its end.
     scan: Option<Scan>,
+    /// Questions of somebody else's have one as well: its names are looked up otherwise.
+    questions: Option<Questions>,
     identity: Option<(SourceId, u32)>,
     by_root: bool,
     as_text: bool,
@@ -41,7 +45,16 @@ impl std::fmt::Debug for PostgresInspect {
 impl PostgresInspect {
     /// Asks the database that `config` names.
     pub fn new(config: Config) -> Self {
-        Self { config, session: None, scan: None, identity: None, by_root: false, migration: None, as_text: false }
+        Self {
+            config,
+            session: None,
+            scan: None,
+            questions: None,
+            identity: None,
+            by_root: false,
+            migration: None,
+            as_text: false,
+        }
     }
 
     /// Whether a partition tree is told as one table, under its root's name, instead of leaf by leaf.
@@ -186,5 +199,18 @@ impl Inspect for PostgresInspect {
         let doing = format!("counting the rows of {table}");
         let row = self.session().await?.query_one(&sql, &[]).await.map_err(|error| failure(doing, error))?;
         Ok(row.get::<_, i64>(0) as u64)
+    }
+}
+
+impl Query for PostgresInspect {
+    async fn query(&mut self, sql: &str, params: &[Option<Value>], bytes_max: usize) -> Result<Asked, Failure> {
+        let mut questions = match self.questions.take().filter(|questions| !questions.is_closed()) {
+            Some(questions) => questions,
+            None => Questions::open(&self.config).await?,
+        };
+        // A call that is given up takes its session with it: rows of its answer may still be on their way.
+        let asked = Box::pin(questions.ask(sql, params, bytes_max)).await;
+        self.questions = Some(questions);
+        asked
     }
 }

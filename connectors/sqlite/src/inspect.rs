@@ -4,6 +4,7 @@
 
 mod catalog;
 pub(crate) mod ddl;
+mod query;
 pub(crate) mod shape;
 
 use crate::{
@@ -13,8 +14,8 @@ use crate::{
     source::{blocking, install::Install},
 };
 use bytes::Bytes;
-use crossfade_connector::{Failure, Inspect, Refusal, RowPage};
-use crossfade_event::{Key, Position, Row, TableName, TableSchema, catalog::Catalog};
+use crossfade_connector::{Asked, Failure, Inspect, Query, Refusal, RowPage};
+use crossfade_event::{Key, Position, Row, TableName, TableSchema, Value, catalog::Catalog};
 use rusqlite::Connection;
 use tokio::sync::mpsc;
 
@@ -26,6 +27,8 @@ pub struct SqliteInspect {
     config: Config,
     install: Install,
     scan: Option<mpsc::Receiver<Result<RowPage, Failure>>>,
+    /// For questions of somebody else's.
+    questions: Option<Connection>,
 }
 
 impl std::fmt::Debug for SqliteInspect {
@@ -38,7 +41,7 @@ impl SqliteInspect {
     /// An inspector for either end of the migration of that name.
     pub fn new(config: Config, migration: &str) -> Self {
         let install = Install::new(migration, crate::OldRows::Key);
-        Self { config: config.for_reading(), install, scan: None }
+        Self { config: config.for_reading(), install, scan: None, questions: None }
     }
 
     /// What stands in the way of capturing the tables that `patterns` take, and what is worth knowing.
@@ -141,6 +144,21 @@ impl Inspect for SqliteInspect {
                 .map_err(|error| failure(format!("counting {table}"), error))
         })
         .await
+    }
+}
+
+impl Query for SqliteInspect {
+    async fn query(&mut self, sql: &str, params: &[Option<Value>], bytes_max: usize) -> Result<Asked, Failure> {
+        let (config, kept) = (self.config.clone(), self.questions.take());
+        let (sql, params) = (sql.to_owned(), params.to_vec());
+        let (connection, asked) = blocking(move || {
+            let connection = kept.map_or_else(|| query::connect(&config), Ok)?;
+            let asked = query::ask(&connection, &sql, &params, bytes_max);
+            Ok((connection, asked))
+        })
+        .await?;
+        self.questions = Some(connection);
+        asked
     }
 }
 

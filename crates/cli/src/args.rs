@@ -71,7 +71,7 @@ pub(crate) enum Command {
     Status(ReportArgs),
     /// Compare both sides at one position, row by row
     #[command(
-        after_help = "Example:\n  crossfade verify shop.toml\n\nWhere no process runs the migration, this one does until both sides are compared.\nExit code 4 when there are differences; they are listed by table and key."
+        after_help = "Example:\n  crossfade verify shop.toml\n\nWhere no process runs the migration, this one does until both sides are compared.\nExit code 4 when there are differences; they are listed by table and key.\n\nWith query pairs: exit code 4 also where their answers differ, 3 where only a latency budget of theirs is missed, 1 where answers changed too fast to be judged.\n  crossfade verify shop.toml --queries queries.toml --report verified.html"
     )]
     Verify(VerifyArgs),
     /// Give the present place in the log a name, for a later replay
@@ -238,9 +238,24 @@ pub(crate) struct VerifyArgs {
     /// The spec
     #[arg(value_name = "SPEC")]
     pub(crate) spec: PathBuf,
-    /// Also compare the answers of these pairs of queries (not built yet)
+    /// Also ask these pairs of queries on both sides: the same answers? p50, p95 and p99 of either
     #[arg(long, value_name = "FILE")]
     pub(crate) queries: Option<PathBuf>,
+    /// Go on asking the pairs, for so large a share of the time (`5%`), until --for is over or one differs or is too slow
+    #[arg(long, value_name = "PERCENT", requires = "queries", requires = "long")]
+    pub(crate) share: Option<crossfade_dualread::Percent>,
+    /// How long to go on with --share
+    #[arg(long = "for", id = "long", value_name = "TIME", requires = "share")]
+    pub(crate) long: Option<Span>,
+    /// Do not compare the rows, only ask the pairs of queries
+    #[arg(long, requires = "queries")]
+    pub(crate) no_rows: bool,
+    /// Also write what was found as a page to read in a browser: one file, without values of rows
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Name rows that differ by their keys as well, in the answer and on the page; otherwise by a hash of them
+    #[arg(long)]
+    pub(crate) show_keys: bool,
     /// Write what differs again (not built yet: `replay` heals)
     #[arg(long)]
     pub(crate) repair: bool,

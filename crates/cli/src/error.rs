@@ -5,6 +5,7 @@
 use crate::spec::SpecError;
 use crossfade_connector::{Failure, Verdict};
 use crossfade_control::{JournalError, Refusal};
+use crossfade_dualread::pairs::PairError;
 use crossfade_log::LogError;
 use crossfade_pipeline::PipelineError;
 use crossfade_state::StateError;
@@ -248,6 +249,27 @@ impl From<VerifyError> for CliError {
             VerifyError::Plan(error) => error.into(),
             VerifyError::Behind { .. } => Self::of(Exit::Failed, &error),
         }
+    }
+}
+
+impl From<PairError> for CliError {
+    fn from(error: PairError) -> Self {
+        match error {
+            PairError::Source { name, failure } => Self::of_query(&name, "source", failure),
+            PairError::Target { name, failure } => Self::of_query(&name, "target", failure),
+            PairError::Answer { .. } => Self::of(Exit::Misconfigured, &error),
+            PairError::Behind { .. } => Self::of(Exit::Failed, &error),
+        }
+    }
+}
+
+impl CliError {
+    /// A query that one end does not answer. What the server refuses for good is wrong in the query.
+    fn of_query(name: &str, end: &str, failure: Failure) -> Self {
+        let is_passing = failure.is_transient();
+        let error = Self::from(failure);
+        let exit = if is_passing { error.exit } else { Exit::Misconfigured };
+        Self { exit, message: format!("query {name:?}, on the {end}: {}", error.message), ..error }
     }
 }
 

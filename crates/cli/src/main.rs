@@ -10,6 +10,8 @@ mod demo;
 mod error;
 mod event_log;
 mod output;
+mod page;
+mod pairs;
 mod registry;
 mod run;
 mod spec;

@@ -16,12 +16,12 @@ use crate::{
     },
 };
 use crossfade_connector::{
-    Applied, Ddl, Delivery, Failure, Gathered, Guard, Inspect, Lead, MappingEntry, Overseen, Progress, Quarantine,
-    QuarantineFilter, QuarantineOutcome, QuarantinedChange, Refusal, Resume, Rollback, RowPage, Sink, Source,
-    SourceHealth, StoredMapping, Target, TargetSql, TargetTable, UndoReport,
+    Applied, Asked, Ddl, Delivery, Failure, Gathered, Guard, Inspect, Lead, MappingEntry, Overseen, Progress,
+    Quarantine, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Query, Refusal, Resume, Rollback, RowPage,
+    Sink, Source, SourceHealth, StoredMapping, Target, TargetSql, TargetTable, UndoReport,
 };
 use crossfade_event::{
-    Batch, Change, Durable, Key, Position, Row, Side, TableId, TableName, TableSchema, catalog::Catalog,
+    Batch, Change, Durable, Key, Position, Row, Side, TableId, TableName, TableSchema, Value, catalog::Catalog,
 };
 use crossfade_postgres::{
     Apply as PostgresApply, Begin, Config as PostgresConfig, OnError as PostgresOnError,
@@ -291,6 +291,21 @@ impl Inspect for AnyInspect {
 
     async fn count(&mut self, table: &TableName) -> Result<u64, Failure> {
         asked!(self, one => one.count(table).await)
+    }
+}
+
+impl Query for AnyInspect {
+    async fn query(&mut self, sql: &str, params: &[Option<Value>], bytes_max: usize) -> Result<Asked, Failure> {
+        match self {
+            Self::Postgres(one) => one.query(sql, params, bytes_max).await,
+            Self::Sqlite(one) => one.query(sql, params, bytes_max).await,
+            #[cfg(feature = "kafka")]
+            Self::Debezium(_) | Self::Kafka(_) => Err(Failure::misconfigured(
+                "asking a query",
+                "topics answer no queries",
+                "Query pairs need a database at both ends",
+            )),
+        }
     }
 }
 

@@ -6,12 +6,14 @@
 
 mod failure;
 mod inspect;
+mod query;
 mod shared;
 mod sink;
 mod source;
 
 pub use failure::{Failure, Verdict};
 pub use inspect::{Inspect, Refusal, RowPage, ScanRange};
+pub use query::{Asked, Query};
 pub use shared::{Gathered, LEADING, Lead, Overseen, Owner, PartSink, Taken, Written};
 pub use sink::{
     Applied, Ddl, Delivery, Guard, MappingEntry, Progress, Quarantine, QuarantineFilter, QuarantineOutcome,

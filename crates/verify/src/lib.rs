@@ -70,11 +70,13 @@ pub struct Options {
     pub patience: Duration,
     /// The key of the row hashes; any value, the same on both sides.
     pub seed: u64,
+    /// Whether rows that differ are also named by their keys' values.
+    pub show_keys: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { buckets: 4096, samples: 20, patience: Duration::from_secs(120), seed: 0x00C0_FFEE }
+        Self { buckets: 4096, samples: 20, patience: Duration::from_secs(120), seed: 0x00C0_FFEE, show_keys: false }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     drill::Suspect,
     side::{Digests, Expected},
 };
-use crossfade_event::{Key, Row, TableId, TableSchema};
+use crossfade_event::{Cell, Identity, Key, Row, TableId, TableSchema, codec};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -28,6 +28,9 @@ pub struct Difference {
     pub kind: DifferenceKind,
     /// The hash of the row's key in the target, hexadecimal.
     pub key_hash: String,
+    /// The key itself, as text, where it was asked for: the values of the key's columns, in the key's order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<Vec<Option<String>>>,
     /// The columns whose values differ.
     pub columns: Vec<String>,
 }
@@ -69,7 +72,7 @@ pub(crate) fn report(
     let mut by_table: BTreeMap<TableId, Vec<Difference>> = BTreeMap::new();
     for ((table, key), suspect) in real {
         if let Some(side) = expected.targets.get(&table) {
-            by_table.entry(table).or_default().push(difference(&side.schema, &key, &suspect));
+            by_table.entry(table).or_default().push(difference(&side.schema, &key, &suspect, options.show_keys));
         }
     }
     let tables: Vec<TableReport> = expected
@@ -95,7 +98,7 @@ pub(crate) fn report(
     }
 }
 
-fn difference(schema: &TableSchema, key: &Key, suspect: &Suspect) -> Difference {
+fn difference(schema: &TableSchema, key: &Key, suspect: &Suspect, show_keys: bool) -> Difference {
     let kind = match (suspect.expected.len(), suspect.found.len()) {
         (_, 0) => DifferenceKind::Missing,
         (0, _) => DifferenceKind::Extra,
@@ -107,7 +110,26 @@ fn difference(schema: &TableSchema, key: &Key, suspect: &Suspect) -> Difference 
         (Some(one), Some(two)) => differing_columns(schema, one, two),
         _ => Vec::new(),
     };
-    Difference { kind, key_hash: format!("{:016x}", key.hash64()), columns }
+    // Without a key of its own a row is known by all of it, and that is not shown.
+    let is_key = schema.identity == Identity::Key;
+    let shown = (show_keys && is_key).then(|| shown(schema, key));
+    Difference { kind, key_hash: format!("{:016x}", key.hash64()), key: shown, columns }
+}
+
+/// A key's values as text; of a type that only its database can read, the kind.
+fn shown(schema: &TableSchema, key: &Key) -> Vec<Option<String>> {
+    let columns = schema.key_columns();
+    let text = |(column, cell): (&usize, Cell<'_>)| {
+        let type_ = &schema.columns.get(*column)?.type_;
+        match cell {
+            Cell::Bytes(bytes) => Some(match codec::decode(type_, bytes) {
+                Ok(value) => codec::to_text(&value),
+                Err(_) => format!("({})", type_.name),
+            }),
+            Cell::Null | Cell::Unchanged | Cell::Absent => None,
+        }
+    };
+    columns.iter().zip(key.cells()).map(text).collect()
 }
 
 fn differing_columns(schema: &TableSchema, one: &Row, two: &Row) -> Vec<String> {

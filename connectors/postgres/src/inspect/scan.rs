@@ -271,7 +271,7 @@ fn question(columns: &[KeyColumn], from: &str, list: &str, keys: usize) -> Strin
     )
 }
 
-fn read(row: &tokio_postgres::Row) -> Row {
+pub(super) fn read(row: &tokio_postgres::Row) -> Row {
     let mut builder = RowBuilder::with_capacity(row.len(), 64);
     for index in 0..row.len() {
         match row.get::<_, RawCell>(index).0 {

@@ -17,6 +17,7 @@ mod growth;
 mod keep;
 mod place;
 mod plan_file;
+mod queries;
 mod replay;
 mod reverse;
 mod roles;

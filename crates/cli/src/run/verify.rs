@@ -1,7 +1,8 @@
 //! `verify`: both sides at one position.
 
 use super::{
-    plan_file::{PlanFile, secret_of},
+    plan_file::{PlanFile, secret_of, write_whole},
+    queries,
     session::routes,
     upkeep::{is_followed, while_followed},
 };
@@ -10,11 +11,14 @@ use crate::{
     commands::{control, folder},
     error::{CliError, Exit},
     output::{self, Table},
+    page::{Page, key_of},
+    pairs::PairsFile,
     registry::{AnyInspect, AnySink},
     spec::Spec,
     wiring,
 };
 use crossfade_connector::{Failure, Inspect, Sink};
+use crossfade_dualread::pairs::{PairReport, Reached};
 use crossfade_event::{
     Position, SchemaVersion, TableId, TableName, TableSchema,
     catalog::{Catalog, RelationKind, TableDef},
@@ -22,9 +26,16 @@ use crossfade_event::{
 use crossfade_transform::{BackHow, Note, Plan, Writing};
 use crossfade_verify::{Options, Report, SinkPosition, Subject, TableReport};
 use serde::Serialize;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-struct Asking(AnySink);
+/// How far the sink has come, by its own word.
+pub(super) struct Asking(pub(super) AnySink);
+
+impl Reached for Asking {
+    async fn reached(&mut self) -> Result<Option<Position>, Failure> {
+        self.position().await
+    }
+}
 
 impl SinkPosition for Asking {
     async fn position(&mut self) -> Result<Option<Position>, Failure> {
@@ -32,15 +43,14 @@ impl SinkPosition for Asking {
     }
 }
 
-/// Verifies; exit code 4 when there are differences.
+/// Verifies rows and query pairs. Exit code 4 when there are differences, else 1 when a pair could not be judged, else 3
+/// when a latency budget is missed.
 pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliError> {
-    if args.queries.is_some() {
-        return Err(CliError::not_built("verify --queries"));
-    }
     if args.repair {
         return Err(CliError::not_built("verify --repair"));
     }
     refuse_inexact(spec)?;
+    let pairs = args.queries.as_deref().map(PairsFile::load).transpose()?;
     let folder = folder::base(spec)?;
     let Some(plan) = PlanFile::read(&folder)? else {
         return Err(CliError::refused(format!(
@@ -53,18 +63,93 @@ pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliErro
     if caught_up_first && !args.json {
         output::line(format!("nobody runs {}: it catches up first", spec.name))?;
     }
-    let Compared { report, dropped, lossy } =
-        while_followed(spec, args.json, Box::pin(compare_and_note(spec, args))).await?;
-    if args.json {
-        output::json(&Answer { report: &report, dropped: &dropped, lossy: &lossy, caught_up_first })?;
-    } else {
-        output::print(&render(&report, &dropped, &lossy))?;
+    let found = while_followed(spec, args.json, Box::pin(look(spec, args, pairs.as_ref()))).await?;
+    if let Some(file) = &args.report {
+        found.write_page(spec, file)?;
     }
-    // A row that the transforms refuse is missing in the target, whatever the reason.
-    match report.differences + report.refused_rows {
-        0 => Ok(()),
-        1 => Err(CliError::new(Exit::Differences, "1 row differs or is refused")),
-        many => Err(CliError::new(Exit::Differences, format!("{many} rows differ or are refused"))),
+    if args.json {
+        output::json(&found.answer(caught_up_first))?;
+    } else {
+        output::print(&found.render())?;
+    }
+    found.verdict()
+}
+
+/// All that was found.
+struct Found {
+    compared: Option<Compared>,
+    queries: Option<Vec<PairReport>>,
+}
+
+async fn look(spec: &Spec, args: &VerifyArgs, pairs: Option<&PairsFile>) -> Result<Found, CliError> {
+    let compared = match args.no_rows {
+        true => None,
+        false => Some(Box::pin(compare_and_note(spec, args)).await?),
+    };
+    let queries = match pairs {
+        Some(pairs) => Some(Box::pin(queries::ask(spec, pairs, args.share.zip(args.long))).await?),
+        None => None,
+    };
+    Ok(Found { compared, queries })
+}
+
+impl Found {
+    fn answer(&self, caught_up_first: bool) -> Answer<'_> {
+        let of_rows = self.compared.as_ref();
+        Answer {
+            report: of_rows.map(|compared| &compared.report),
+            dropped: of_rows.map(|compared| compared.dropped.as_slice()).unwrap_or_default(),
+            lossy: of_rows.map(|compared| compared.lossy.as_slice()).unwrap_or_default(),
+            queries: self.queries.as_deref(),
+            caught_up_first,
+        }
+    }
+
+    fn render(&self) -> String {
+        let rows = self.compared.as_ref().map(render).unwrap_or_default();
+        let queries = self.queries.as_deref().map(queries::render).unwrap_or_default();
+        let between = if rows.is_empty() || queries.is_empty() { "" } else { "\n" };
+        format!("{rows}{between}{queries}")
+    }
+
+    fn write_page(&self, spec: &Spec, file: &Path) -> Result<(), CliError> {
+        let page = Page {
+            name: spec.name.as_str(),
+            at: format!("{:.0}", jiff::Timestamp::now()),
+            rows: self.compared.as_ref().map(|compared| &compared.report),
+            notes: &self.compared.as_ref().map(Compared::notes).unwrap_or_default(),
+            queries: self.queries.as_deref(),
+        };
+        let has_folder = file.parent().is_some_and(|folder| !folder.as_os_str().is_empty());
+        let file = if has_folder { file.to_owned() } else { Path::new(".").join(file) };
+        write_whole(&file, page.render().as_bytes())
+    }
+
+    fn verdict(&self) -> Result<(), CliError> {
+        // A row that the transforms refuse is missing in the target, whatever the reason.
+        let rows = self.compared.as_ref().map_or(0, |found| found.report.differences + found.report.refused_rows);
+        let rows = match rows {
+            0 => None,
+            1 => Some("1 row differs or is refused".to_owned()),
+            many => Some(format!("{many} rows differ or are refused")),
+        };
+        let named = |is: fn(&PairReport) -> bool, what: &str| {
+            let of = self.queries.iter().flatten().filter(|report| is(report)).map(|report| report.name.as_str());
+            let names: Vec<&str> = of.collect();
+            (!names.is_empty()).then(|| format!("{what}: {}", names.join(", ")))
+        };
+        let differ = named(PairReport::differs, "queries that are answered differently");
+        let unjudged = named(|report| report.unjudged > 0, "queries whose answers changed too fast to be judged");
+        let slow = named(PairReport::is_slow, "queries that are slower on the target than allowed");
+        if let Some(said) = rows.into_iter().chain(differ).reduce(|one, other| format!("{one}; {other}")) {
+            return Err(CliError::new(Exit::Differences, said));
+        }
+        if let Some(said) = unjudged {
+            return Err(
+                CliError::failed(said).hint("ask for what does not change all the time, such as rows of yesterday")
+            );
+        }
+        slow.map_or(Ok(()), |said| Err(CliError::refused(said)))
     }
 }
 
@@ -83,12 +168,16 @@ fn refuse_inexact(spec: &Spec) -> Result<(), CliError> {
 
 #[derive(Serialize)]
 struct Answer<'a> {
+    /// Nothing where only queries were asked.
     #[serde(flatten)]
-    report: &'a Report,
+    report: Option<&'a Report>,
     /// Planned tables that the source no longer has.
     dropped: &'a [Dropped],
     /// Columns of which something was lost before it came here: both sides agree, and the database behind may not.
     lossy: &'a [Note],
+    /// Where some were asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queries: Option<&'a [PairReport]>,
     /// Nobody ran the migration, so this command did until both sides were compared.
     caught_up_first: bool,
 }
@@ -146,7 +235,7 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
     let now = PlanFile::with_tables(&plan, paired.planned);
     let bound = routes(spec, &now, secret.clone(), 0)?;
     let subject = Subject { plan: bound.plan(), source_tables: paired.source_tables, renamed: paired.renamed };
-    let options = Options { samples: args.limit, ..Options::default() };
+    let options = Options { samples: args.limit, show_keys: args.show_keys, ..Options::default() };
     let mut asking = Asking(AnySink::for_looking(spec)?);
     let mut report = crossfade_verify::verify(&subject, &mut source, &mut target, &mut asking, &options).await?;
     let dropped = match paired.dropped.as_slice() {
@@ -245,7 +334,31 @@ pub(super) fn schema_of(id: TableId, table: &TableDef) -> TableSchema {
     }
 }
 
-fn render(report: &Report, dropped: &[Dropped], lossy: &[Note]) -> String {
+impl Compared {
+    /// What is worth knowing beside the rows that differ, in sentences.
+    fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for one in &self.dropped {
+            let left = match one.rows {
+                0 => "none of its rows are".to_owned(),
+                rows => format!("{} of its rows are", output::count(rows)),
+            };
+            notes.push(format!("dropped: {} is no longer in the source; {left} left in {}", one.table, one.target));
+        }
+        for note in &self.lossy {
+            let column = note.column.as_deref().unwrap_or_default();
+            notes.push(format!("lossy: {}.{column}: {}", note.table, note.text));
+        }
+        if self.report.refused_rows > 0 {
+            let rows = output::count(self.report.refused_rows);
+            notes.push(format!("{rows} source rows are refused by the transforms"));
+        }
+        notes
+    }
+}
+
+fn render(compared: &Compared) -> String {
+    let report = &compared.report;
     let mut table = Table::new(["table", "expected", "target", "differences"]);
     for one in &report.tables {
         table.row([
@@ -264,22 +377,12 @@ fn render(report: &Report, dropped: &[Dropped], lossy: &[Note]) -> String {
             } else {
                 format!(" in {}", difference.columns.join(", "))
             };
-            text.push_str(&format!("{kind}: {} key {}{columns}\n", one.table, difference.key_hash));
+            text.push_str(&format!("{kind}: {} key {}{columns}\n", one.table, key_of(difference)));
         }
     }
-    for one in dropped {
-        let left = match one.rows {
-            0 => "none of its rows are".to_owned(),
-            rows => format!("{} of its rows are", output::count(rows)),
-        };
-        text.push_str(&format!("dropped: {} is no longer in the source; {left} left in {}\n", one.table, one.target));
-    }
-    for note in lossy {
-        let column = note.column.as_deref().unwrap_or_default();
-        text.push_str(&format!("lossy: {}.{column}: {}\n", note.table, note.text));
-    }
-    if report.refused_rows > 0 {
-        text.push_str(&format!("{} source rows are refused by the transforms\n", output::count(report.refused_rows)));
+    for note in compared.notes() {
+        text.push_str(&note);
+        text.push('\n');
     }
     let at = report.position.as_ref().map(|position| format!(" at position {position}")).unwrap_or_default();
     text.push_str(&format!("{} differences{at}\n", output::count(report.differences)));

@@ -196,6 +196,21 @@ impl Spec {
     }
 }
 
+/// Another file than a spec, read with the same care.
+///
+/// # Errors
+/// The first thing that is wrong, with its place and the nearest right word.
+pub(crate) fn load_beside<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, SpecError> {
+    let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => SpecError::whole(path, "there is no such file"),
+        _ => SpecError::whole(path, format!("it cannot be read: {error}")),
+    })?;
+    let mut document = Document::parse(path, &text, &|name| std::env::var(name).ok())?;
+    let keys: Vec<String> = document.keys().into_iter().map(|(key, _)| key).collect();
+    let whole = document.take_all(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+    document.read(whole)
+}
+
 fn refuse_unknown_sections(document: &Document<'_>) -> Result<(), SpecError> {
     for (key, span) in document.keys() {
         if !SECTIONS.contains(&key.as_str()) {
