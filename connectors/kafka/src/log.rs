@@ -20,12 +20,14 @@
 mod build;
 mod ended;
 mod follow;
+mod lag;
 mod made;
 mod meta;
 mod pin;
 mod place;
 mod reader;
 mod roles;
+mod served;
 mod shared;
 mod tail;
 mod topics;
@@ -38,7 +40,7 @@ pub use transform::{Begin, Make, Share};
 
 use crate::{
     LogOptions, Retention,
-    client::{Clients, LogConsumer, PATIENCE, bounds},
+    client::{ClientFigures, Clients, LogConsumer, PATIENCE, Purpose, Right, bounds},
 };
 use build::{Builder, Group};
 use crossfade_event::{Batch, Cut, SchemaVersion, TableId, TableSchema};
@@ -95,16 +97,17 @@ impl KafkaLog {
     /// they were, [`LogError::Server`] when no broker answers or one says no.
     pub fn open(options: LogOptions) -> Result<Self, LogError> {
         let names = Names::new(&options.topic_prefix)?;
-        let clients = Clients::new(options.connection.clone())?;
+        let clients = Clients::new(options.connection.clone())?.counting();
         let pin = pin_of(&options)?;
         let standing = topics::open(&clients, &names, &options, pin.as_ref(), topics::Way::Make)?;
         let asking = clients.asking(&names.readers)?;
         // Before anybody is shut out.
         refuse_anothers(&names, &options, pin.as_ref(), &meta::read(&asking, &names)?)?;
-        let producer = clients.transactional(&names.writer, standing.message_bytes_max)?;
+        let producer = clients.transactional(&names.writer, standing.message_bytes_max, Purpose::Writer)?;
         // From here on nobody else can commit, and what another had begun is ended: what is read now stays.
         let doing = || format!("beginning to write to {}", clients.brokers());
-        producer.init_transactions(PATIENCE).map_err(|error| clients.unreachable(doing(), error))?;
+        let rights = [Right::Transaction(&names.writer)];
+        producer.init_transactions(PATIENCE).map_err(|error| clients.unreachable(&rights, doing(), error))?;
         let ended = Ended::new(&clients, &names)?;
         ended.abort_hanging(&producer, &names, standing.changes.partitions)?;
         let meta = meta::read(&asking, &names)?;
@@ -164,7 +167,7 @@ impl KafkaLog {
     /// As [`KafkaLog::open_read_only`].
     pub fn open_following(options: LogOptions) -> Result<Self, LogError> {
         let names = Names::new(&options.topic_prefix)?;
-        let clients = Clients::new(options.connection.clone())?;
+        let clients = Clients::new(options.connection.clone())?.counting();
         let pin = pin_of(&options)?;
         let standing = topics::open(&clients, &names, &options, pin.as_ref(), topics::Way::Look)?;
         let asking = clients.asking(&names.readers)?;
@@ -217,6 +220,11 @@ impl KafkaLog {
     /// What the log waits for while its brokers are away; nothing while it goes on.
     pub fn waiting(&self) -> Option<String> {
         lock(&self.0.shared.waiting).values().next().cloned()
+    }
+
+    /// What the clients of this process have counted, by what they are for; nothing of a log that is only looked at.
+    pub fn figures(&self) -> Vec<ClientFigures> {
+        self.0.shared.clients.figures()
     }
 
     /// How the brokers are reached.
@@ -445,6 +453,7 @@ impl Made {
             asking: Mutex::new(self.asking),
             noting: self.noting.map(Mutex::new),
             waiting: Mutex::default(),
+            served: Mutex::default(),
             clients: self.clients,
             names: self.names,
             options: self.options,

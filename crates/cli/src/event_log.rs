@@ -17,7 +17,7 @@ use crossfade_log::{
     Entries, EventLog, Lane, LogError, LogReader, Tail,
     embedded::{Embedded, Options, Reader, Retention},
 };
-use crossfade_observe::WorkerStatus;
+use crossfade_observe::{ClientStatus, WorkerStatus};
 use crossfade_pipeline::Routes;
 use crossfade_state::WorkFolder;
 use futures::{FutureExt, future::BoxFuture};
@@ -314,6 +314,7 @@ impl AnyLog {
                     partitions: share.partitions,
                     made: share.made,
                     waiting: share.waiting,
+                    clients: kafka::clients(log),
                     ..WorkerStatus::default()
                 });
             })?),
@@ -363,6 +364,15 @@ impl AnyLog {
             Self::Embedded(_) => None,
             #[cfg(feature = "kafka")]
             Self::Kafka(log, _) => log.waiting(),
+        }
+    }
+
+    /// What the clients of this process have counted, where servers hold the log.
+    pub(crate) fn clients(&self) -> Vec<ClientStatus> {
+        match self {
+            Self::Embedded(_) => Vec::new(),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => kafka::clients(log),
         }
     }
 

@@ -65,6 +65,9 @@ pub struct Status {
     pub retrying: Option<Retrying>,
     /// Named places.
     pub checkpoints: Vec<CheckpointStatus>,
+    /// What this process's clients of the servers that hold the log have counted, by what they are for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clients: Vec<ClientStatus>,
     /// The other process of the migration, where it is on the same machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beside: Option<Box<Self>>,
@@ -156,6 +159,49 @@ pub struct LogStatus {
     /// Where it is kept, unless it is in the migration's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elsewhere: Option<String>,
+    /// Records of each partition that the sink does not have, where the log is kept elsewhere.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub behind: BTreeMap<u32, u64>,
+}
+
+/// The clients for one purpose, together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// What they are for: `writer`, `reader`, `made`, `follower` or `worker`.
+    pub purpose: String,
+    /// How many there are now.
+    pub clients: u64,
+    /// Records in their queues.
+    pub queued_records: u64,
+    /// Bytes of them.
+    pub queued_bytes: u64,
+    /// Records sent since the process began.
+    pub sent_records: u64,
+    /// Bytes of them.
+    pub sent_bytes: u64,
+    /// Records received since the process began.
+    pub received_records: u64,
+    /// Bytes of them.
+    pub received_bytes: u64,
+    /// How many have a transaction in which state.
+    pub transactions: BTreeMap<String, u64>,
+    /// The brokers, by their numbers.
+    pub brokers: BTreeMap<i32, BrokerStatus>,
+}
+
+/// One broker, as the clients for one purpose see it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerStatus {
+    /// Connections that are up.
+    pub connected: u64,
+    /// Requests that wait to be sent or answered.
+    pub outstanding: u64,
+    /// How long answers took lately, in microseconds.
+    pub rtt_us: u64,
+    /// And the slowest hundredth of them at least.
+    pub rtt_p99_us: u64,
+    /// Requests that failed or were not answered in time, since the process began.
+    pub errors: u64,
 }
 
 /// A transform worker.
@@ -172,6 +218,9 @@ pub struct WorkerStatus {
     /// What it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
+    /// What its clients of the servers that hold the log have counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clients: Vec<ClientStatus>,
 }
 
 /// A side that waits and tries again.
@@ -237,6 +286,7 @@ impl Status {
             gates: Vec::new(),
             retrying: None,
             checkpoints: migration.checkpoints.iter().map(checkpoint).collect(),
+            clients: Vec::new(),
             beside: None,
         }
     }
@@ -256,6 +306,7 @@ impl Status {
     pub fn not_running(mut self) -> Self {
         self.pid = None;
         self.retrying = None;
+        self.clients = Vec::new();
         self.rates = Rates::default();
         if self.standing == Standing::Running {
             self.standing = Standing::Stopped;

@@ -3,19 +3,20 @@
 use super::{
     meta::{LastRound, Says, hold_key},
     place,
+    served::Served,
     tail::{self},
     topics::{Names, Standing},
 };
 use crate::{
     LogOptions,
-    client::{Clients, LogConsumer, LogProducer, flush, server},
+    client::{Clients, LogConsumer, LogProducer, flush, reason, writing},
 };
 use crossfade_event::{Cut, Partition, Position};
 use crossfade_log::{LogError, provider::Schemas};
 use rdkafka::producer::{BaseRecord, Producer as _};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 use tokio::sync::watch;
@@ -33,6 +34,7 @@ pub(super) struct End {
 pub(super) enum Trouble {
     Lost { what: String, remedy: String },
     Fenced { log: String, by: String },
+    Denied { doing: String, said: String, remedy: String },
     Stopped(String),
 }
 
@@ -41,6 +43,9 @@ impl Trouble {
         match error {
             LogError::Lost { what, remedy } => Self::Lost { what: what.clone(), remedy: remedy.clone() },
             LogError::Fenced { log, by } => Self::Fenced { log: log.clone(), by: by.clone() },
+            LogError::Denied { doing, said, remedy } => {
+                Self::Denied { doing: doing.clone(), said: said.clone(), remedy: remedy.clone() }
+            }
             error => Self::Stopped(
                 std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")),
             ),
@@ -51,6 +56,9 @@ impl Trouble {
         match self {
             Self::Lost { what, remedy } => LogError::Lost { what: what.clone(), remedy: remedy.clone() },
             Self::Fenced { log, by } => LogError::Fenced { log: log.clone(), by: by.clone() },
+            Self::Denied { doing, said, remedy } => {
+                LogError::Denied { doing: doing.clone(), said: said.clone(), remedy: remedy.clone() }
+            }
             Self::Stopped(why) => LogError::Poisoned { why: why.clone() },
         }
     }
@@ -125,6 +133,8 @@ pub(super) struct Shared {
     pub(super) noting: Option<Mutex<LogProducer>>,
     /// Who waits for the brokers, and for what.
     pub(super) waiting: Mutex<BTreeMap<Waiter, String>>,
+    /// The readers' consumers, to be served while nobody reads.
+    pub(super) served: Mutex<Vec<Weak<Served>>>,
 }
 
 /// Who can have to wait for the brokers.
@@ -195,6 +205,21 @@ impl Shared {
         self.end.send_replace(End { round: last.round, cut: last.cut.clone(), position: last.position });
     }
 
+    /// A reader's consumer, which is served also while nobody reads.
+    pub(super) fn served(&self, consumer: LogConsumer) -> Arc<Served> {
+        let served = Arc::new(Served::new(consumer));
+        let mut all = lock(&self.served);
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(&served));
+        served
+    }
+
+    /// Serves the consumers of readers that nobody reads with now.
+    pub(super) fn serve_idle(&self) {
+        let all: Vec<Arc<Served>> = lock(&self.served).iter().filter_map(Weak::upgrade).collect();
+        all.iter().for_each(|served| served.serve_if_idle());
+    }
+
     /// Checks that a place lies in the log.
     pub(super) fn check(&self, cut: &Cut) -> Result<(), LogError> {
         let there = self.partitions() as usize;
@@ -230,6 +255,12 @@ impl Shared {
         }
         lock(&self.holds).say(consumer, None);
         Ok(())
+    }
+
+    /// The place of a consumer of this process.
+    pub(super) fn own_place(&self, consumer: &str) -> Option<Cut> {
+        let holds = lock(&self.holds);
+        holds.all.get(consumer).filter(|_| holds.own.contains(consumer)).cloned()
     }
 
     /// Entries that somebody still needed are gone.
@@ -344,11 +375,11 @@ impl Shared {
         if let Some(value) = value {
             record = record.payload(value);
         }
-        producer.send(record).map_err(|(error, _)| server(format!("writing to {}", self.names.meta), error))
+        producer.send(record).map_err(|(error, _)| writing(&self.names.meta, reason(producer, error)))
     }
 
     fn flush_notes(&self, producer: &LogProducer) -> Result<(), LogError> {
-        let failed = |error| server(format!("writing to {}", self.names.meta), error);
+        let failed = |error| writing(&self.names.meta, reason(producer, error));
         flush(producer, Duration::from_secs(10)).map_err(failed)?;
         producer.context().offsets().map_err(failed)?;
         producer.context().reset();
@@ -358,9 +389,9 @@ impl Shared {
     /// Says something outside of the entries' transactions; returns the offset of the note.
     pub(super) fn say(&self, says: &Says) -> Result<u64, LogError> {
         let Some(noting) = &self.noting else { return Err(self.is_read_only()) };
-        let failed = |error| server(format!("writing to {}", self.names.meta), error);
         let (key, value) = (says.key(), says.to_bytes()?);
         let producer = lock(noting);
+        let failed = |error| writing(&self.names.meta, reason(&producer, error));
         let record = BaseRecord::with_opaque_to(&self.names.meta, SAID).partition(0).key(&key).payload(&value);
         producer.send(record).map_err(|(error, _)| failed(error))?;
         flush(&producer, Duration::from_secs(10)).map_err(failed)?;
