@@ -21,6 +21,8 @@ mod planned;
 mod renames;
 mod replayed;
 #[cfg(feature = "kafka")]
+mod rights;
+#[cfg(feature = "kafka")]
 mod roles;
 mod shapes;
 mod shop;

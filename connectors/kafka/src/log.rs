@@ -25,6 +25,7 @@ mod made;
 mod meta;
 mod pin;
 mod place;
+mod processes;
 mod reader;
 mod roles;
 mod served;
@@ -35,6 +36,7 @@ mod transform;
 mod watcher;
 mod writer;
 
+pub use processes::Process;
 pub use reader::KafkaReader;
 pub use transform::{Begin, Make, Share};
 
@@ -210,6 +212,7 @@ impl KafkaLog {
             lock(&shared.schemas).insert(schema)?;
         }
         lock(&shared.holds).all = look.meta.holds;
+        *lock(&shared.processes) = look.meta.processes;
         if let Some(start) = look.meta.start.filter(|start| start.covers(&shared.start())) {
             *lock(&shared.start) = start;
         }
@@ -439,6 +442,7 @@ impl Made {
             schemas.insert(schema)?;
         }
         let partitions = self.standing.changes.partitions;
+        let processes = Mutex::new(meta.processes);
         let end = End { round: tail.settled.round, cut: tail.settled.cut.clone(), position: tail.settled.position };
         let shared = Shared {
             id,
@@ -454,6 +458,9 @@ impl Made {
             noting: self.noting.map(Mutex::new),
             waiting: Mutex::default(),
             served: Mutex::default(),
+            own: drawn(),
+            told: Mutex::default(),
+            processes,
             clients: self.clients,
             names: self.names,
             options: self.options,

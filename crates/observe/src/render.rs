@@ -1,7 +1,7 @@
 //! A status for a person: a page for `crossfade status`, a line for a log.
 
 use crate::{
-    Overall, Standing, Status, WorkerStatus,
+    Overall, ProcessStatus, Standing, Status, WorkerStatus,
     words::{bytes, grouped, millis, per_second, percent, seconds},
 };
 use std::fmt::Write;
@@ -87,6 +87,9 @@ pub fn render(status: &Status) -> String {
     for worker in &status.workers {
         line("worker", worker_words(worker));
     }
+    for process in &status.processes {
+        line("process", process_words(process));
+    }
     line(
         "speed",
         format!(
@@ -128,6 +131,21 @@ fn worker_words(worker: &WorkerStatus) -> String {
     let before: u64 = worker.partitions.values().sum();
     let mut words = format!("process {}, partitions {which}, {} records before it", worker.pid, grouped(before));
     if let Some(waiting) = &worker.waiting {
+        let _ = write!(words, "; waits: {waiting}");
+    }
+    words
+}
+
+fn process_words(process: &ProcessStatus) -> String {
+    let mut words = format!("{}: {}", process.role, process.who);
+    if !process.partitions.is_empty() {
+        let partitions: Vec<String> = process.partitions.keys().map(u32::to_string).collect();
+        let _ = write!(words, ", partitions {}", partitions.join(", "));
+    }
+    if process.role != "ingest" {
+        let _ = write!(words, ", {} records before it", grouped(process.behind));
+    }
+    if let Some(waiting) = &process.waiting {
         let _ = write!(words, "; waits: {waiting}");
     }
     words

@@ -49,6 +49,9 @@ pub struct Status {
     /// The transform workers that run on this machine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub workers: Vec<WorkerStatus>,
+    /// All processes that work on the migration, wherever they run, as they say themselves; where one does all of it, none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<ProcessStatus>,
     /// False when a change is missing from the line above (or counted twice).
     pub conserved: bool,
     /// Rates over the last ten seconds.
@@ -223,6 +226,25 @@ pub struct WorkerStatus {
     pub clients: Vec<ClientStatus>,
 }
 
+/// A process that works on the migration, on whatever machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// Its number and its machine, in words.
+    pub who: String,
+    /// `ingest`, `transform` or `deliver`.
+    pub role: String,
+    /// When it said so by its own clock, ISO 8601 UTC.
+    pub at: String,
+    /// The partitions that it has been given, and how many records of each are still before it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub partitions: BTreeMap<u32, u64>,
+    /// Records of the log that are still before it.
+    pub behind: u64,
+    /// What it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+}
+
 /// A side that waits and tries again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retrying {
@@ -278,6 +300,7 @@ impl Status {
             lookup_misses: totals.lookup_misses,
             made: totals.made,
             workers: Vec::new(),
+            processes: Vec::new(),
             conserved: totals.conservation.holds(),
             rates,
             source: Value::Null,
@@ -307,6 +330,7 @@ impl Status {
         self.pid = None;
         self.retrying = None;
         self.clients = Vec::new();
+        self.processes = Vec::new();
         self.rates = Rates::default();
         if self.standing == Standing::Running {
             self.standing = Standing::Stopped;

@@ -6,6 +6,7 @@
 
 use super::{
     meta::{self, Notes, Says},
+    processes,
     shared::{Shared, Waiter, lock},
 };
 use crate::client::{LogConsumer, PATIENCE, Purpose, assignment, bounds, is_passing_for_readers, reading};
@@ -104,6 +105,12 @@ fn take(shared: &Shared, key: &str, says: Option<Says>) -> Result<(), LogError> 
         return Ok(());
     }
     match says {
+        None if key.starts_with("process/") => {
+            lock(&shared.processes).retain(|id, _| processes::key(*id) != key);
+        }
+        Some(Says::Process(process)) => {
+            lock(&shared.processes).insert(process.id, process);
+        }
         Some(Says::Schema(schema)) => {
             lock(&shared.schemas).insert(&schema)?;
         }

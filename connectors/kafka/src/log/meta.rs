@@ -10,11 +10,15 @@
 //! | `hold/<name>` | how far a consumer has come; nothing when it was released |
 //! | `head` | what whoever writes says of the migration, in its own words, for those that deliver elsewhere |
 //! | `deliver` | who delivers now, where that is a process of its own |
+//! | `process/<id>` | a process that works on the migration, as it says itself; nothing when it has ended |
 //!
 //! `tail` and the schemas are written in the same transaction as the entries that they belong to, so the two topics
 //! cannot disagree. The position is in the marks too; the one here is for a topic whose entries have all expired.
 
-use super::topics::Names;
+use super::{
+    processes::{self, Process},
+    topics::Names,
+};
 use crate::{
     client::{LogConsumer, bounds, scan},
     note::{self, FORMAT, Wrong, parse},
@@ -37,6 +41,7 @@ pub(super) enum Says {
     Hold(Cut),
     Head(String),
     Deliver(Writer),
+    Process(Process),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +81,7 @@ pub(super) struct Meta {
     pub(super) schemas: Vec<Arc<TableSchema>>,
     pub(super) holds: BTreeMap<String, Cut>,
     pub(super) head: Option<String>,
+    pub(super) processes: BTreeMap<u64, Process>,
 }
 
 pub(super) fn hold_key(consumer: &str) -> String {
@@ -93,6 +99,7 @@ impl Says {
             Self::Hold(_) => "hold/".to_owned(),
             Self::Head(_) => "head".to_owned(),
             Self::Deliver(_) => "deliver".to_owned(),
+            Self::Process(process) => processes::key(process.id),
         }
     }
 
@@ -159,6 +166,9 @@ pub(super) fn read_on(consumer: &LogConsumer, names: &Names, notes: &mut Notes) 
             Says::Start(cut) => meta.start = Some(cut),
             Says::Schema(schema) => meta.schemas.push(schema),
             Says::Head(head) => meta.head = Some(head),
+            Says::Process(process) => {
+                meta.processes.insert(process.id, process);
+            }
             // Its place in the topic says what matters.
             Says::Deliver(_) => {}
             Says::Hold(_) => return Err(refused(names, offset, Wrong::Foreign)),
@@ -210,6 +220,15 @@ mod tests {
             Says::Hold(cut),
             Says::Head("{\"migration\":\"shop\"}".to_owned()),
             Says::Deliver(Writer { id: 4, who: "process 2 on host".to_owned() }),
+            Says::Process(Process {
+                id: 5,
+                who: "process 3 on host".to_owned(),
+                role: "transform".to_owned(),
+                at_ms: 1_700_000_000_000,
+                partitions: BTreeMap::from([(1, 7)]),
+                behind: 7,
+                waiting: Some("brokers".to_owned()),
+            }),
         ]
     }
 

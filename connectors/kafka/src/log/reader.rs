@@ -272,7 +272,9 @@ impl KafkaReader {
     fn look(&mut self) -> Result<Look, LogError> {
         let mut end = self.ends.borrow_and_update().clone();
         end.cut = self.seen(&end.cut);
-        if let Some(trouble @ Trouble::Lost { .. }) = self.log.trouble() {
+        // What cannot be written any more can still be read; what cannot be followed does not come.
+        let is_the_end = |trouble: &Trouble| matches!(trouble, Trouble::Lost { .. }) || !self.log.writes;
+        if let Some(trouble) = self.log.trouble().filter(is_the_end) {
             return Err(trouble.error());
         }
         if self.next == end.cut {

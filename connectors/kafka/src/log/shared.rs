@@ -3,6 +3,7 @@
 use super::{
     meta::{LastRound, Says, hold_key},
     place,
+    processes::Process,
     served::Served,
     tail::{self},
     topics::{Names, Standing},
@@ -135,6 +136,11 @@ pub(super) struct Shared {
     pub(super) waiting: Mutex<BTreeMap<Waiter, String>>,
     /// The readers' consumers, to be served while nobody reads.
     pub(super) served: Mutex<Vec<Weak<Served>>>,
+    /// Drawn for this process, and what it says of itself.
+    pub(super) own: u64,
+    pub(super) told: Mutex<Option<Process>>,
+    /// What the others have said of themselves, when they were heard last.
+    pub(super) processes: Mutex<BTreeMap<u64, Process>>,
 }
 
 /// Who can have to wait for the brokers.
@@ -398,6 +404,14 @@ impl Shared {
         let offset = producer.context().offsets().map_err(failed)?.get(&SAID).copied();
         producer.context().reset();
         offset.ok_or_else(|| LogError::Contract("a note was taken and has no offset".to_owned()))
+    }
+
+    /// Takes a note back.
+    pub(super) fn take_back(&self, key: &str) -> Result<(), LogError> {
+        let Some(noting) = &self.noting else { return Err(self.is_read_only()) };
+        let producer = lock(noting);
+        self.send_note(&producer, key, None)?;
+        self.flush_notes(&producer)
     }
 
     /// The last round of the topic itself, and the cut after it.

@@ -5,6 +5,7 @@ use super::{
     lag::Lag,
     meta::{Notes, read_on},
     place::near,
+    processes::Telling,
     shared::{Shared, lock},
     topics,
 };
@@ -29,17 +30,20 @@ const WARN_EVERY: Duration = Duration::from_secs(600);
 
 /// Works until the log is closed: then `closed` ends.
 pub(super) fn run(shared: &Arc<Shared>, closed: &Receiver<()>) {
-    let (mut looked, mut warned, mut notes, mut lag) = (Instant::now(), None, Notes::default(), Lag::default());
+    let (mut looked, mut warned, mut notes) = (Instant::now(), None, Notes::default());
+    let (mut lag, mut telling) = (Lag::default(), Telling::default());
     loop {
         let ended = matches!(closed.recv_timeout(HOLDS_EVERY), Err(RecvTimeoutError::Disconnected) | Ok(()));
         if let Err(error) = shared.write_holds() {
             tracing::debug!(%error, "the places of the log's consumers are not written yet");
         }
         if ended {
+            telling.end(shared);
             lag.end(shared);
             return;
         }
         lag.follow(shared);
+        telling.tell(shared);
         shared.serve_idle();
         if looked.elapsed() >= LOOK_EVERY && shared.trouble().is_none() {
             looked = Instant::now();
@@ -58,6 +62,7 @@ fn hear_others(shared: &Shared, notes: &mut Notes) -> Result<(), LogError> {
     }
     let meta = read_on(&lock(&shared.asking), &shared.names, notes)?;
     lock(&shared.holds).hear_all(meta.holds);
+    *lock(&shared.processes) = meta.processes;
     Ok(())
 }
 

@@ -178,12 +178,16 @@ impl Writer {
                 Ok(cut) => break cut,
                 Err(Broken::Ours(error)) => return Err(error),
                 Err(Broken::Kafka(error)) if !is_passing(&error) => return Err(self.refused(group, error)),
-                Err(Broken::Kafka(error)) => match self.recover(group, &error)? {
-                    Fate::Landed(cut) => break cut,
-                    Fate::Missing => {}
-                },
+                Err(Broken::Kafka(error)) => {
+                    self.takes_nothing(&error);
+                    match self.recover(group, &error)? {
+                        Fate::Landed(cut) => break cut,
+                        Fate::Missing => {}
+                    }
+                }
             }
         };
+        self.shared.goes_on(Waiter::Writer);
         self.last.position = self.builder.position();
         if let Some(round) = group.whole {
             self.last.round = round;
@@ -284,6 +288,18 @@ impl Writer {
         LastRound { round, cut, position: self.builder.position(), ..self.last.clone() }
     }
 
+    /// Brokers that answer may still take no records: people are told until they do.
+    fn takes_nothing(&self, error: &KafkaError) {
+        let topic = &self.shared.names.changes;
+        let is_untold = matches!(code_of(error), Some(RDKafkaErrorCode::MessageTimedOut));
+        let hint = "is the disk of a broker full, or are fewer copies in step than min.insync.replicas asks?";
+        let why = if is_untold { format!("{error}: {hint}") } else { error.to_string() };
+        if is_untold {
+            tracing::warn!("Kafka takes nothing: writing to {topic}: {why}; reading the source waits until it does");
+        }
+        self.shared.waits(Waiter::Writer, format!("Kafka takes nothing: writing to {topic}: {why}"));
+    }
+
     /// A new producer of the same id ends whatever the old one had begun; then the topic itself says whether the group is
     /// in. Waits for brokers that are away.
     fn recover(&mut self, group: &Group, error: &KafkaError) -> Result<Fate, LogError> {
@@ -294,7 +310,6 @@ impl Writer {
         loop {
             match self.reconnect(group) {
                 Ok(fate) => {
-                    self.shared.goes_on(Waiter::Writer);
                     if alarm.is_some() {
                         tracing::info!(after_s = began.elapsed().as_secs(), "Kafka answers again; the log goes on");
                     }

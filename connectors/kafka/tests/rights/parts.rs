@@ -14,7 +14,7 @@ use crossfade_event::{
 use crossfade_kafka::{
     Connection, DebeziumConfig, DebeziumInspect, DebeziumSource, Handling, KafkaSink, LogOptions, SinkConfig,
     UNAVAILABLE, Workers,
-    log::{KafkaLog, KafkaReader, Make, delete},
+    log::{KafkaLog, KafkaReader, Make, Share, delete},
 };
 use crossfade_log::{Entry, EventLog, Lane, LogError, LogReader};
 use crossfade_testkit::{
@@ -22,8 +22,9 @@ use crossfade_testkit::{
     log_suite,
 };
 use rdkafka::{
-    ClientConfig, Offset as Place, TopicPartitionList,
+    ClientConfig, Message, Offset as Place, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
 };
 use std::{
     collections::BTreeMap,
@@ -142,7 +143,8 @@ impl Stage {
             KafkaLog::head(&options)?;
             let log = KafkaLog::open_following(options)?;
             let stop = AtomicBool::new(false);
-            let tell = |share: crossfade_kafka::log::Share| {
+            let tell = |share: Share| {
+                log.tell("transform", share.partitions.clone(), 0, None);
                 let is_done = share.partitions.len() == PARTITIONS as usize
                     && share.partitions.values().all(|before| *before == 0);
                 stop.store(is_done, Relaxed);
@@ -232,6 +234,37 @@ impl Stage {
             let events = batch.iter().flat_map(|batch| &batch.events);
             if events.into_iter().any(|stamped| matches!(stamped.event, Event::Changed(_))) {
                 return Ok(());
+            }
+        }
+    }
+
+    /// A log that one writes, and another reads to its end.
+    pub(crate) async fn written_and_read(&self, writes: Connection, follows: Connection) -> (KafkaLog, KafkaReader) {
+        self.ingest(writes.clone()).await.unwrap_or_else(|ended| panic!("{}", ended.said));
+        let (writes, follows) = (self.options(writes), self.options(follows));
+        let writer = blocking(move || KafkaLog::open(writes)).await.unwrap();
+        let follower = blocking(move || KafkaLog::open_following(follows)).await.unwrap();
+        let mut reader = follower.read(&follower.start(), Lane::All).unwrap();
+        for _ in 0..CHANGES {
+            log_suite::soon("what is there", reader.next()).await.unwrap();
+        }
+        (writer, reader)
+    }
+
+    /// Whether a worker has said that it is there, and taken that back when it ended: records that nobody reads otherwise.
+    pub(crate) fn was_shown(&self) -> bool {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.all.brokers).set("group.id", "tests");
+        let consumer: BaseConsumer = config.set("enable.partition.eof", "true").create().unwrap();
+        let mut all = TopicPartitionList::new();
+        all.add_partition_offset(&format!("{}.meta", self.prefix), 0, Place::Beginning).unwrap();
+        consumer.assign(&all).unwrap();
+        loop {
+            match consumer.poll(Duration::from_secs(30)).expect("the broker answers") {
+                Err(KafkaError::PartitionEOF(_)) => return false,
+                Err(error) => panic!("{error}"),
+                Ok(message) if message.key().is_some_and(|key| key.starts_with(b"process/")) => return true,
+                Ok(_) => {}
             }
         }
     }

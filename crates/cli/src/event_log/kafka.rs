@@ -12,10 +12,10 @@ use crossfade_event::{Event, SchemaVersion, TableId};
 use crossfade_kafka::{
     Connection, LogOptions, Mechanism as KafkaMechanism, Retention, Sasl, Tls, Workers,
     client::{BrokerFigures, ClientFigures},
-    log::{KafkaLog, Make, Share, delete, examine},
+    log::{KafkaLog, Make, Process, Share, delete, examine},
 };
 use crossfade_log::{Entry, EventLog, Lane, LogError, LogReader};
-use crossfade_observe::{BrokerStatus, ClientStatus};
+use crossfade_observe::{BrokerStatus, ClientStatus, ProcessStatus};
 use crossfade_pipeline::{Maker, PipelineError, Routes};
 use secrecy::SecretString;
 use serde_json::json;
@@ -122,6 +122,20 @@ pub(super) fn clients(log: &KafkaLog) -> Vec<ClientStatus> {
         brokers: figures.brokers.into_iter().map(broker).collect(),
     };
     log.figures().into_iter().map(client).collect()
+}
+
+/// All processes of the migration, as they say themselves.
+pub(super) fn processes(log: &KafkaLog) -> Vec<ProcessStatus> {
+    let at = |ms| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| String::new(), |at| at.to_string());
+    let status = |process: Process| ProcessStatus {
+        who: process.who,
+        role: process.role,
+        at: at(process.at_ms),
+        partitions: process.partitions,
+        behind: process.behind,
+        waiting: process.waiting,
+    };
+    log.processes().into_iter().map(status).collect()
 }
 
 /// Whether the migration has noted its topics.

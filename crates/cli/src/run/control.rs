@@ -148,6 +148,7 @@ impl Shared {
         status.log = log_status(&self.log);
         status.log.behind = behind_by_partition(sink_cut.as_ref(), &self.log);
         status.clients = self.log.clients();
+        status.processes = self.log.processes();
         status.gates = held(&self.verdicts).clone();
         status.retrying = held(&self.watcher.retrying).clone().or_else(|| log_waiting(&self.log));
         status

@@ -29,6 +29,10 @@ const OPERATIONS: [(&str, i8); 8] = [
     ("AlterConfigs", 11),
 ];
 
+/// How a right is given, in the protocol's numbers.
+const FORBIDDEN: i8 = 2;
+const ALLOWED: i8 = 3;
+
 /// One right, as a table names it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Right {
@@ -98,12 +102,23 @@ impl Kafka {
     /// # Panics
     /// When the broker does not take them.
     pub fn allow(&self, user: &str, rights: &[Right]) {
-        let principal = format!("User:{user}");
-        let done = self.give(&principal, rights);
-        done.unwrap_or_else(|error| panic!("rights of {user} cannot be given: {error}\n{}", self.log()));
+        self.settle(user, rights, ALLOWED);
     }
 
-    fn give(&self, principal: &str, rights: &[Right]) -> io::Result<()> {
+    /// Takes from a user what he was allowed.
+    ///
+    /// # Panics
+    /// As [`Kafka::allow`].
+    pub fn forbid(&self, user: &str, rights: &[Right]) {
+        self.settle(user, rights, FORBIDDEN);
+    }
+
+    fn settle(&self, user: &str, rights: &[Right], how: i8) {
+        let done = self.give(&format!("User:{user}"), rights, how);
+        done.unwrap_or_else(|error| panic!("rights of {user} cannot be settled: {error}\n{}", self.log()));
+    }
+
+    fn give(&self, principal: &str, rights: &[Right], how: i8) -> io::Result<()> {
         if rights.is_empty() {
             return Ok(());
         }
@@ -123,7 +138,7 @@ impl Kafka {
             string(&mut body, principal);
             string(&mut body, "*");
             body.extend(number(&OPERATIONS, &right.operation).to_be_bytes());
-            body.extend(3i8.to_be_bytes());
+            body.extend(how.to_be_bytes());
         }
         let answer = ask(&mut stream, 30, &body)?;
         let mut rest = answer.get(4..).unwrap_or_default();
