@@ -26,6 +26,8 @@ mod renames;
 mod replayed;
 mod reverse;
 #[cfg(feature = "kafka")]
+mod rights;
+#[cfg(feature = "kafka")]
 mod roles;
 mod shapes;
 mod shop;

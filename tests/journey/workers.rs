@@ -253,3 +253,61 @@ async fn who_transforms_is_settled_when_a_migration_begins() {
     }
     drop(source);
 }
+
+/// Role, number of partitions, and what it waits for, of each process that `status` names.
+fn processes(said: &str) -> Vec<(String, usize, String)> {
+    let status: serde_json::Value = serde_json::from_str(said).unwrap_or_default();
+    let text = |of: &serde_json::Value| of.as_str().unwrap_or_default().to_owned();
+    let process = |process: &serde_json::Value| {
+        let partitions = process["partitions"].as_object().map_or(0, serde_json::Map::len);
+        (text(&process["role"]), partitions, text(&process["waiting"]))
+    };
+    status["processes"].as_array().into_iter().flatten().map(process).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_every_process_on_whatever_machine_it_is_asked() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let Some((desk, _source, _target)) = desk_with_workers(kafka, &format!("{RULES}{MASKED}")).await else { return };
+    let (mut ingest, mut deliver) = (desk.start_role("ingest"), desk.start_role("deliver"));
+    let worker = desk.start_role("transform");
+    wait_both(&desk, &mut ingest, &mut deliver);
+
+    let folder = tempfile::tempdir().unwrap();
+    let there = elsewhere(&desk, folder.path());
+    let base = folder.path().join("crossfade-data").join(&desk.name);
+    fs::create_dir_all(&base).unwrap();
+    fs::copy(desk.work().join("secret"), base.join("secret")).unwrap();
+    let other = there.spawn(&["run", SPEC, "--quiet", "--role", "transform"]);
+    let asked = || [desk.command(&["status"], &["--json"]).stdout, there.run(&["status", SPEC, "--json"]).stdout];
+    let roles = |said: &str| processes(said).into_iter().map(|(role, ..)| role).collect::<Vec<_>>();
+    until("each machine to show all four", async || {
+        asked().iter().all(|said| {
+            let shared: usize = processes(said).iter().map(|(_, partitions, _)| partitions).sum();
+            roles(said) == ["deliver", "ingest", "transform", "transform"] && shared == 8
+        })
+    })
+    .await;
+    // One that stands by says what it waits for.
+    let second = there.spawn(&["run", SPEC, "--quiet", "--role", "deliver"]);
+    until("the second deliver to be shown", async || {
+        asked().iter().all(|said| {
+            let stands_by = |(role, _, waits): &(String, usize, String)| role == "deliver" && waits.contains("session");
+            roles(said).len() == 5 && processes(said).iter().any(stands_by)
+        })
+    })
+    .await;
+    let said = there.run(&["status", SPEC]);
+    assert!(said.stdout.contains("ingest: process") && said.stdout.contains("transform: process"), "{said}");
+    // One that ends takes its word back.
+    for running in [other, second] {
+        desk.stop(running);
+    }
+    until("those that have ended to be gone", async || {
+        asked().iter().all(|said| roles(said) == ["deliver", "ingest", "transform"])
+    })
+    .await;
+    for running in [worker, deliver, ingest] {
+        desk.stop(running);
+    }
+}

@@ -1,18 +1,24 @@
 //! The one place that makes producers, consumers and admin clients.
 
 mod errors;
+mod figures;
 
-pub(crate) use errors::{code_of, is_passing, server};
+pub(crate) use errors::{
+    Right, code_of, is_denied, is_passing, is_passing_for_readers, needing, reading, server, writing,
+};
+pub(crate) use figures::Purpose;
+pub use figures::{BrokerFigures, ClientFigures};
 
 use crate::{Connection, ids};
 use crossfade_log::LogError;
+use figures::{Counting, Figures};
 use futures::executor::block_on;
 use rdkafka::{
     ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier},
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{BaseConsumer, Consumer, ConsumerContext},
-    error::{KafkaError, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::BorrowedMessage,
     producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext},
     topic_partition_list::TopicPartitionListElem,
@@ -35,11 +41,16 @@ const ASKING: Duration = Duration::from_millis(10);
 
 /// Passes what librdkafka says on to the program's own log, and remembers the last complaint.
 #[derive(Debug, Default)]
-pub struct Listener(Mutex<Option<String>>);
+pub struct Listener {
+    last: Mutex<Option<String>>,
+    counting: Option<Counting>,
+    /// What came of the last places that were committed.
+    committed: Mutex<Option<KafkaResult<()>>>,
+}
 
 impl Listener {
     fn heard(&self, complaint: &str) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // "1/1 brokers are down" says less than why they are.
         if last.is_none() || !complaint.ends_with("brokers are down") {
             *last = Some(complaint.to_owned());
@@ -48,7 +59,12 @@ impl Listener {
 
     /// The last complaint.
     pub fn last(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What came of the last places that were committed, once it has been heard.
+    pub(crate) fn committed(&self) -> Option<KafkaResult<()>> {
+        self.committed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -70,9 +86,19 @@ impl ClientContext for Listener {
         tracing::debug!("kafka: {error}: {reason}");
         self.heard(reason);
     }
+
+    fn stats_raw(&self, said: &[u8]) {
+        if let Some(counting) = &self.counting {
+            counting.take(said);
+        }
+    }
 }
 
-impl ConsumerContext for Listener {}
+impl ConsumerContext for Listener {
+    fn commit_callback(&self, result: KafkaResult<()>, _places: &TopicPartitionList) {
+        *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+    }
+}
 
 /// What became of the records of one transaction: the first failure, and the offsets of those that were asked about.
 #[derive(Debug, Default)]
@@ -128,6 +154,10 @@ impl ClientContext for Deliveries {
     fn error(&self, error: KafkaError, reason: &str) {
         self.listener.error(error, reason);
     }
+
+    fn stats_raw(&self, said: &[u8]) {
+        self.listener.stats_raw(said);
+    }
 }
 
 impl ProducerContext for Deliveries {
@@ -162,6 +192,8 @@ pub type LogProducer = BaseProducer<Deliveries>;
 pub struct Clients {
     connection: Connection,
     admin: AdminClient<Listener>,
+    /// Those of clients that count; none counts where nobody would poll them while nothing is to be done.
+    figures: Option<Figures>,
 }
 
 impl std::fmt::Debug for Clients {
@@ -183,7 +215,25 @@ impl Clients {
         })?;
         let admin = AdminClient::from_config_and_context(&base(&connection), Listener::default());
         let admin = admin.map_err(|error| server("making a client for Kafka", error))?;
-        Ok(Self { connection, admin })
+        Ok(Self { connection, admin, figures: None })
+    }
+
+    /// The same, and clients made with a purpose count what they do. Somebody must poll each of them every few seconds.
+    #[must_use]
+    pub(crate) fn counting(self) -> Self {
+        Self { figures: Some(Figures::default()), ..self }
+    }
+
+    /// What the clients have counted, by their purpose.
+    pub(crate) fn figures(&self) -> Vec<ClientFigures> {
+        self.figures.as_ref().map(Figures::sums).unwrap_or_default()
+    }
+
+    /// For a client with this purpose: what counts for it, where anything does.
+    fn counting_for(&self, purpose: Option<Purpose>, config: &mut ClientConfig) -> Option<Counting> {
+        let counting = self.figures.as_ref().zip(purpose).map(|(figures, purpose)| figures.count(purpose))?;
+        config.set("statistics.interval.ms", figures::EVERY.as_millis().to_string());
+        Some(counting)
     }
 
     /// The brokers, for messages.
@@ -195,10 +245,15 @@ impl Clients {
     ///
     /// # Errors
     /// When its settings are refused.
-    pub fn transactional(&self, id: &str, message_bytes_max: u64) -> Result<LogProducer, LogError> {
+    pub(crate) fn transactional(
+        &self,
+        id: &str,
+        message_bytes_max: u64,
+        purpose: Purpose,
+    ) -> Result<LogProducer, LogError> {
         // A transaction holds a few megabytes, never a whole source transaction, so it lasts for moments; this is how
         // long one that nobody ends holds up the readers.
-        self.transactional_for(id, message_bytes_max, Duration::from_secs(60))
+        self.transactional_for(id, message_bytes_max, Duration::from_secs(60), Some(purpose))
     }
 
     /// The same, with transactions that may last so long.
@@ -207,13 +262,16 @@ impl Clients {
         id: &str,
         message_bytes_max: u64,
         lasting: Duration,
+        purpose: Option<Purpose>,
     ) -> Result<LogProducer, LogError> {
         let mut config = producing(&self.connection, message_bytes_max);
         config
             .set("transactional.id", id)
             .set("transaction.timeout.ms", lasting.as_millis().to_string())
             .set("message.timeout.ms", "45000");
-        LogProducer::from_config_and_context(&config, Deliveries::default())
+        let counting = self.counting_for(purpose, &mut config);
+        let listener = Listener { counting, ..Listener::default() };
+        LogProducer::from_config_and_context(&config, Deliveries { listener, ..Deliveries::default() })
             .map_err(|error| server("making a producer for Kafka", error))
     }
 
@@ -232,18 +290,18 @@ impl Clients {
     ///
     /// # Errors
     /// When its settings are refused.
-    pub fn consumer(&self, group: &str, ends: bool) -> Result<LogConsumer, LogError> {
-        self.reading(group, ends, "read_committed", FOLLOWING)
+    pub(crate) fn consumer(&self, group: &str, ends: bool, purpose: Option<Purpose>) -> Result<LogConsumer, LogError> {
+        self.reading(group, ends, "read_committed", FOLLOWING, purpose)
     }
 
     /// A consumer that reads what is there now, and asks where partitions end; what is committed.
     pub(crate) fn asking(&self, group: &str) -> Result<LogConsumer, LogError> {
-        self.reading(group, true, "read_committed", ASKING)
+        self.reading(group, true, "read_committed", ASKING, None)
     }
 
     /// The same with what is not committed.
     pub(crate) fn uncommitted(&self, group: &str) -> Result<LogConsumer, LogError> {
-        self.reading(group, true, "read_uncommitted", ASKING)
+        self.reading(group, true, "read_uncommitted", ASKING, None)
     }
 
     /// A consumer that is a member of a group, which says what it is given and when that is taken away again.
@@ -271,7 +329,14 @@ impl Clients {
             .map_err(|error| server("making a member of a group for Kafka", error))
     }
 
-    fn reading(&self, group: &str, ends: bool, isolation: &str, wait: Duration) -> Result<LogConsumer, LogError> {
+    fn reading(
+        &self,
+        group: &str,
+        ends: bool,
+        isolation: &str,
+        wait: Duration,
+        purpose: Option<Purpose>,
+    ) -> Result<LogConsumer, LogError> {
         let mut config = base(&self.connection);
         config
             .set("group.id", group)
@@ -285,7 +350,8 @@ impl Clients {
             .set("fetch.wait.max.ms", wait.as_millis().to_string())
             .set("fetch.error.backoff.ms", "50")
             .set("queued.max.messages.kbytes", "4096");
-        LogConsumer::from_config_and_context(&config, Listener::default())
+        let counting = self.counting_for(purpose, &mut config);
+        LogConsumer::from_config_and_context(&config, Listener { counting, ..Listener::default() })
             .map_err(|error| server("making a consumer for Kafka", error))
     }
 
@@ -294,20 +360,32 @@ impl Clients {
         ids::brokers(&self.admin, PATIENCE).map(|_| &self.admin)
     }
 
-    pub(crate) fn describe(&self, names: &[&str]) -> Result<Vec<Option<ids::Topic>>, LogError> {
-        let failed = |error| self.unreachable(format!("asking {} for its topics", self.brokers()), error);
-        self.admin().and_then(|admin| ids::describe(admin, names, PATIENCE)).map_err(failed)
+    /// The topics of these names, in their order; `None` for one that is not there. Whoever lacks the right to ask is told
+    /// of the one that what he wants needs, which has that of asking in it.
+    pub(crate) fn describe(&self, names: &[&str], right: &'static str) -> Result<Vec<Option<ids::Topic>>, LogError> {
+        let doing = || format!("asking {} for its topics", self.brokers());
+        let failed = |error| self.unreachable(&[], doing(), error);
+        let described = self.admin().and_then(|admin| ids::describe(admin, names, PATIENCE)).map_err(failed)?;
+        let named = names.iter().zip(described).map(|(name, found)| {
+            let doing = || format!("asking for the topic {name}");
+            found.map_err(|error| self.unreachable(&[Right::Topic(right, name)], doing(), error))
+        });
+        named.collect()
     }
 
-    pub(crate) fn describe_one(&self, name: &str) -> Result<Option<ids::Topic>, LogError> {
-        Ok(self.describe(&[name])?.pop().flatten())
+    pub(crate) fn describe_one(&self, name: &str, right: &'static str) -> Result<Option<ids::Topic>, LogError> {
+        Ok(self.describe(&[name], right)?.pop().flatten())
     }
 
     /// Topics that are said to be there: one that a single broker has not heard of is not gone yet.
-    pub(crate) fn describe_known(&self, names: &[&str]) -> Result<Vec<Option<ids::Topic>>, LogError> {
+    pub(crate) fn describe_known(
+        &self,
+        names: &[&str],
+        right: &'static str,
+    ) -> Result<Vec<Option<ids::Topic>>, LogError> {
         let began = Instant::now();
         loop {
-            let found = self.describe(names)?;
+            let found = self.describe(names, right)?;
             if found.iter().all(Option::is_some) || began.elapsed() >= HEARSAY {
                 return Ok(found);
             }
@@ -320,7 +398,7 @@ impl Clients {
     /// # Errors
     /// When none answers.
     pub fn broker_count(&self) -> Result<usize, LogError> {
-        let failed = |error| self.unreachable(format!("asking {} for its brokers", self.brokers()), error);
+        let failed = |error| self.unreachable(&[], format!("asking {} for its brokers", self.brokers()), error);
         ids::brokers(&self.admin, PATIENCE).map_err(failed)
     }
 
@@ -328,11 +406,12 @@ impl Clients {
     pub(crate) fn create(&self, topic: &NewTopic<'_>) -> Result<(), LogError> {
         let doing = || format!("making the topic {}", topic.name);
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE));
+        let failed = |error| self.unreachable(&[Right::Topic("Create", topic.name)], doing(), error);
         let results = self.admin().and_then(|admin| block_on(admin.create_topics([topic], &options)));
-        for result in results.map_err(|error| self.unreachable(doing(), error))? {
+        for result in results.map_err(failed)? {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((_, code)) => return Err(self.unreachable(doing(), KafkaError::AdminOp(code))),
+                Err((_, code)) => return Err(failed(KafkaError::AdminOp(code))),
             }
         }
         Ok(())
@@ -342,11 +421,12 @@ impl Clients {
     pub(crate) fn delete(&self, topic: &str) -> Result<(), LogError> {
         let doing = || format!("deleting the topic {topic}");
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE));
+        let failed = |error| self.unreachable(&[Right::Topic("Delete", topic)], doing(), error);
         let results = self.admin().and_then(|admin| block_on(admin.delete_topics(&[topic], &options)));
-        for result in results.map_err(|error| self.unreachable(doing(), error))? {
+        for result in results.map_err(failed)? {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {}
-                Err((_, code)) => return Err(self.unreachable(doing(), KafkaError::AdminOp(code))),
+                Err((_, code)) => return Err(failed(KafkaError::AdminOp(code))),
             }
         }
         Ok(())
@@ -354,13 +434,31 @@ impl Clients {
 
     /// The settings of topics, each by its name.
     pub(crate) fn settings(&self, topics: &[&str]) -> Result<BTreeMap<String, BTreeMap<String, String>>, LogError> {
+        let began = Instant::now();
+        loop {
+            let all = self.settings_now(topics)?;
+            // Of a topic that a broker has not heard of yet, or that it does not let us ask about, it tells none, and the
+            // library does not say why. None is not taken for settings that are as they should be.
+            let untold = topics.iter().find(|topic| all.get(**topic).is_none_or(BTreeMap::is_empty));
+            let Some(untold) = untold else { return Ok(all) };
+            if began.elapsed() >= HEARSAY {
+                let denied = KafkaError::AdminOp(RDKafkaErrorCode::TopicAuthorizationFailed);
+                let doing = format!("asking for the settings of {untold}");
+                return Err(needing(&[Right::Topic("DescribeConfigs", untold)], doing, denied));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn settings_now(&self, topics: &[&str]) -> Result<BTreeMap<String, BTreeMap<String, String>>, LogError> {
         let doing = || format!("asking for the settings of {}", topics.join(" and "));
         let asked: Vec<ResourceSpecifier<'_>> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
         let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let failed = |error| self.unreachable(&[], doing(), error);
         let results = self.admin().and_then(|admin| block_on(admin.describe_configs(&asked, &options)));
         let mut all = BTreeMap::new();
-        for result in results.map_err(|error| self.unreachable(doing(), error))? {
-            let resource = result.map_err(|code| self.unreachable(doing(), KafkaError::AdminOp(code)))?;
+        for result in results.map_err(failed)? {
+            let resource = result.map_err(|code| failed(KafkaError::AdminOp(code)))?;
             let OwnedResourceSpecifier::Topic(name) = resource.specifier else { continue };
             let entries = resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
             all.insert(name, entries.collect());
@@ -374,7 +472,8 @@ impl Clients {
         let places = offsets.iter().enumerate().map(|(partition, at)| (partition as i32, *at));
         let done = assignment(topic, places)
             .and_then(|list| self.admin().and_then(|admin| block_on(admin.delete_records(&list, &options))));
-        let refused = |error| self.unreachable(format!("dropping old records of {topic}"), error);
+        let rights = [Right::Topic("Delete", topic)];
+        let refused = |error| self.unreachable(&rights, format!("dropping old records of {topic}"), error);
         for element in done.map_err(refused)?.elements() {
             element.error().map_err(refused)?;
         }
@@ -382,7 +481,7 @@ impl Clients {
     }
 
     /// An error, with what the brokers complained of last where that says more.
-    pub(crate) fn unreachable(&self, doing: String, error: KafkaError) -> LogError {
+    pub(crate) fn unreachable(&self, rights: &[Right<'_>], doing: String, error: KafkaError) -> LogError {
         let lost = matches!(
             code_of(&error),
             Some(
@@ -394,7 +493,7 @@ impl Clients {
         );
         match lost.then(|| self.complaint()).flatten() {
             Some(complaint) => LogError::Server { doing, cause: complaint.into(), passing: true },
-            None => server(doing, error),
+            None => needing(rights, doing, error),
         }
     }
 
@@ -490,6 +589,7 @@ pub(crate) fn scan(
     mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<bool, LogError>,
 ) -> Result<(), LogError> {
     let doing = || format!("reading {topic}");
+    let failed = |error| reading(topic, error);
     let ranges = || ranges.iter().filter(|(_, range)| !range.is_empty());
     // Up to where each that is not read through yet is read.
     let mut open: BTreeMap<i32, u64> = ranges().map(|(partition, range)| (*partition, range.end)).collect();
@@ -497,8 +597,8 @@ pub(crate) fn scan(
         return Ok(());
     }
     let from = ranges().map(|(partition, range)| (*partition, range.start));
-    let list = assignment(topic, from).map_err(|error| server(doing(), error))?;
-    consumer.assign(&list).map_err(|error| server(doing(), error))?;
+    let list = assignment(topic, from).map_err(failed)?;
+    consumer.assign(&list).map_err(failed)?;
     let mut heard = Instant::now();
     while !open.is_empty() {
         match consumer.poll(Duration::from_millis(100)) {
@@ -515,7 +615,7 @@ pub(crate) fn scan(
                 heard = Instant::now();
                 open.remove(&partition);
             }
-            Some(Err(error)) if !is_passing(&error) => return Err(server(doing(), error)),
+            Some(Err(error)) if !is_passing_for_readers(&error) => return Err(failed(error)),
             Some(Err(_)) | None if heard.elapsed() > PATIENCE => {
                 let cause = consumer.context().last().unwrap_or_else(|| "no broker answers".to_owned());
                 return Err(LogError::Server { doing: doing(), cause: cause.into(), passing: true });
@@ -523,7 +623,7 @@ pub(crate) fn scan(
             Some(Err(_)) | None => {}
         }
     }
-    consumer.unassign().map_err(|error| server(doing(), error))
+    consumer.unassign().map_err(failed)
 }
 
 /// How long a broker may not have heard of a topic that another one has just made.
@@ -552,7 +652,8 @@ pub(crate) fn bounds(consumer: &LogConsumer, topic: &str, partition: u32) -> Res
             _ => Duration::ZERO,
         };
         if began.elapsed() >= limit {
-            return Err(server(format!("asking where partition {partition} of {topic} ends"), error));
+            let rights = [Right::Topic("Read", topic)];
+            return Err(needing(&rights, format!("asking where partition {partition} of {topic} ends"), error));
         }
         std::thread::sleep(Duration::from_millis(50));
         // When nobody answers, the next question says so.
@@ -590,7 +691,8 @@ pub(crate) fn reaches(
     let mut pause = Duration::from_micros(500);
     let mut missing = wanted.clone();
     while !missing.is_empty() {
-        let failed = |error| server(format!("asking where {topic} ends"), error);
+        let rights = [Right::Topic("Read", topic)];
+        let failed = |error| needing(&rights, format!("asking where {topic} ends"), error);
         let ends = ends(consumer, topic, missing.keys().copied()).map_err(failed)?;
         let end = |partition: &u32| ends.get(partition).copied().flatten();
         missing.retain(|partition, wanted| end(partition).is_none_or(|end| end < *wanted));
@@ -650,5 +752,24 @@ pub(crate) fn flush(producer: &LogProducer, limit: Duration) -> Result<(), Kafka
             std::thread::sleep(PAUSE);
         }
         open = still;
+    }
+}
+
+/// Why a record was not taken, or thrown away again: the reason is often another record's, or a partition's, and only the
+/// producer knows it, or its transaction. Committing such a transaction never works, and says why.
+pub(crate) fn reason(producer: &LogProducer, error: KafkaError) -> KafkaError {
+    use RDKafkaErrorCode as Code;
+    let is_told = !matches!(code_of(&error), Some(Code::PurgeQueue | Code::PurgeInflight | Code::State | Code::Fatal));
+    if is_told {
+        return error;
+    }
+    if let Some((code, why)) = producer.client().fatal_error() {
+        tracing::debug!("kafka: {why}");
+        return KafkaError::MessageProduction(code);
+    }
+    match producer.commit_transaction(Duration::from_secs(5)) {
+        // A producer without transactions has none to ask.
+        Err(why) if !matches!(code_of(&why), Some(Code::State | Code::NotConfigured)) => why,
+        _ => error,
     }
 }

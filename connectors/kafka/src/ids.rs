@@ -61,12 +61,15 @@ pub(crate) fn brokers<C: ClientContext>(admin: &AdminClient<C>, timeout: Duratio
     }
 }
 
+/// What is said of one topic.
+pub(crate) type Described = Result<Option<Topic>, KafkaError>;
+
 /// The topics of these names, in their order; `None` for one that is not there.
 pub(crate) fn describe<C: ClientContext>(
     admin: &AdminClient<C>,
     names: &[&str],
     timeout: Duration,
-) -> Result<Vec<Option<Topic>>, KafkaError> {
+) -> Result<Vec<Described>, KafkaError> {
     let client = admin.inner().native_ptr();
     let texts = names.iter().map(|name| CString::new(*name)).collect::<Result<Vec<_>, _>>()?;
     let mut pointers: Vec<*const c_char> = texts.iter().map(|text| text.as_ptr()).collect();
@@ -97,7 +100,7 @@ pub(crate) fn describe<C: ClientContext>(
         }
         let mut count = 0usize;
         let topics = sys::rd_kafka_DescribeTopics_result_topics(result, &mut count);
-        let mut found: Vec<(String, Topic)> = Vec::new();
+        let mut found: Vec<(String, Result<Topic, RDKafkaErrorCode>)> = Vec::new();
         for index in 0..count {
             let topic = *topics.add(index);
             let name = CStr::from_ptr(sys::rd_kafka_TopicDescription_name(topic)).to_string_lossy().into_owned();
@@ -105,15 +108,22 @@ pub(crate) fn describe<C: ClientContext>(
             match error {
                 RDKafkaErrorCode::NoError => {}
                 RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => continue,
-                error => return Err(KafkaError::AdminOp(error)),
+                error => {
+                    found.push((name, Err(error)));
+                    continue;
+                }
             }
             let mut partitions = 0usize;
             sys::rd_kafka_TopicDescription_partitions(topic, &mut partitions);
             let id = sys::rd_kafka_Uuid_base64str(sys::rd_kafka_TopicDescription_topic_id(topic));
             let id = CStr::from_ptr(id).to_string_lossy().into_owned();
-            found.push((name, Topic { id, partitions: partitions as u32 }));
+            found.push((name, Ok(Topic { id, partitions: partitions as u32 })));
         }
-        let named = |name: &&str| found.iter().find(|(there, _)| there == name).map(|(_, topic)| topic.clone());
+        let named = |name: &&str| match found.iter().find(|(there, _)| there == name) {
+            Some((_, Ok(topic))) => Ok(Some(topic.clone())),
+            Some((_, Err(code))) => Err(KafkaError::AdminOp(*code)),
+            None => Ok(None),
+        };
         Ok(names.iter().map(named).collect())
     }
 }

@@ -20,14 +20,17 @@
 mod build;
 mod ended;
 mod follow;
+mod lag;
 mod made;
 mod members;
 mod meta;
 mod pin;
 mod place;
+mod processes;
 mod reader;
 mod roles;
 mod seats;
+mod served;
 mod shared;
 mod tail;
 mod topics;
@@ -35,13 +38,14 @@ mod transform;
 mod watcher;
 mod writer;
 
+pub use processes::Process;
 pub use reader::KafkaReader;
 pub use seats::{Applying, Seat};
 pub use transform::{Begin, Make, Share};
 
 use crate::{
     LogOptions, Retention,
-    client::{Clients, LogConsumer, PATIENCE, bounds},
+    client::{ClientFigures, Clients, LogConsumer, PATIENCE, Purpose, Right, bounds},
 };
 use build::{Builder, Group};
 use crossfade_event::{Batch, Cut, SchemaVersion, TableId, TableSchema};
@@ -98,16 +102,17 @@ impl KafkaLog {
     /// they were, [`LogError::Server`] when no broker answers or one says no.
     pub fn open(options: LogOptions) -> Result<Self, LogError> {
         let names = Names::new(&options.topic_prefix)?;
-        let clients = Clients::new(options.connection.clone())?;
+        let clients = Clients::new(options.connection.clone())?.counting();
         let pin = pin_of(&options)?;
         let standing = topics::open(&clients, &names, &options, pin.as_ref(), topics::Way::Make)?;
         let asking = clients.asking(&names.readers)?;
         // Before anybody is shut out.
         refuse_anothers(&names, &options, pin.as_ref(), &meta::read(&asking, &names)?)?;
-        let producer = clients.transactional(&names.writer, standing.message_bytes_max)?;
+        let producer = clients.transactional(&names.writer, standing.message_bytes_max, Purpose::Writer)?;
         // From here on nobody else can commit, and what another had begun is ended: what is read now stays.
         let doing = || format!("beginning to write to {}", clients.brokers());
-        producer.init_transactions(PATIENCE).map_err(|error| clients.unreachable(doing(), error))?;
+        let rights = [Right::Transaction(&names.writer)];
+        producer.init_transactions(PATIENCE).map_err(|error| clients.unreachable(&rights, doing(), error))?;
         let ended = Ended::new(&clients, &names)?;
         ended.abort_hanging(&producer, &names, standing.changes.partitions)?;
         let meta = meta::read(&asking, &names)?;
@@ -167,7 +172,7 @@ impl KafkaLog {
     /// As [`KafkaLog::open_read_only`].
     pub fn open_following(options: LogOptions) -> Result<Self, LogError> {
         let names = Names::new(&options.topic_prefix)?;
-        let clients = Clients::new(options.connection.clone())?;
+        let clients = Clients::new(options.connection.clone())?.counting();
         let pin = pin_of(&options)?;
         let standing = topics::open(&clients, &names, &options, pin.as_ref(), topics::Way::Look)?;
         let asking = clients.asking(&names.readers)?;
@@ -211,6 +216,7 @@ impl KafkaLog {
         }
         lock(&shared.holds).all = look.meta.holds;
         *lock(&shared.delivers) = Delivers { lead: look.meta.lead, shares: look.meta.shares };
+        *lock(&shared.processes) = look.meta.processes;
         if let Some(start) = look.meta.start.filter(|start| start.covers(&shared.start())) {
             *lock(&shared.start) = start;
         }
@@ -221,6 +227,11 @@ impl KafkaLog {
     /// What the log waits for while its brokers are away; nothing while it goes on.
     pub fn waiting(&self) -> Option<String> {
         lock(&self.0.shared.waiting).values().next().cloned()
+    }
+
+    /// What the clients of this process have counted, by what they are for; nothing of a log that is only looked at.
+    pub fn figures(&self) -> Vec<ClientFigures> {
+        self.0.shared.clients.figures()
     }
 
     /// How the brokers are reached.
@@ -435,6 +446,7 @@ impl Made {
             schemas.insert(schema)?;
         }
         let partitions = self.standing.changes.partitions;
+        let processes = Mutex::new(meta.processes);
         let end = End { round: tail.settled.round, cut: tail.settled.cut.clone(), position: tail.settled.position };
         let shared = Shared {
             id,
@@ -450,6 +462,10 @@ impl Made {
             noting: self.noting.map(Mutex::new),
             delivers: Mutex::new(Delivers { lead: meta.lead, shares: meta.shares }),
             waiting: Mutex::default(),
+            served: Mutex::default(),
+            own: drawn(),
+            told: Mutex::default(),
+            processes,
             clients: self.clients,
             names: self.names,
             options: self.options,

@@ -331,7 +331,7 @@ fn whole(events: Vec<Stamped>) -> Batch {
 
 /// Assigns every partition from where it was read up to, each with a queue of its own.
 fn parts(clients: &Clients, names: &[String], note: &Note) -> Result<(Vec<Part>, Arc<LogConsumer>), Failure> {
-    let consumer = Arc::new(clients.consumer(GROUP, true).map_err(failure)?);
+    let consumer = Arc::new(clients.consumer(GROUP, true, None).map_err(failure)?);
     let doing = |error| failure(server("assigning the topics that Debezium writes", error));
     let mut all = rdkafka::TopicPartitionList::new();
     for (name, place) in &note.topics {

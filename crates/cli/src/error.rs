@@ -163,7 +163,7 @@ impl From<LogError> for CliError {
                 Exit::Lost
             }
             LogError::Locked { .. } | LogError::Fenced { .. } => Exit::Locked,
-            LogError::Trimmed { .. } | LogError::Refused { .. } => Exit::Refused,
+            LogError::Trimmed { .. } | LogError::Refused { .. } | LogError::Denied { .. } => Exit::Refused,
             LogError::NotBuilt(_) => Exit::Misconfigured,
             LogError::Poisoned { .. }
             | LogError::Io { .. }
@@ -347,6 +347,7 @@ mod tests {
             (LogError::TooNew { file: "f".into(), found: 2, known: 1 }, Exit::Lost),
             (LogError::Locked { dir: "d".into(), pid: 1 }, Exit::Locked),
             (LogError::Trimmed { asked: Cut::start(1), start: Cut::start(1) }, Exit::Refused),
+            (LogError::Denied { doing: "d".into(), said: "s".into(), remedy: "r".into() }, Exit::Refused),
             (LogError::Poisoned { why: "w".into() }, Exit::Failed),
         ];
         for (error, exit) in cases {

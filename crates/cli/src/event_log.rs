@@ -17,7 +17,7 @@ use crossfade_log::{
     Entries, EventLog, Lane, LogError, LogReader, Tail,
     embedded::{Embedded, Options, Reader, Retention},
 };
-use crossfade_observe::{DeliverStatus, WorkerStatus};
+use crossfade_observe::{ClientStatus, DeliverStatus, ProcessStatus, WorkerStatus};
 use crossfade_pipeline::{Partitions, Routes};
 use crossfade_state::WorkFolder;
 use futures::{FutureExt, future::BoxFuture};
@@ -28,6 +28,10 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
+
+/// What a worker does, as `--role` has it.
+#[cfg(feature = "kafka")]
+const TRANSFORM: &str = "transform";
 
 /// The log. All clones are one log.
 #[derive(Debug, Clone)]
@@ -394,10 +398,13 @@ impl AnyLog {
             Self::Embedded(_) => Err(one_machine()),
             #[cfg(feature = "kafka")]
             Self::Kafka(log, _) => Ok(kafka::transform(log, routes, stop, &|share| {
+                let before = share.partitions.values().sum();
+                log.tell(TRANSFORM, share.partitions.clone(), before, share.waiting.clone());
                 tell(WorkerStatus {
                     partitions: share.partitions,
                     made: share.made,
                     waiting: share.waiting,
+                    clients: kafka::clients(log),
                     ..WorkerStatus::default()
                 });
             })?),
@@ -447,6 +454,34 @@ impl AnyLog {
             Self::Embedded(_) => None,
             #[cfg(feature = "kafka")]
             Self::Kafka(log, _) => log.waiting(),
+        }
+    }
+
+    /// What the clients of this process have counted, where servers hold the log.
+    pub(crate) fn clients(&self) -> Vec<ClientStatus> {
+        match self {
+            Self::Embedded(_) => Vec::new(),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => kafka::clients(log),
+        }
+    }
+
+    /// Says what this process does of a migration that several do.
+    #[cfg_attr(not(feature = "kafka"), expect(unused_variables, reason = "only a log on Kafka is for several"))]
+    pub(crate) fn tell(&self, role: &str, behind: u64, waiting: Option<String>) {
+        match self {
+            Self::Embedded(_) => {}
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => log.tell(role, std::collections::BTreeMap::new(), behind, waiting),
+        }
+    }
+
+    /// All processes of a migration that several do, as they say themselves.
+    pub(crate) fn processes(&self) -> Vec<ProcessStatus> {
+        match self {
+            Self::Embedded(_) => Vec::new(),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => kafka::processes(log),
         }
     }
 

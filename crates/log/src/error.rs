@@ -118,6 +118,16 @@ pub enum LogError {
         /// Whether it may work when tried again.
         passing: bool,
     },
+    /// The server that holds the log does not allow it to this user.
+    #[error("{doing}: the brokers do not allow it to this user ({said}). {remedy}")]
+    Denied {
+        /// What was being done, with what.
+        doing: String,
+        /// The server's own words.
+        said: String,
+        /// Which rights to grant.
+        remedy: String,
+    },
     /// The batch breaks the contract (an unknown schema, a mix of lanes).
     #[error("a batch that breaks the log's contract: {0}")]
     Contract(String),

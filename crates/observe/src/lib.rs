@@ -22,8 +22,8 @@ pub use metrics_text::metrics_text;
 pub use rate::{Meter, Rate, Rates, eta_s, lag_ms};
 pub use render::{plain_line, render};
 pub use status::{
-    CheckpointStatus, DeliverStatus, LagStatus, LogStatus, Overall, Retrying, SinkStatus, Standing, Status,
-    TableStatus, WorkerStatus,
+    BrokerStatus, CheckpointStatus, ClientStatus, DeliverStatus, LagStatus, LogStatus, Overall, ProcessStatus,
+    Retrying, SinkStatus, Standing, Status, TableStatus, WorkerStatus,
 };
 pub use status_file::StatusFile;
 pub use switch_status::SwitchStatus;

@@ -1,7 +1,7 @@
 //! A status in Prometheus' text form. One gauge or counter a line, all from the same moment; no client library, for
 //! everything that is counted is in the status already.
 
-use crate::{Standing, Status};
+use crate::{BrokerStatus, ClientStatus, Standing, Status};
 use std::fmt::Write;
 
 /// The metrics of a status.
@@ -40,6 +40,7 @@ pub fn metrics_text(status: &Status) -> String {
         page.one("crossfade_source_retained_bytes", "gauge", "What the source keeps for us.", bytes as f64);
     }
     standings(&mut page, status);
+    clients(&mut page, status);
     tables(&mut page, status);
     if !status.gates.is_empty() {
         page.head("crossfade_gate_holds", "gauge", "Whether a gate holds.");
@@ -65,6 +66,72 @@ fn standings(page: &mut Page, status: &Status) {
     }
     let retrying = status.retrying.as_ref().map_or(0, |retrying| retrying.times);
     page.one("crossfade_retries_in_a_row", "gauge", "Failed attempts since the last one that worked.", retrying.into());
+}
+
+type OfClient = (&'static str, &'static str, &'static str, fn(&ClientStatus) -> u64);
+type OfBroker = (&'static str, &'static str, &'static str, fn(&BrokerStatus) -> f64);
+
+/// The clients of a log that servers hold: a few purposes, however many clients, and as many brokers as there are.
+fn clients(page: &mut Page, status: &Status) {
+    if !status.log.behind.is_empty() {
+        let name = "crossfade_log_partition_lag";
+        page.head(name, "gauge", "Records of a partition of the log that the sink does not have.");
+        for (partition, behind) in &status.log.behind {
+            page.line(name, &[("partition", &partition.to_string())], *behind as f64);
+        }
+    }
+    if status.clients.is_empty() {
+        return;
+    }
+    let of_client: [OfClient; 7] = [
+        ("crossfade_log_clients", "gauge", "Clients of the log's servers, by what they are for.", |c| c.clients),
+        ("crossfade_log_client_queued_records", "gauge", "Records in the clients' queues.", |c| c.queued_records),
+        ("crossfade_log_client_queued_bytes", "gauge", "Bytes in the clients' queues.", |c| c.queued_bytes),
+        ("crossfade_log_client_sent_records_total", "counter", "Records sent.", |c| c.sent_records),
+        ("crossfade_log_client_sent_bytes_total", "counter", "Bytes of records sent.", |c| c.sent_bytes),
+        ("crossfade_log_client_received_records_total", "counter", "Records received.", |c| c.received_records),
+        ("crossfade_log_client_received_bytes_total", "counter", "Bytes of records received.", |c| c.received_bytes),
+    ];
+    for (name, kind, help, of) in of_client {
+        page.head(name, kind, help);
+        for client in &status.clients {
+            page.line(name, &[("client", &client.purpose)], of(client) as f64);
+        }
+    }
+    let name = "crossfade_log_client_transactions";
+    page.head(name, "gauge", "Clients whose transaction is in a state.");
+    for client in &status.clients {
+        for (state, count) in &client.transactions {
+            page.line(name, &[("client", &client.purpose), ("state", state)], *count as f64);
+        }
+    }
+    let of_broker: [OfBroker; 5] = [
+        ("crossfade_log_broker_connections", "gauge", "Connections to a broker that are up.", |b| b.connected as f64),
+        (
+            "crossfade_log_broker_outstanding_requests",
+            "gauge",
+            "Requests to a broker that wait to be sent or answered.",
+            |b| b.outstanding as f64,
+        ),
+        ("crossfade_log_broker_rtt_seconds", "gauge", "How long a broker's answers took lately, in the mean.", |b| {
+            b.rtt_us as f64 / 1_000_000.0
+        }),
+        ("crossfade_log_broker_rtt_p99_seconds", "gauge", "The same, of the slowest hundredth.", |b| {
+            b.rtt_p99_us as f64 / 1_000_000.0
+        }),
+        ("crossfade_log_broker_errors_total", "counter", "Requests that failed or were not answered in time.", |b| {
+            b.errors as f64
+        }),
+    ];
+    for (name, kind, help, of) in of_broker {
+        page.head(name, kind, help);
+        for client in &status.clients {
+            for (number, broker) in &client.brokers {
+                let labels = [("client", client.purpose.as_str()), ("broker", &number.to_string())];
+                page.line(name, &labels, of(broker));
+            }
+        }
+    }
 }
 
 type Figure = (&'static str, &'static str, fn(&crate::TableStatus) -> u64);
@@ -130,7 +197,21 @@ mod tests {
         status.lag.ms = Some(1_500);
         status.gates = crossfade_control::evaluate(&Default::default(), &Default::default());
         status.source = serde_json::json!({ "retained_bytes": 77 });
+        status.log.behind = [(0, 4), (7, 0)].into();
+        let broker = BrokerStatus { connected: 1, outstanding: 2, rtt_us: 1_500, rtt_p99_us: 9_000, errors: 1 };
+        status.clients = ["writer", "reader"]
+            .map(|purpose| ClientStatus {
+                purpose: purpose.to_owned(),
+                sent_records: 7,
+                transactions: [("Ready".to_owned(), 1)].into(),
+                brokers: [(1, broker), (2, broker)].into(),
+                ..ClientStatus::default()
+            })
+            .to_vec();
         let text = metrics_text(&status);
+        let labels = "{migration=\"shop\",client=\"writer\",broker=\"2\"}";
+        assert!(text.contains(&format!("crossfade_log_broker_rtt_seconds{labels} 0.0015\n")), "{text}");
+        assert!(text.contains("crossfade_log_partition_lag{migration=\"shop\",partition=\"0\"} 4\n"), "{text}");
         assert!(text.contains("crossfade_changes_total{migration=\"shop\",outcome=\"applied\"} 1\n"), "{text}");
         assert!(text.contains("crossfade_lag_seconds{migration=\"shop\"} 1.5\n"), "{text}");
         assert!(text.contains("table=\"pub\\\"lic.a\\\\b\\nc\"} 3\n"), "{text}");
@@ -148,5 +229,9 @@ mod tests {
             }
         }
         assert!(text.ends_with('\n'));
+        let page = include_str!("../../../docs/operations.md");
+        for name in typed {
+            assert!(page.contains(&format!("`{name}`")), "docs/operations.md does not name {name}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! A status for a person: a page for `crossfade status`, a line for a log.
 
 use crate::{
-    DeliverStatus, Overall, Standing, Status, SwitchStatus, WorkerStatus,
+    DeliverStatus, Overall, ProcessStatus, Standing, Status, SwitchStatus, WorkerStatus,
     words::{bytes, grouped, millis, per_second, percent, seconds},
 };
 use std::fmt::Write;
@@ -90,6 +90,9 @@ pub fn render(status: &Status) -> String {
     for deliver in &status.delivers {
         line("deliver", deliver_words(deliver));
     }
+    for process in &status.processes {
+        line("process", process_words(process));
+    }
     line(
         "speed",
         format!(
@@ -165,6 +168,21 @@ fn deliver_words(deliver: &DeliverStatus) -> String {
     let before: u64 = deliver.partitions.values().sum();
     let lead = if deliver.leads { ", has the lead" } else { "" };
     format!("{}, partitions {}, {} entries before it{lead}", deliver.process, partitions.join(", "), grouped(before))
+}
+
+fn process_words(process: &ProcessStatus) -> String {
+    let mut words = format!("{}: {}", process.role, process.who);
+    if !process.partitions.is_empty() {
+        let partitions: Vec<String> = process.partitions.keys().map(u32::to_string).collect();
+        let _ = write!(words, ", partitions {}", partitions.join(", "));
+    }
+    if process.role != "ingest" {
+        let _ = write!(words, ", {} records before it", grouped(process.behind));
+    }
+    if let Some(waiting) = &process.waiting {
+        let _ = write!(words, "; waits: {waiting}");
+    }
+    words
 }
 
 fn phase_words(status: &Status) -> String {

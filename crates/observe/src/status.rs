@@ -53,6 +53,9 @@ pub struct Status {
     /// The processes that share the stream, on whatever machine; none while one applies all of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub delivers: Vec<DeliverStatus>,
+    /// All processes that work on the migration, wherever they run, as they say themselves; where one does all of it, none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<ProcessStatus>,
     /// False when a change is missing from the line above (or counted twice).
     pub conserved: bool,
     /// Rates over the last ten seconds.
@@ -72,6 +75,9 @@ pub struct Status {
     /// Who has the authority, what stands in the way of a switch, and what to do next; once the sink follows the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switch: Option<SwitchStatus>,
+    /// What this process's clients of the servers that hold the log have counted, by what they are for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clients: Vec<ClientStatus>,
     /// The other process of the migration, where it is on the same machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beside: Option<Box<Self>>,
@@ -163,6 +169,49 @@ pub struct LogStatus {
     /// Where it is kept, unless it is in the migration's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elsewhere: Option<String>,
+    /// Records of each partition that the sink does not have, where the log is kept elsewhere.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub behind: BTreeMap<u32, u64>,
+}
+
+/// The clients for one purpose, together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// What they are for: `writer`, `reader`, `made`, `follower` or `worker`.
+    pub purpose: String,
+    /// How many there are now.
+    pub clients: u64,
+    /// Records in their queues.
+    pub queued_records: u64,
+    /// Bytes of them.
+    pub queued_bytes: u64,
+    /// Records sent since the process began.
+    pub sent_records: u64,
+    /// Bytes of them.
+    pub sent_bytes: u64,
+    /// Records received since the process began.
+    pub received_records: u64,
+    /// Bytes of them.
+    pub received_bytes: u64,
+    /// How many have a transaction in which state.
+    pub transactions: BTreeMap<String, u64>,
+    /// The brokers, by their numbers.
+    pub brokers: BTreeMap<i32, BrokerStatus>,
+}
+
+/// One broker, as the clients for one purpose see it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerStatus {
+    /// Connections that are up.
+    pub connected: u64,
+    /// Requests that wait to be sent or answered.
+    pub outstanding: u64,
+    /// How long answers took lately, in microseconds.
+    pub rtt_us: u64,
+    /// And the slowest hundredth of them at least.
+    pub rtt_p99_us: u64,
+    /// Requests that failed or were not answered in time, since the process began.
+    pub errors: u64,
 }
 
 /// A transform worker.
@@ -176,6 +225,28 @@ pub struct WorkerStatus {
     pub partitions: BTreeMap<u32, u64>,
     /// Changes and blocks of rows that it has been through in this run.
     pub made: u64,
+    /// What it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+    /// What its clients of the servers that hold the log have counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clients: Vec<ClientStatus>,
+}
+
+/// A process that works on the migration, on whatever machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// Its number and its machine, in words.
+    pub who: String,
+    /// `ingest`, `transform` or `deliver`.
+    pub role: String,
+    /// When it said so by its own clock, ISO 8601 UTC.
+    pub at: String,
+    /// The partitions that it has been given, and how many records of each are still before it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub partitions: BTreeMap<u32, u64>,
+    /// Records of the log that are still before it.
+    pub behind: u64,
     /// What it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
@@ -252,6 +323,7 @@ impl Status {
             made: totals.made,
             workers: Vec::new(),
             delivers: Vec::new(),
+            processes: Vec::new(),
             conserved: totals.conservation.holds(),
             rates,
             source: Value::Null,
@@ -261,6 +333,7 @@ impl Status {
             retrying: None,
             checkpoints: migration.checkpoints.iter().map(checkpoint).collect(),
             switch: SwitchStatus::of(migration, iso),
+            clients: Vec::new(),
             beside: None,
         }
     }
@@ -280,6 +353,8 @@ impl Status {
     pub fn not_running(mut self) -> Self {
         self.pid = None;
         self.retrying = None;
+        self.clients = Vec::new();
+        self.processes = Vec::new();
         self.rates = Rates::default();
         if self.standing == Standing::Running {
             self.standing = Standing::Stopped;

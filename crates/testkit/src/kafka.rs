@@ -5,8 +5,10 @@
 //! [`Kafka::start`]. A broker that cannot be had is a loud skip on a person's machine, and a failure where `CI` is set.
 
 mod cluster;
+mod rights;
 
 pub use cluster::Cluster;
+pub use rights::{Right, table};
 
 use crate::{
     ports,
@@ -46,6 +48,8 @@ pub struct Kafka {
     programs: PathBuf,
     folder: PathBuf,
     port: u16,
+    /// Where a secured one is reached without a password, for itself and for tests.
+    inside: Option<u16>,
     process: Mutex<Option<(Child, Watchdog)>>,
 }
 
@@ -85,7 +89,9 @@ impl Kafka {
                 .tempdir()
                 .unwrap_or_else(|error| panic!("no temporary folder for a broker: {error}"))
                 .keep();
-            let kafka = Self { programs: programs.clone(), folder, port: ports::free(), process: Mutex::new(None) };
+            let inside = certificates.map(|_| ports::free());
+            let kafka =
+                Self { programs: programs.clone(), folder, port: ports::free(), inside, process: Mutex::new(None) };
             kafka.format(&kafka.draw_id(), settings, certificates);
             if kafka.try_start() {
                 return kafka;
@@ -152,7 +158,7 @@ impl Kafka {
 
     /// Further lines, over those before: clients come by TLS with a password, the broker to itself without.
     fn security(&self, certificates: &Certificates, controller: u16) -> String {
-        let (port, inside) = (self.port, ports::free());
+        let (port, inside) = (self.port, self.inside.unwrap_or_default());
         let write = |name: &str, content: String| {
             let path = self.folder.join(name);
             fs::write(&path, content).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -287,6 +293,14 @@ impl Kafka {
     /// Its process id; `None` while it is stopped.
     pub fn pid(&self) -> Option<u32> {
         self.process().as_ref().map(|(child, _)| child.id())
+    }
+
+    /// Where tools reach a secured one without a password, as somebody who may do everything.
+    ///
+    /// # Panics
+    /// When it is not secured.
+    pub fn brokers_inside(&self) -> String {
+        format!("127.0.0.1:{}", self.inside.unwrap_or_else(|| panic!("the broker is reached by everybody alike")))
     }
 
     /// Where clients reach it.

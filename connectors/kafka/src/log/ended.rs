@@ -11,7 +11,7 @@
 //! is aborted before anything else is written ([`Ended::abort_hanging`]).
 
 use super::topics::Names;
-use crate::client::{Clients, LogConsumer, LogProducer, bounds, flush, reaches, server};
+use crate::client::{Clients, LogConsumer, LogProducer, Right, bounds, flush, needing, reaches};
 use crossfade_log::LogError;
 use rdkafka::producer::{BaseRecord, Producer};
 use std::{
@@ -67,7 +67,8 @@ impl Ended {
             topic = %first.topic, partition = first.partition, offset = first.from,
             "the broker has left a transaction without an end; it is aborted now, and what was in it is written again"
         );
-        let failed = |error| server(format!("ending a transaction in {}", first.topic), error);
+        let rights: Vec<Right<'_>> = hanging.iter().map(|hanging| Right::Topic("Write", &hanging.topic)).collect();
+        let failed = |error| needing(&rights, format!("ending a transaction in {}", first.topic), error);
         producer.begin_transaction().map_err(failed)?;
         for Hanging { topic, partition, .. } in &hanging {
             // Nobody ever reads it: it only brings the partition into the transaction.

@@ -6,9 +6,10 @@
 
 use super::{
     meta::{self, Notes, Says},
+    processes,
     shared::{Shared, Waiter, lock},
 };
-use crate::client::{LogConsumer, PATIENCE, assignment, bounds, is_passing, server};
+use crate::client::{LogConsumer, PATIENCE, Purpose, assignment, bounds, is_passing_for_readers, reading};
 use crossfade_log::LogError;
 use rdkafka::consumer::Consumer;
 use std::{
@@ -52,8 +53,8 @@ pub(super) fn run(shared: &Arc<Shared>, mut notes: Notes, closed: &Receiver<()>)
 /// Reads notes with one consumer; returns when the log is closed.
 fn follow(shared: &Shared, notes: &mut Notes, closed: &Receiver<()>) -> Result<(), LogError> {
     let topic = &shared.names.meta;
-    let failed = |error| server(format!("reading {topic}"), error);
-    let consumer = shared.clients.consumer(&shared.names.readers, false)?;
+    let failed = |error| reading(topic, error);
+    let consumer = shared.clients.consumer(&shared.names.readers, false, Some(Purpose::Follower))?;
     let (low, _) = bounds(&consumer, topic, 0)?;
     let from = assignment(topic, [(0, notes.next().max(low))]).map_err(failed)?;
     consumer.assign(&from).map_err(failed)?;
@@ -67,7 +68,7 @@ fn follow(shared: &Shared, notes: &mut Notes, closed: &Receiver<()>) -> Result<(
                 take(shared, &key, says)?;
                 shared.goes_on(Waiter::Follower);
             }
-            Some(Err(error)) if !is_passing(&error) => return Err(failed(error)),
+            Some(Err(error)) if !is_passing_for_readers(&error) => return Err(failed(error)),
             Some(Err(_)) | None => {}
         }
         if heard.elapsed() > ASK_EVERY && asked.elapsed() > ASK_EVERY {
@@ -113,6 +114,12 @@ fn take(shared: &Shared, key: &str, says: Option<Says>) -> Result<(), LogError> 
     }
     match says {
         Some(Says::Lead(lead)) => lock(&shared.delivers).lead = Some(lead),
+        None if key.starts_with("process/") => {
+            lock(&shared.processes).retain(|id, _| processes::key(*id) != key);
+        }
+        Some(Says::Process(process)) => {
+            lock(&shared.processes).insert(process.id, process);
+        }
         Some(Says::Schema(schema)) => {
             lock(&shared.schemas).insert(&schema)?;
         }

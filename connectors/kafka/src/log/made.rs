@@ -11,10 +11,11 @@
 use super::{
     place::of_that_time,
     reader::{Woken, queue_of},
+    served::Served,
     shared::{Shared, lock},
 };
 use crate::{
-    client::{Listener, LogConsumer, assignment, bounds, is_passing, scan, server},
+    client::{Listener, LogConsumer, Purpose, assignment, bounds, is_denied, is_passing, reading, scan},
     codec::{HEAD, Head},
     note::{self, Wrong, parse},
 };
@@ -148,7 +149,7 @@ pub(super) struct Sought {
 
 /// Reads the topic beside the reader of the log.
 pub(super) struct Made {
-    consumer: Arc<LogConsumer>,
+    consumer: Arc<Served>,
     parts: Vec<Part>,
 }
 
@@ -171,7 +172,7 @@ impl Made {
         only: Option<Partition>,
     ) -> Result<Self, LogError> {
         let topic = &log.names.transformed;
-        let failed = |error| server(format!("reading {topic}"), error);
+        let failed = |error| reading(topic, error);
         let mut places = BTreeMap::new();
         {
             let asking = lock(&log.asking);
@@ -183,7 +184,7 @@ impl Made {
             let partitions: Vec<i32> = places.keys().copied().collect();
             places.extend(of_that_time(&asking, topic, partitions.into_iter(), at_ms)?);
         }
-        let consumer = Arc::new(log.clients.consumer(&log.names.readers, false)?);
+        let consumer = log.served(log.clients.consumer(&log.names.readers, false, Some(Purpose::Made))?);
         let mut parts = Vec::new();
         for partition in 0..log.partitions() {
             let queue = queue_of(&consumer, topic, partition, woken)?;
@@ -195,12 +196,15 @@ impl Made {
 
     /// Whether all of this, which is of one round, was made or never will be; nothing where it must be read anew.
     pub(super) fn has(&mut self, log: &Shared, sought: &[Sought]) -> Result<Option<bool>, LogError> {
-        // Serves librdkafka's own events.
-        match self.consumer.poll(Duration::ZERO) {
-            None => {}
-            Some(Err(error)) if is_passing(&error) => {}
-            // A record astray; or the broker has dropped what was to be read next.
+        let mut heard = self.consumer.serve();
+        match heard.error() {
+            Some(error) if is_denied(&error) => {
+                return Err(reading(&log.names.transformed, error));
+            }
+            // The broker has dropped what was to be read next.
             Some(_) => return Ok(None),
+            None if heard.is_astray() => return Ok(None),
+            None => {}
         }
         let mut all = true;
         for Sought { partition, head } in sought {
@@ -239,6 +243,9 @@ impl Part {
                 Some(next) => next,
                 None => match self.queue.poll(Duration::ZERO) {
                     Some(Ok(message)) => record(log, &message)?,
+                    Some(Err(error)) if is_denied(&error) => {
+                        return Err(reading(&log.names.transformed, error));
+                    }
                     Some(Err(error)) if !is_passing(&error) => return Ok(None),
                     Some(Err(_)) | None => return Ok(Some(false)),
                 },

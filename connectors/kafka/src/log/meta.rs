@@ -9,14 +9,18 @@
 //! | `schema/<table>/<version>` | a schema |
 //! | `hold/<name>` | how far a consumer has come; nothing when it was released |
 //! | `head` | what whoever writes says of the migration, in its own words, for those that deliver elsewhere |
-//! | `deliver` | who took the last turn to deliver, where that is a process of its own |
+//! | `deliver` | who delivers now, where that is a process of its own |
 //! | `lead` | who has the lead of several that deliver |
 //! | `share/<partition>` | who applies a partition of a stream that is shared, and how far; nothing where nobody does |
+//! | `process/<id>` | a process that works on the migration, as it says itself; nothing when it has ended |
 //!
 //! `tail` and the schemas are written in the same transaction as the entries that they belong to, so the two topics
 //! cannot disagree. The position is in the marks too; the one here is for a topic whose entries have all expired.
 
-use super::topics::Names;
+use super::{
+    processes::{self, Process},
+    topics::Names,
+};
 use crate::{
     client::{LogConsumer, bounds, scan},
     note::{self, FORMAT, Wrong, parse},
@@ -41,6 +45,7 @@ pub(super) enum Says {
     Deliver(Writer),
     Lead(Writer),
     Share(Applies),
+    Process(Process),
 }
 
 /// Who applies a partition of a stream that several deliver.
@@ -94,6 +99,7 @@ pub(super) struct Meta {
     pub(super) head: Option<String>,
     pub(super) lead: Option<Writer>,
     pub(super) shares: BTreeMap<u32, Applies>,
+    pub(super) processes: BTreeMap<u64, Process>,
 }
 
 pub(super) fn share_key(partition: u32) -> String {
@@ -124,6 +130,7 @@ impl Says {
             Self::Deliver(_) => "deliver".to_owned(),
             Self::Lead(_) => "lead".to_owned(),
             Self::Share(_) => SHARE.to_owned(),
+            Self::Process(process) => processes::key(process.id),
         }
     }
 
@@ -190,6 +197,9 @@ pub(super) fn read_on(consumer: &LogConsumer, names: &Names, notes: &mut Notes) 
             Says::Start(cut) => meta.start = Some(cut),
             Says::Schema(schema) => meta.schemas.push(schema),
             Says::Head(head) => meta.head = Some(head),
+            Says::Process(process) => {
+                meta.processes.insert(process.id, process);
+            }
             // Its place in the topic says what matters.
             Says::Deliver(_) => {}
             Says::Lead(lead) => meta.lead = Some(lead),
@@ -252,6 +262,15 @@ mod tests {
                 pid: 2,
                 next: Offset(7),
                 at_ms: 1_700_000_000_000,
+            }),
+            Says::Process(Process {
+                id: 5,
+                who: "process 3 on host".to_owned(),
+                role: "transform".to_owned(),
+                at_ms: 1_700_000_000_000,
+                partitions: BTreeMap::from([(1, 7)]),
+                behind: 7,
+                waiting: Some("brokers".to_owned()),
             }),
         ]
     }

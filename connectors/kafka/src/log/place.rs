@@ -5,7 +5,7 @@
 
 use super::{tail::unreadable, topics::Names};
 use crate::{
-    client::{LogConsumer, PATIENCE, assignment, scan, server},
+    client::{LogConsumer, PATIENCE, assignment, reading, scan},
     codec::{Head, What},
 };
 use crossfade_event::{Cut, Offset, Partition};
@@ -81,7 +81,7 @@ pub(super) fn of_that_time(
     partitions: impl Iterator<Item = i32>,
     at_ms: i64,
 ) -> Result<BTreeMap<i32, u64>, LogError> {
-    let failed = |error| server(format!("asking {topic} for a time"), error);
+    let failed = |error| reading(topic, error);
     let asked = partitions.map(|partition| (partition, at_ms.unsigned_abs()));
     let list = assignment(topic, asked).map_err(failed)?;
     let found = consumer.offsets_for_times(list, PATIENCE).map_err(failed)?;

@@ -5,11 +5,12 @@
 
 use super::{
     made::{Made, Sought},
+    served::Served,
     shared::{End, Shared, Trouble, Waiter},
     tail::unreadable,
 };
 use crate::{
-    client::{Listener, LogConsumer, PATIENCE, assignment, code_of, is_passing, server},
+    client::{Listener, LogConsumer, PATIENCE, Purpose, assignment, code_of, is_passing, reading},
     codec::{HEAD, Head, What},
 };
 use bytes::{Bytes, BytesMut};
@@ -106,7 +107,7 @@ impl std::fmt::Debug for KafkaReader {
 
 /// A consumer under way.
 struct Fetch {
-    consumer: Arc<LogConsumer>,
+    consumer: Arc<Served>,
     parts: Vec<Part>,
     woken: Arc<Woken>,
     piece: BytesMut,
@@ -272,10 +273,13 @@ impl KafkaReader {
     fn look(&mut self) -> Result<Look, LogError> {
         let mut end = self.ends.borrow_and_update().clone();
         end.cut = self.seen(&end.cut);
-        if let Some(trouble @ Trouble::Lost { .. }) = self.log.trouble() {
+        // What cannot be written any more can still be read; what cannot be followed does not come.
+        let is_the_end = |trouble: &Trouble| matches!(trouble, Trouble::Lost { .. }) || !self.log.writes;
+        if let Some(trouble) = self.log.trouble().filter(is_the_end) {
             return Err(trouble.error());
         }
         if self.next == end.cut {
+            self.idle();
             return Ok(Look::AtTheEnd);
         }
         let start = self.log.start();
@@ -294,6 +298,13 @@ impl KafkaReader {
         }
         self.is_waiting(matches!(looked, Ok(Look::NotMade)));
         looked
+    }
+
+    /// There is nothing to be read: what comes beside is heard all the same.
+    fn idle(&mut self) {
+        if self.fetch.as_ref().is_some_and(|fetch| fetch.consumer.serve().is_astray()) {
+            self.renew();
+        }
     }
 
     /// People are told when workers are waited for.
@@ -494,8 +505,9 @@ pub(super) fn queue_of(
 impl Fetch {
     fn begin(log: &Shared, from: &Cut, only: Option<Partition>) -> Result<Self, LogError> {
         let topic = &log.names.changes;
-        let failed = |error| server(format!("reading {topic}"), error);
-        let consumer = Arc::new(log.clients.consumer(&log.names.readers, false)?);
+        let failed = |error| reading(topic, error);
+        let consumer = log.clients.consumer(&log.names.readers, false, Some(Purpose::Reader))?;
+        let consumer = log.served(consumer);
         let woken = Arc::new(Woken::default());
         let mut parts = Vec::new();
         for partition in 0..log.partitions() {
@@ -552,12 +564,12 @@ impl Fetch {
     /// Takes records out of the queues until every partition that is not at the end has its next mark.
     fn fill(&mut self, log: &Shared, next: &Cut, end: &Cut, wanted: u16) -> Result<Filled, LogError> {
         let mut complete = true;
-        // Serves librdkafka's own events.
-        match self.consumer.poll(Duration::ZERO) {
-            None => {}
-            Some(Ok(_)) => return Ok(Filled::Astray),
-            Some(Err(error)) if is_passing(&error) => {}
-            Some(Err(error)) => return Err(fetch_error(log, next, error)),
+        let mut heard = self.consumer.serve();
+        if heard.is_astray() {
+            return Ok(Filled::Astray);
+        }
+        if let Some(error) = heard.error() {
+            return Err(fetch_error(log, next, error));
         }
         for (partition, part) in (0u32..).zip(&mut self.parts) {
             let id = Partition(partition);
@@ -643,7 +655,7 @@ fn fetch_error(log: &Shared, next: &Cut, error: rdkafka::error::KafkaError) -> L
                 _ => log.overtaken(next),
             }
         }
-        _ => server(format!("reading {}", log.names.changes), error),
+        _ => reading(&log.names.changes, error),
     }
 }
 

@@ -3,19 +3,21 @@
 use super::{
     meta::{Applies, LastRound, Says, Writer, hold_key, share_key},
     place,
+    processes::Process,
+    served::Served,
     tail::{self},
     topics::{Names, Standing},
 };
 use crate::{
     LogOptions,
-    client::{Clients, LogConsumer, LogProducer, flush, server},
+    client::{Clients, LogConsumer, LogProducer, flush, reason, writing},
 };
 use crossfade_event::{Cut, Partition, Position};
 use crossfade_log::{LogError, provider::Schemas};
 use rdkafka::producer::{BaseRecord, Producer as _};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 use tokio::sync::watch;
@@ -33,6 +35,7 @@ pub(super) struct End {
 pub(super) enum Trouble {
     Lost { what: String, remedy: String },
     Fenced { log: String, by: String },
+    Denied { doing: String, said: String, remedy: String },
     Stopped(String),
 }
 
@@ -41,6 +44,9 @@ impl Trouble {
         match error {
             LogError::Lost { what, remedy } => Self::Lost { what: what.clone(), remedy: remedy.clone() },
             LogError::Fenced { log, by } => Self::Fenced { log: log.clone(), by: by.clone() },
+            LogError::Denied { doing, said, remedy } => {
+                Self::Denied { doing: doing.clone(), said: said.clone(), remedy: remedy.clone() }
+            }
             error => Self::Stopped(
                 std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")),
             ),
@@ -51,6 +57,9 @@ impl Trouble {
         match self {
             Self::Lost { what, remedy } => LogError::Lost { what: what.clone(), remedy: remedy.clone() },
             Self::Fenced { log, by } => LogError::Fenced { log: log.clone(), by: by.clone() },
+            Self::Denied { doing, said, remedy } => {
+                LogError::Denied { doing: doing.clone(), said: said.clone(), remedy: remedy.clone() }
+            }
             Self::Stopped(why) => LogError::Poisoned { why: why.clone() },
         }
     }
@@ -133,6 +142,13 @@ pub(super) struct Shared {
     pub(super) delivers: Mutex<Delivers>,
     /// Who waits for the brokers, and for what.
     pub(super) waiting: Mutex<BTreeMap<Waiter, String>>,
+    /// The readers' consumers, to be served while nobody reads.
+    pub(super) served: Mutex<Vec<Weak<Served>>>,
+    /// Drawn for this process, and what it says of itself.
+    pub(super) own: u64,
+    pub(super) told: Mutex<Option<Process>>,
+    /// What the others have said of themselves, when they were heard last.
+    pub(super) processes: Mutex<BTreeMap<u64, Process>>,
 }
 
 /// What is noted of several that deliver.
@@ -210,6 +226,21 @@ impl Shared {
         self.end.send_replace(End { round: last.round, cut: last.cut.clone(), position: last.position });
     }
 
+    /// A reader's consumer, which is served also while nobody reads.
+    pub(super) fn served(&self, consumer: LogConsumer) -> Arc<Served> {
+        let served = Arc::new(Served::new(consumer));
+        let mut all = lock(&self.served);
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(&served));
+        served
+    }
+
+    /// Serves the consumers of readers that nobody reads with now.
+    pub(super) fn serve_idle(&self) {
+        let all: Vec<Arc<Served>> = lock(&self.served).iter().filter_map(Weak::upgrade).collect();
+        all.iter().for_each(|served| served.serve_if_idle());
+    }
+
     /// Checks that a place lies in the log.
     pub(super) fn check(&self, cut: &Cut) -> Result<(), LogError> {
         let there = self.partitions() as usize;
@@ -245,6 +276,12 @@ impl Shared {
         }
         lock(&self.holds).say(consumer, None);
         Ok(())
+    }
+
+    /// The place of a consumer of this process.
+    pub(super) fn own_place(&self, consumer: &str) -> Option<Cut> {
+        let holds = lock(&self.holds);
+        holds.all.get(consumer).filter(|_| holds.own.contains(consumer)).cloned()
     }
 
     /// Entries that somebody still needed are gone.
@@ -373,11 +410,11 @@ impl Shared {
         if let Some(value) = value {
             record = record.payload(value);
         }
-        producer.send(record).map_err(|(error, _)| server(format!("writing to {}", self.names.meta), error))
+        producer.send(record).map_err(|(error, _)| writing(&self.names.meta, reason(producer, error)))
     }
 
     fn flush_notes(&self, producer: &LogProducer) -> Result<(), LogError> {
-        let failed = |error| server(format!("writing to {}", self.names.meta), error);
+        let failed = |error| writing(&self.names.meta, reason(producer, error));
         flush(producer, Duration::from_secs(10)).map_err(failed)?;
         producer.context().offsets().map_err(failed)?;
         producer.context().reset();
@@ -387,15 +424,23 @@ impl Shared {
     /// Says something outside of the entries' transactions; returns the offset of the note.
     pub(super) fn say(&self, says: &Says) -> Result<u64, LogError> {
         let Some(noting) = &self.noting else { return Err(self.is_read_only()) };
-        let failed = |error| server(format!("writing to {}", self.names.meta), error);
         let (key, value) = (says.key(), says.to_bytes()?);
         let producer = lock(noting);
+        let failed = |error| writing(&self.names.meta, reason(&producer, error));
         let record = BaseRecord::with_opaque_to(&self.names.meta, SAID).partition(0).key(&key).payload(&value);
         producer.send(record).map_err(|(error, _)| failed(error))?;
         flush(&producer, Duration::from_secs(10)).map_err(failed)?;
         let offset = producer.context().offsets().map_err(failed)?.get(&SAID).copied();
         producer.context().reset();
         offset.ok_or_else(|| LogError::Contract("a note was taken and has no offset".to_owned()))
+    }
+
+    /// Takes a note back.
+    pub(super) fn take_back(&self, key: &str) -> Result<(), LogError> {
+        let Some(noting) = &self.noting else { return Err(self.is_read_only()) };
+        let producer = lock(noting);
+        self.send_note(&producer, key, None)?;
+        self.flush_notes(&producer)
     }
 
     /// The last round of the topic itself, and the cut after it.

@@ -37,6 +37,8 @@ pub(super) struct Names {
     pub(super) readers: String,
     /// What workers make.
     pub(super) transformed: String,
+    /// The group under which it is told how far the sink has come.
+    pub(super) delivered: String,
     /// The workers' group, and what their `transactional.id`s begin with.
     pub(super) workers: String,
     /// The group of those that deliver and share the stream.
@@ -71,6 +73,7 @@ impl Names {
             writer: format!("{prefix}.ingest"),
             readers: format!("{prefix}.readers"),
             transformed: format!("{prefix}.transformed"),
+            delivered: format!("{prefix}.deliver"),
             workers: format!("{prefix}.transform"),
             delivers: format!("{prefix}.deliver"),
         })
@@ -104,8 +107,8 @@ pub(super) fn open(
         begun_otherwise(names, options, pin)?;
     }
     let mut found = match pin.is_some() || way == Way::Known {
-        true => two(clients.describe_known(&names.both())?),
-        false => look(clients, names)?,
+        true => two(clients.describe_known(&names.both(), "Read")?),
+        false => look(clients, names, "Read")?,
     };
     if let (None, _) | (_, None) = &found {
         if let Some(pin) = pin {
@@ -163,9 +166,11 @@ fn made_by_workers(
 ) -> Result<ids::Topic, LogError> {
     let name = &names.transformed;
     let pinned = pin.and_then(|pin| pin.transformed.as_ref());
+    // Whoever makes it does not read it.
+    let right = if way == Way::Make { "Describe" } else { "Read" };
     let mut found = match pinned.is_some() || way == Way::Known {
-        true => clients.describe_known(&[name])?.pop().flatten(),
-        false => clients.describe_one(name)?,
+        true => clients.describe_known(&[name], right)?.pop().flatten(),
+        false => clients.describe_one(name, right)?,
     };
     if found.is_none() {
         if let Some(id) = pinned {
@@ -204,7 +209,7 @@ pub(super) fn examine(
     if pin.is_some() {
         return open(clients, names, options, pin, Way::Look).map(Some);
     }
-    match look(clients, names)? {
+    match look(clients, names, "Read")? {
         (Some(_), Some(_)) | (None, Some(_)) => open(clients, names, options, pin, Way::Look).map(Some),
         (there, None) => {
             if let Some(changes) = there {
@@ -231,7 +236,7 @@ pub(super) fn wait_for(
 ) -> Result<Option<Standing>, LogError> {
     // Whether there are workers is in what the log says of its migration.
     let options = &LogOptions { workers: None, ..options.clone() };
-    match look(clients, names)? {
+    match look(clients, names, "Read")? {
         // Brokers hear of the two one after the other.
         (None, _) | (_, None) if pin.is_none() => Ok(None),
         _ => {
@@ -243,7 +248,7 @@ pub(super) fn wait_for(
 
 /// Deletes the topics that are pinned, and those alone. Returns their names.
 pub(super) fn delete(clients: &Clients, names: &Names, pin: &Pin) -> Result<Vec<String>, LogError> {
-    let (changes, meta) = look(clients, names)?;
+    let (changes, meta) = look(clients, names, "Delete")?;
     let mut deleted = Vec::new();
     for (name, pinned, there) in [(&names.changes, &pin.changes, changes), (&names.meta, &pin.meta, meta)] {
         match there {
@@ -255,7 +260,7 @@ pub(super) fn delete(clients: &Clients, names: &Names, pin: &Pin) -> Result<Vec<
             None => {}
         }
     }
-    if let (Some(pinned), Some(there)) = (&pin.transformed, clients.describe_one(&names.transformed)?)
+    if let (Some(pinned), Some(there)) = (&pin.transformed, clients.describe_one(&names.transformed, "Delete")?)
         && there.id == *pinned
     {
         clients.delete(&names.transformed)?;
@@ -264,7 +269,7 @@ pub(super) fn delete(clients: &Clients, names: &Names, pin: &Pin) -> Result<Vec<
     // All brokers hear of it a moment later.
     let began = Instant::now();
     loop {
-        let (changes, meta) = look(clients, names)?;
+        let (changes, meta) = look(clients, names, "Delete")?;
         let is_there =
             |there: &Option<ids::Topic>, pinned: &str| there.as_ref().is_some_and(|there| there.id == pinned);
         if !is_there(&changes, &pin.changes) && !is_there(&meta, &pin.meta) {
@@ -286,7 +291,7 @@ pub(super) fn same(clients: &Clients, names: &Names, was: &Standing) -> Result<(
     let mut known = vec![(&names.changes, &was.changes), (&names.meta, &was.meta)];
     known.extend(was.transformed.as_ref().map(|was| (&names.transformed, was)));
     let asked: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
-    for ((name, was), now) in known.into_iter().zip(clients.describe_known(&asked)?) {
+    for ((name, was), now) in known.into_iter().zip(clients.describe_known(&asked, "Read")?) {
         match now {
             None => return Err(deleted(name, &was.id)),
             Some(now) if now.id != was.id => return Err(recreated(name, &was.id, &now.id)),
@@ -297,8 +302,8 @@ pub(super) fn same(clients: &Clients, names: &Names, was: &Standing) -> Result<(
     Ok(())
 }
 
-fn look(clients: &Clients, names: &Names) -> Result<(Option<ids::Topic>, Option<ids::Topic>), LogError> {
-    Ok(two(clients.describe(&names.both())?))
+fn look(clients: &Clients, names: &Names, right: &'static str) -> Result<Found, LogError> {
+    Ok(two(clients.describe(&names.both(), right)?))
 }
 
 fn two(found: Vec<Option<ids::Topic>>) -> Found {
@@ -345,7 +350,7 @@ fn create(clients: &Clients, names: &Names, options: &LogOptions, found: &Found)
     // A topic is announced to all brokers a moment after it has been made.
     let began = Instant::now();
     loop {
-        if let found @ (Some(_), Some(_)) = look(clients, names)? {
+        if let found @ (Some(_), Some(_)) = look(clients, names, "Read")? {
             return Ok(found);
         }
         if began.elapsed() > crate::client::PATIENCE {
@@ -399,7 +404,7 @@ fn create_made(
     create_entries(clients, &names.transformed, options, partitions)?;
     let began = Instant::now();
     loop {
-        if let Some(found) = clients.describe_one(&names.transformed)? {
+        if let Some(found) = clients.describe_one(&names.transformed, "Describe")? {
             return Ok(found);
         }
         if began.elapsed() > crate::client::PATIENCE {

@@ -23,9 +23,12 @@ use super::{
     reader::KafkaReader,
     shared::{Shared, Waiter, lock},
     start,
+    topics::Names,
 };
 use crate::{
-    client::{LogProducer, PATIENCE, assignment, code_of, flush, is_passing, send, server},
+    client::{
+        LogProducer, PATIENCE, Purpose, Right, assignment, code_of, flush, is_passing, needing, reason, send,
+    },
     codec::{Head, What},
 };
 use bytes::Bytes;
@@ -110,9 +113,7 @@ impl KafkaLog {
             });
         };
         let member = shared.clients.member(&shared.names.workers, workers.silent, Member::default())?;
-        member
-            .subscribe(&[&shared.names.changes])
-            .map_err(|error| server(format!("joining the group {}", shared.names.workers), error))?;
+        member.subscribe(&[&shared.names.changes]).map_err(|error| in_the_group(shared, error))?;
         let crew = Crew {
             log: self.clone(),
             member: Arc::new(member),
@@ -165,7 +166,7 @@ impl Crew {
             if let Some(Err(error)) = self.member.poll(LISTEN) {
                 tracing::debug!(%error, "the group of the workers");
                 if !is_passing(&error) {
-                    break Err(server(format!("working in the group {}", self.log.0.shared.names.workers), error));
+                    break Err(in_the_group(&self.log.0.shared, error));
                 }
             }
             if let Err(error) = self.member.context().turns().into_iter().try_for_each(|turn| self.turn(turn)) {
@@ -263,8 +264,15 @@ impl From<LogError> for Broken {
     }
 }
 
+/// What a member of the group meets.
+fn in_the_group(shared: &Shared, error: KafkaError) -> LogError {
+    let names = &shared.names;
+    let rights = [Right::Group(&names.workers), Right::Topic("Read", &names.changes)];
+    needing(&rights, format!("working in the group {}", names.workers), error)
+}
+
 impl Broken {
-    fn of(doing: String, error: KafkaError) -> Self {
+    fn of(rights: &[Right<'_>], doing: String, error: KafkaError) -> Self {
         use RDKafkaErrorCode as Code;
         match code_of(&error) {
             Some(
@@ -275,7 +283,7 @@ impl Broken {
                 | Code::UnknownMemberId
                 | Code::FencedInstanceId,
             ) => Self::Fenced(error),
-            _ => Self::Log(server(doing, error)),
+            _ => Self::Log(needing(rights, doing, error)),
         }
     }
 }
@@ -337,6 +345,8 @@ impl Post {
         let mut note = note;
         shared.goes_on(Waiter::Worker(self.partition.0));
         while !self.stop.load(Relaxed) {
+            // Hears what the producer has to say beside.
+            hand.producer.poll(Duration::ZERO);
             let entries = match reader.try_next()? {
                 Some(entries) => Some(entries),
                 None if batch.is_empty() => {
@@ -435,6 +445,11 @@ impl Batch {
     }
 }
 
+/// The `transactional.id` of a partition.
+fn transaction_of(names: &Names, partition: Partition) -> String {
+    format!("{}.{}", names.workers, partition.0)
+}
+
 /// Writes one partition; whoever took it last.
 struct Hand<'a> {
     shared: &'a Shared,
@@ -447,10 +462,11 @@ impl<'a> Hand<'a> {
     /// Takes a partition over: whoever had it is shut out, and what was begun there is ended.
     fn take(shared: &'a Shared, partition: Partition) -> Result<Self, LogError> {
         let names = &shared.names;
-        let id = format!("{}.{}", names.workers, partition.0);
-        let producer = shared.clients.transactional(&id, shared.standing.message_bytes_max)?;
+        let id = transaction_of(names, partition);
+        let producer = shared.clients.transactional(&id, shared.standing.message_bytes_max, Purpose::Worker)?;
         let doing = || format!("beginning to write to {}", names.transformed);
-        producer.init_transactions(PATIENCE).map_err(|error| server(doing(), error))?;
+        let rights = [Right::Transaction(&id)];
+        producer.init_transactions(PATIENCE).map_err(|error| needing(&rights, doing(), error))?;
         let ended = Ended::new(&shared.clients, names)?;
         ended.abort_hanging_in(&producer, &[(&names.transformed, partition.0)])?;
         Ok(Self { shared, partition, producer, ended })
@@ -465,15 +481,25 @@ impl<'a> Hand<'a> {
     /// Writes what was made, the note behind it and the group's place, all or nothing.
     fn write(&self, batch: &Batch, note: &Note, group: &ConsumerGroupMetadata) -> Result<(), Broken> {
         let (producer, names) = (&self.producer, &self.shared.names);
-        let broken = |error| Broken::of(format!("writing to {}", names.transformed), error);
+        let id = transaction_of(names, self.partition);
+        let rights = [
+            Right::Topic("Write", &names.transformed),
+            Right::Topic("Read", &names.changes),
+            Right::Group(&names.workers),
+            Right::Transaction(&id),
+        ];
+        let doing = || format!("writing to {}", names.transformed);
+        let broken = |error| Broken::of(&rights, doing(), error);
+        // Of a record.
+        let refused = |error| broken(reason(producer, error));
         producer.context().reset();
         producer.begin_transaction().map_err(broken)?;
         for (value, at_ms) in &batch.records {
-            self.send(None, value, *at_ms).map_err(broken)?;
+            self.send(None, value, *at_ms).map_err(refused)?;
         }
-        self.send(Some(NOTE), &note.to_bytes()?, note.at_ms).map_err(broken)?;
+        self.send(Some(NOTE), &note.to_bytes()?, note.at_ms).map_err(refused)?;
         flush(producer, STEP).map_err(broken)?;
-        producer.context().offsets().map_err(broken)?;
+        producer.context().offsets().map_err(refused)?;
         let place = assignment(&names.changes, [(self.partition.0 as i32, note.own.0)]).map_err(broken)?;
         producer.send_offsets_to_transaction(&place, group, STEP).map_err(broken)?;
         producer.commit_transaction(STEP).map_err(broken)?;

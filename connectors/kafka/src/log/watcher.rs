@@ -1,9 +1,11 @@
-//! Looks after the log beside its work: writes consumers' places, sees that the topics are still the same, and warns
-//! before the broker drops what somebody still needs.
+//! Looks after the log beside its work: writes consumers' places, tells tools how far the sink has come, sees that the topics
+//! are still the same, and warns before the broker drops what somebody still needs.
 
 use super::{
+    lag::Lag,
     meta::{Notes, read_on},
     place::near,
+    processes::Telling,
     shared::{Delivers, Shared, lock},
     topics,
 };
@@ -29,14 +31,20 @@ const WARN_EVERY: Duration = Duration::from_secs(600);
 /// Works until the log is closed: then `closed` ends.
 pub(super) fn run(shared: &Arc<Shared>, closed: &Receiver<()>) {
     let (mut looked, mut warned, mut notes) = (Instant::now(), None, Notes::default());
+    let (mut lag, mut telling) = (Lag::default(), Telling::default());
     loop {
         let ended = matches!(closed.recv_timeout(HOLDS_EVERY), Err(RecvTimeoutError::Disconnected) | Ok(()));
         if let Err(error) = shared.write_holds() {
             tracing::debug!(%error, "the places of the log's consumers are not written yet");
         }
         if ended {
+            telling.end(shared);
+            lag.end(shared);
             return;
         }
+        lag.follow(shared);
+        telling.tell(shared);
+        shared.serve_idle();
         if looked.elapsed() >= LOOK_EVERY && shared.trouble().is_none() {
             looked = Instant::now();
             if let Err(error) = hear_others(shared, &mut notes) {
@@ -55,6 +63,7 @@ fn hear_others(shared: &Shared, notes: &mut Notes) -> Result<(), LogError> {
     let meta = read_on(&lock(&shared.asking), &shared.names, notes)?;
     lock(&shared.holds).hear_all(meta.holds);
     *lock(&shared.delivers) = Delivers { lead: meta.lead, shares: meta.shares };
+    *lock(&shared.processes) = meta.processes;
     Ok(())
 }
 
@@ -68,6 +77,7 @@ fn look(shared: &Shared, warned: &mut Option<Instant>) {
             shared.end.send_modify(|_| {});
             return;
         }
+        Err(error @ LogError::Denied { .. }) => tracing::warn!(%error, "the topics can no longer be looked at"),
         Err(error) => tracing::debug!(%error, "the topics could not be looked at"),
     }
     if warned.is_none_or(|last| last.elapsed() > WARN_EVERY) && warn(shared).unwrap_or(false) {

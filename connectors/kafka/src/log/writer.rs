@@ -18,7 +18,7 @@ use super::{
     tail::{Ends, Last},
     topics::{self, Names},
 };
-use crate::client::{LogProducer, NOTE, PATIENCE, code_of, flush, is_passing, send, server};
+use crate::client::{LogProducer, NOTE, PATIENCE, Purpose, Right, code_of, flush, is_passing, needing, reason, send};
 use crossfade_event::{Batch, Cut, Offset};
 use crossfade_log::LogError;
 use rdkafka::{
@@ -27,7 +27,10 @@ use rdkafka::{
 };
 use std::{
     collections::BTreeMap,
-    sync::{Arc, mpsc::Receiver},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -41,6 +44,9 @@ const STEP: Duration = Duration::from_secs(50);
 
 /// How long what was committed may take until it can be read.
 const READABLE: Duration = Duration::from_secs(10);
+
+/// How long the producer is left alone while there is nothing to write.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// How often a person is told that the brokers are still away.
 const ALARM_EVERY: Duration = Duration::from_secs(30);
@@ -73,7 +79,16 @@ enum Fate {
 impl Writer {
     /// Works until the last handle of the log is gone.
     pub(super) fn run(mut self) {
-        while let Ok(job) = self.jobs.recv() {
+        loop {
+            let job = match self.jobs.recv_timeout(IDLE) {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) => {
+                    // What the producer has to say beside is heard while there is nothing to write, too.
+                    self.producer.poll(Duration::ZERO);
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             match job {
                 Job::Abandon(reply) => {
                     let abandoned = self.abandon();
@@ -163,12 +178,16 @@ impl Writer {
                 Ok(cut) => break cut,
                 Err(Broken::Ours(error)) => return Err(error),
                 Err(Broken::Kafka(error)) if !is_passing(&error) => return Err(self.refused(group, error)),
-                Err(Broken::Kafka(error)) => match self.recover(group, &error)? {
-                    Fate::Landed(cut) => break cut,
-                    Fate::Missing => {}
-                },
+                Err(Broken::Kafka(error)) => {
+                    self.takes_nothing(&error);
+                    match self.recover(group, &error)? {
+                        Fate::Landed(cut) => break cut,
+                        Fate::Missing => {}
+                    }
+                }
             }
         };
+        self.shared.goes_on(Waiter::Writer);
         self.last.position = self.builder.position();
         if let Some(round) = group.whole {
             self.last.round = round;
@@ -201,7 +220,7 @@ impl Writer {
             self.send(&names.meta, 0, Some(note.key().as_bytes()), &note.to_bytes()?, NOTE)?;
         }
         flush(producer, STEP)?;
-        producer.context().offsets()?;
+        self.offsets()?;
         producer.commit_transaction(STEP)?;
         self.until_readable()?;
         Ok(cut)
@@ -230,12 +249,17 @@ impl Writer {
         if let Some(key) = key {
             record = record.key(key);
         }
-        Ok(send(&self.producer, record, STEP)?)
+        send(&self.producer, record, STEP).map_err(|error| Broken::Kafka(reason(&self.producer, error)))
+    }
+
+    /// The offsets that were asked for; an error when a record was not taken.
+    fn offsets(&self) -> Result<BTreeMap<usize, u64>, Broken> {
+        self.producer.context().offsets().map_err(|error| Broken::Kafka(reason(&self.producer, error)))
     }
 
     /// The cut after the last whole round, by the offsets that its marks were given.
     fn cut_of(&self, group: &Group) -> Result<Cut, Broken> {
-        let offsets = self.producer.context().offsets()?;
+        let offsets = self.offsets()?;
         if group.whole.is_none() {
             return Ok(self.last.cut.clone());
         }
@@ -264,6 +288,18 @@ impl Writer {
         LastRound { round, cut, position: self.builder.position(), ..self.last.clone() }
     }
 
+    /// Brokers that answer may still take no records: people are told until they do.
+    fn takes_nothing(&self, error: &KafkaError) {
+        let topic = &self.shared.names.changes;
+        let is_untold = matches!(code_of(error), Some(RDKafkaErrorCode::MessageTimedOut));
+        let hint = "is the disk of a broker full, or are fewer copies in step than min.insync.replicas asks?";
+        let why = if is_untold { format!("{error}: {hint}") } else { error.to_string() };
+        if is_untold {
+            tracing::warn!("Kafka takes nothing: writing to {topic}: {why}; reading the source waits until it does");
+        }
+        self.shared.waits(Waiter::Writer, format!("Kafka takes nothing: writing to {topic}: {why}"));
+    }
+
     /// A new producer of the same id ends whatever the old one had begun; then the topic itself says whether the group is
     /// in. Waits for brokers that are away.
     fn recover(&mut self, group: &Group, error: &KafkaError) -> Result<Fate, LogError> {
@@ -274,7 +310,6 @@ impl Writer {
         loop {
             match self.reconnect(group) {
                 Ok(fate) => {
-                    self.shared.goes_on(Waiter::Writer);
                     if alarm.is_some() {
                         tracing::info!(after_s = began.elapsed().as_secs(), "Kafka answers again; the log goes on");
                     }
@@ -305,8 +340,11 @@ impl Writer {
         let shared = &self.shared;
         topics::same(&shared.clients, &shared.names, &shared.standing)?;
         self.still_ours()?;
-        let producer = shared.clients.transactional(&shared.names.writer, shared.standing.message_bytes_max)?;
-        producer.init_transactions(PATIENCE).map_err(|error| server("beginning to write to Kafka", error))?;
+        let (id, bytes_max) = (&shared.names.writer, shared.standing.message_bytes_max);
+        let producer = shared.clients.transactional(id, bytes_max, Purpose::Writer)?;
+        let rights = [Right::Transaction(id)];
+        let failed = |error| needing(&rights, "beginning to write to Kafka", error);
+        producer.init_transactions(PATIENCE).map_err(failed)?;
         self.ended.abort_hanging(&producer, &shared.names, shared.partitions())?;
         self.producer = producer;
         let Some((first, last)) = group.rounds else { return Ok(Fate::Missing) };
@@ -385,7 +423,9 @@ impl Writer {
                 ),
             };
         }
-        server(format!("writing to {topic}"), error)
+        let Names { changes, meta, writer, .. } = &self.shared.names;
+        let rights = [Right::Topic("Write", changes), Right::Topic("Write", meta), Right::Transaction(writer)];
+        needing(&rights, format!("writing to {topic}"), error)
     }
 
     /// Heads that nobody can read any more need not be remembered.

@@ -6,7 +6,7 @@ use super::{
     writer::Broken,
 };
 use crate::{
-    client::{LogProducer, flush, send, server},
+    client::{LogProducer, flush, reason, send, writing},
     source::topics::failure,
 };
 use crossfade_connector::Failure;
@@ -82,13 +82,15 @@ impl Live {
         record.key = key;
         record.payload = value;
         record.headers = headers;
-        send(&self.producer, record, STEP).map_err(|error| Broken::Kafka(format!("writing to {topic}"), error))
+        send(&self.producer, record, STEP)
+            .map_err(|error| Broken::Kafka(format!("writing to {topic}"), reason(&self.producer, error)))
     }
 
     /// After the last record of each partition.
     pub(super) fn reaches(&self) -> Result<Vec<(String, u32, u64)>, Broken> {
         let offsets = self.producer.context().offsets();
-        let offsets = offsets.map_err(|error| Broken::Kafka("writing to the sink's topics".to_owned(), error))?;
+        let offsets = offsets
+            .map_err(|error| Broken::Kafka("writing to the sink's topics".to_owned(), reason(&self.producer, error)))?;
         let reach = |(number, offset): (usize, u64)| {
             let topic = self.numbers.get((number - 1) / PARTITIONS_MAX).cloned().unwrap_or_default();
             (topic, ((number - 1) % PARTITIONS_MAX) as u32, offset + 1)
@@ -103,7 +105,7 @@ impl Live {
 
     /// Notes something at once, outside of any transaction.
     pub(super) fn note_now(&self, own: &str, says: &Says) -> Result<(), Failure> {
-        let failed = |error| failure(server(format!("writing to {own}"), error));
+        let failed = |error| failure(writing(own, reason(&self.plain, error)));
         let (key, value) = (says.key(), says.to_bytes()?);
         self.plain.context().reset();
         let record = BaseRecord::<str, [u8], usize>::with_opaque_to(own, 0).partition(0).key(&key).payload(&value);

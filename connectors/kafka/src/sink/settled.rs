@@ -6,7 +6,7 @@
 
 use super::notes::Standing;
 use crate::{
-    client::{Clients, LogConsumer, LogProducer, bounds, flush, reaches, server},
+    client::{Clients, LogConsumer, LogProducer, bounds, flush, reaches, writing},
     source::topics::failure,
 };
 use crossfade_connector::Failure;
@@ -73,7 +73,7 @@ pub(super) fn abort_hanging(
         topic = %first.topic, partition = first.partition, offset = first.from,
         "the broker has left a transaction without an end; it is aborted now, and what was in it is written again"
     );
-    let failed = |error| failure(server(format!("ending a transaction in {}", first.topic), error));
+    let failed = |error| failure(writing(&first.topic, error));
     producer.begin_transaction().map_err(failed)?;
     for Hanging { topic, partition, .. } in &hanging {
         // Nobody ever reads it: it only brings the partition into the transaction.

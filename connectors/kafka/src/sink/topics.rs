@@ -120,12 +120,12 @@ pub(super) fn make(clients: &Clients, config: &SinkConfig, name: &str, purpose: 
 
 /// A topic as it is now.
 pub(super) fn find(clients: &Clients, name: &str) -> Result<Option<ids::Topic>, Failure> {
-    clients.describe_one(name).map_err(failure)
+    clients.describe_one(name, "Write").map_err(failure)
 }
 
 /// The same of one that was made here, or taken.
 pub(super) fn find_known(clients: &Clients, name: &str) -> Result<Option<ids::Topic>, Failure> {
-    Ok(clients.describe_known(&[name]).map_err(failure)?.pop().flatten())
+    Ok(clients.describe_known(&[name], "Write").map_err(failure)?.pop().flatten())
 }
 
 /// A topic of that name that the sink did not make: refused where it holds records.

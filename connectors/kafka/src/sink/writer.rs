@@ -20,7 +20,7 @@ use super::{
     settled, topics,
 };
 use crate::{
-    client::{Clients, LogConsumer, PATIENCE, code_of, server},
+    client::{Clients, LogConsumer, PATIENCE, Right, code_of, needing},
     source::topics::failure,
 };
 use crossfade_connector::{Failure, Progress};
@@ -115,7 +115,7 @@ impl Writer {
         let own = self.own.clone();
         let asking = self.asking()?;
         let clients = &asking.clients;
-        let producer = clients.transactional_for(&own, MESSAGE_BYTES_MAX, LASTING).map_err(failure)?;
+        let producer = clients.transactional_for(&own, MESSAGE_BYTES_MAX, LASTING, None).map_err(failure)?;
         let doing = || format!("beginning to write to {}", clients.brokers());
         producer.init_transactions(PATIENCE).map_err(|error| match code_of(&error) {
             Some(RDKafkaErrorCode::InvalidTransactionTimeout) => Failure::misconfigured(
@@ -126,7 +126,7 @@ impl Writer {
                     LASTING.as_secs() / 60
                 ),
             ),
-            _ => failure(clients.unreachable(doing(), error)),
+            _ => failure(clients.unreachable(&[Right::Transaction(&own)], doing(), error)),
         })?;
         let plain = clients.producer(MESSAGE_BYTES_MAX).map_err(failure)?;
         // From here on nobody else can commit: what is read now stays.
@@ -201,7 +201,12 @@ impl Writer {
                 Ok(_) => Failure::reconnect(doing, error),
                 Err(failure) => failure,
             },
-            Broken::Kafka(doing, error) => failure(server(doing, error)),
+            Broken::Kafka(doing, error) => {
+                let topics = self.tables.values().flat_map(|table| &table.topics).map(|one| &one.topic);
+                let mut rights: Vec<Right<'_>> = topics.map(|topic| Right::Topic("Write", topic)).collect();
+                rights.extend([Right::Topic("Write", &self.own), Right::Transaction(&self.own)]);
+                failure(needing(&rights, doing, error))
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{
     shape::{Misfit, Shape},
     value::Placeholder,
 };
-use crate::client::{Listener, LogConsumer, bounds, is_passing, server};
+use crate::client::{Listener, LogConsumer, Right, bounds, is_passing_for_readers, needing};
 use crossfade_connector::Failure;
 use crossfade_event::{Change as RowChange, Event, Identity, Op as RowOp, TableId, Transaction, Truncate};
 use rdkafka::{Message, consumer::base_consumer::PartitionQueue, error::KafkaError};
@@ -409,7 +409,7 @@ impl Follower {
                 part.ended = true;
                 Ok(false)
             }
-            Some(Err(error)) => heard(error).map(|()| false),
+            Some(Err(error)) => heard(&[&part.topic], error).map(|()| false),
             Some(Ok(message)) => {
                 let offset = u64::try_from(message.offset()).unwrap_or_default();
                 let (is_mark, topic, partition) = (part.table.is_none(), part.topic.clone(), part.partition);
@@ -432,7 +432,11 @@ impl Follower {
     fn serve(&mut self, limit: Duration) -> Step {
         match self.consumer.poll(limit) {
             None | Some(Err(KafkaError::PartitionEOF(_))) => Ok(()),
-            Some(Err(error)) => heard(error),
+            Some(Err(error)) => {
+                let mut topics: Vec<&str> = self.parts.iter().map(|part| &*part.topic).collect();
+                topics.dedup();
+                heard(&topics, error)
+            }
             Some(Ok(message)) => Err(Failure::reconnect(
                 format!("reading {}", message.topic()),
                 "a record came another way than its partition's own",
@@ -449,19 +453,20 @@ fn still_kept(consumer: &LogConsumer, part: &Part) -> Step<u64> {
     Ok(high)
 }
 
-fn heard(error: KafkaError) -> Step {
+fn heard(topics: &[&str], error: KafkaError) -> Step {
     let code = crate::client::code_of(&error);
     if code == Some(rdkafka::error::RDKafkaErrorCode::AutoOffsetReset)
         || code == Some(rdkafka::error::RDKafkaErrorCode::OffsetOutOfRange)
     {
         return Err(lost("records expired before they were read").into());
     }
-    if is_passing(&error) {
+    if is_passing_for_readers(&error) {
         // The client tries again by itself; what has gone for good is found when it is asked for.
         tracing::debug!("kafka: {error}");
         return Ok(());
     }
-    Err(super::topics::failure(server("reading the topics", error)).into())
+    let rights: Vec<Right<'_>> = topics.iter().map(|topic| Right::Topic("Read", topic)).collect();
+    Err(super::topics::failure(needing(&rights, "reading the topics", error)).into())
 }
 
 /// The record must be of the table that its topic is named after.

@@ -17,6 +17,7 @@ use crossfade_event::{
     Cell, Identity, Key, Position, Row, TableName, TableSchema,
     catalog::{Catalog, Dialect, TableDef},
 };
+use crossfade_log::LogError;
 use rdkafka::Message;
 use serde::Serialize;
 use std::{collections::HashMap, sync::Arc};
@@ -157,6 +158,22 @@ fn sample(
     Ok(Some((change.origin.time_us(), Sample { name, key, change })))
 }
 
+/// A broker shows nobody a topic that he may not ask for: where none is shown, it is asked for one by its name.
+fn may_ask(clients: &Clients, prefix: &str, patterns: &[String]) -> Result<(), Failure> {
+    let name = patterns.iter().find(|pattern| !pattern.starts_with('!'));
+    let name = name.map_or_else(String::new, |name| name.replace(['*', '?'], "x"));
+    match clients.describe_one(&format!("{prefix}.{name}"), "Read") {
+        Err(LogError::Denied { said, .. }) => Err(Failure::refused(
+            format!("looking for the topics of {}", patterns.join(", ")),
+            format!("the brokers show this user no topic that begins with {prefix}, and do not let it ask ({said})"),
+            format!(
+                "Grant Read on the topic {prefix}.* (kafka-acls --bootstrap-server HOST:PORT --add --allow-principal User:NAME --operation Read --resource-pattern-type prefixed --topic {prefix}.); or name the connector's topic.prefix"
+            ),
+        )),
+        asked => asked.map(drop).map_err(failure),
+    }
+}
+
 impl DebeziumInspect {
     /// Asks the topics of `config`; `begun` holds the tables of a migration that has begun.
     pub fn new(config: DebeziumConfig, begun: Option<&Catalog>) -> Self {
@@ -206,6 +223,9 @@ impl DebeziumInspect {
         let all = of_prefix(&asking.consumer, asking.clients.brokers(), prefix)?;
         let meant: Vec<_> = all.iter().filter(|(_, name)| is_meant(patterns, name)).collect();
         if meant.is_empty() {
+            if all.is_empty() {
+                may_ask(&asking.clients, prefix, patterns)?;
+            }
             let known = all.iter().map(|(_, name)| name.to_string()).collect::<Vec<_>>().join(", ");
             let known = if known.is_empty() { "none at all".to_owned() } else { known };
             return Err(Failure::misconfigured(

@@ -43,7 +43,7 @@ pub(super) fn preflight(config: &DebeziumConfig) -> Result<Vec<Refusal>, Failure
     let marks = match &config.transactions {
         Some(topic) => Some(topic.clone()),
         None => {
-            let there = asking.clients.describe(&[&usual]).map_err(failure)?;
+            let there = asking.clients.describe(&[&usual], "Read").map_err(failure)?;
             if there.into_iter().flatten().next().is_some() {
                 findings.push(refusal(
                     &usual,

@@ -26,6 +26,9 @@ pub(crate) fn failure(error: LogError) -> Failure {
             cause,
             "Give the user the rights to describe and to read the topics, and to describe their settings; then try again",
         ),
+        LogError::Denied { doing, said, remedy } => {
+            Failure::refused(doing, format!("the brokers do not allow it to this user ({said})"), remedy)
+        }
         LogError::Refused { what, remedy } => Failure::misconfigured("connecting to Kafka", what, remedy),
         LogError::Lost { what, .. } => lost(what),
         other => Failure::halt("asking Kafka", other.to_string(), "Look into the brokers' logs"),
@@ -65,7 +68,7 @@ pub(crate) fn of_prefix(
 
 /// What is there of these topics; those that are not there are left out.
 pub(crate) fn look(clients: &Clients, consumer: &LogConsumer, names: &[&str]) -> Result<Vec<Found>, Failure> {
-    let described = clients.describe(names).map_err(failure)?;
+    let described = clients.describe(names, "Read").map_err(failure)?;
     let mut found = Vec::new();
     for (name, topic) in names.iter().zip(described) {
         let Some(topic) = topic else { continue };

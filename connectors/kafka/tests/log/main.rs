@@ -2,6 +2,7 @@
 
 mod broken;
 mod conformance;
+mod figures;
 mod following;
 mod keeping;
 mod secured;

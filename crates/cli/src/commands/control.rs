@@ -8,11 +8,11 @@ use crate::{
     output, registry, run,
     spec::{Part, Span, Spec},
 };
-use crossfade_control::Command;
+use crossfade_control::{Command, Migration};
 use crossfade_event::Position;
 use crossfade_log::EventLog;
 use crossfade_observe::{
-    Rates, Status, StatusFile, Totals, render,
+    ProcessStatus, Rates, Status, StatusFile, Totals, render,
     socket::{SocketError, request},
 };
 use crossfade_state::WorkFolder;
@@ -49,7 +49,11 @@ pub(crate) async fn ask(
 
 /// Where it stands.
 pub(crate) async fn status(spec: &Spec, as_json: bool) -> Result<(), CliError> {
-    let mut status = status_of(spec).await?;
+    let mut status = match status_of(spec).await {
+        // A machine that has workers alone has nothing of its own to say.
+        Err(error) if error.exit == Exit::Misconfigured && !run::workers_here(spec)?.is_empty() => of_workers(spec),
+        status => status?,
+    };
     for part in run::parts_here(spec).into_iter().filter(|part| Some(*part) != spec.part) {
         status.beside = match status_of(&spec.as_part(Some(part))).await {
             Ok(beside) => Some(Box::new(beside)),
@@ -60,6 +64,10 @@ pub(crate) async fn status(spec: &Spec, as_json: bool) -> Result<(), CliError> {
     }
     status.workers = run::workers_here(spec)?;
     hear_authority(spec, &mut status).await;
+    let is_of_several = status.role.is_some();
+    if status.processes.is_empty() && is_of_several {
+        status.processes = processes(spec);
+    }
     if as_json {
         return output::json(&status);
     }
@@ -69,6 +77,26 @@ pub(crate) async fn status(spec: &Spec, as_json: bool) -> Result<(), CliError> {
         text.push('\n');
     }
     output::print(&text)
+}
+
+/// What there is to say of a migration on a machine that only transforms.
+fn of_workers(spec: &Spec) -> Status {
+    let now = folder::by_hand().at_us;
+    let migration = Migration::default();
+    let mut status = Status::new(spec.name.as_str(), now, &migration, &Totals::default(), Rates::default());
+    status.role = Some("transform".to_owned());
+    status
+}
+
+/// The processes of the migration on whatever machines, by the log itself: nobody here follows it.
+fn processes(spec: &Spec) -> Vec<ProcessStatus> {
+    match AnyLog::if_there(spec) {
+        Ok(log) => log.map(|log| log.processes()).unwrap_or_default(),
+        Err(error) => {
+            tracing::warn!("what runs on other machines is not known: {error}");
+            Vec::new()
+        }
+    }
 }
 
 /// What one process says, or its folder.

@@ -11,10 +11,11 @@ use bytes::Bytes;
 use crossfade_event::{Event, Offset, SchemaVersion, TableId};
 use crossfade_kafka::{
     Connection, LogOptions, Mechanism as KafkaMechanism, Retention, Sasl, Tls, Workers,
-    log::{KafkaLog, Make, Share, delete, examine},
+    client::{BrokerFigures, ClientFigures},
+    log::{KafkaLog, Make, Process, Share, delete, examine},
 };
 use crossfade_log::{Entry, EventLog, Lane, LogError, LogReader};
-use crossfade_observe::DeliverStatus;
+use crossfade_observe::{BrokerStatus, ClientStatus, DeliverStatus, ProcessStatus};
 use crossfade_pipeline::{Maker, PipelineError, Routes};
 use secrecy::SecretString;
 use serde_json::json;
@@ -134,6 +135,41 @@ pub(crate) fn connection(brokers: &str, tls: Option<&KafkaTls>, sasl: Option<&Ka
         without_tls: sasl.without_tls,
     });
     Connection { brokers: brokers.to_owned(), tls, sasl }
+}
+
+/// What the clients of this process have counted.
+pub(super) fn clients(log: &KafkaLog) -> Vec<ClientStatus> {
+    let broker = |(number, seen): (i32, BrokerFigures)| {
+        let BrokerFigures { connected, outstanding, rtt_us, rtt_p99_us, errors } = seen;
+        (number, BrokerStatus { connected, outstanding, rtt_us, rtt_p99_us, errors })
+    };
+    let client = |figures: ClientFigures| ClientStatus {
+        purpose: figures.purpose.to_owned(),
+        clients: figures.clients,
+        queued_records: figures.queued_records,
+        queued_bytes: figures.queued_bytes,
+        sent_records: figures.sent_records,
+        sent_bytes: figures.sent_bytes,
+        received_records: figures.received_records,
+        received_bytes: figures.received_bytes,
+        transactions: figures.transactions,
+        brokers: figures.brokers.into_iter().map(broker).collect(),
+    };
+    log.figures().into_iter().map(client).collect()
+}
+
+/// All processes of the migration, as they say themselves.
+pub(super) fn processes(log: &KafkaLog) -> Vec<ProcessStatus> {
+    let at = |ms| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| String::new(), |at| at.to_string());
+    let status = |process: Process| ProcessStatus {
+        who: process.who,
+        role: process.role,
+        at: at(process.at_ms),
+        partitions: process.partitions,
+        behind: process.behind,
+        waiting: process.waiting,
+    };
+    log.processes().into_iter().map(status).collect()
 }
 
 /// Whether the migration has noted its topics.

@@ -18,7 +18,7 @@ use crate::{
 };
 use crossfade_connector::{Progress, QuarantineFilter, Stage};
 use crossfade_control::{By, Command, Journal, JournalError, Measures, Sample, Verdict, Windows};
-use crossfade_event::{Cut, Position, TableName};
+use crossfade_event::{Cut, Partition, Position, TableName};
 use crossfade_log::{EventLog, embedded::Embedded};
 use crossfade_observe::{
     LogStatus, Meter, Rates, Retrying, SinkStatus, Status, lag_ms,
@@ -28,6 +28,7 @@ use crossfade_pipeline::ValveHandle;
 use crossfade_state::SledStore;
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     str::FromStr,
     sync::{Arc, Mutex, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -140,6 +141,7 @@ impl Shared {
         status.source = serde_json::to_value(&health).unwrap_or(Value::Null);
         status.sink = sink_status(progress.as_ref());
         let mut position = progress.as_ref().and_then(|progress| progress.position);
+        let mut sink_cut = progress.as_ref().map(|progress| progress.cut.clone());
         if let Some(part) = self.spec.part {
             status.role = Some(part.name().to_owned());
             let cut = match part {
@@ -147,6 +149,7 @@ impl Shared {
                 Part::Ingest => self.delivered_elsewhere(),
             };
             status.lag.events = entries_between(cut.as_ref(), &self.log);
+            sink_cut.clone_from(&cut);
             if part == Part::Ingest {
                 // It cannot say more of the sink; of itself, how far it is behind the source.
                 status.sink.cut = cut.map(|cut| cut.to_string());
@@ -159,6 +162,9 @@ impl Shared {
         status.lag.bytes = lag_bytes(health.current, position);
         status.log = log_status(&self.log);
         status.delivers = self.log.delivers();
+        status.log.behind = behind_by_partition(sink_cut.as_ref(), &self.log);
+        status.clients = self.log.clients();
+        status.processes = self.log.processes();
         status.gates = held(&self.verdicts).clone();
         status.retrying = held(&self.watcher.retrying).clone().or_else(|| log_waiting(&self.log));
         status
@@ -324,6 +330,20 @@ fn entries_between(from: Option<&Cut>, log: &AnyLog) -> u64 {
     log.tail().cut.total().saturating_sub(from)
 }
 
+/// The same by partition, where servers hold the log.
+fn behind_by_partition(from: Option<&Cut>, log: &AnyLog) -> BTreeMap<u32, u64> {
+    if log.elsewhere().is_none() {
+        return BTreeMap::new();
+    }
+    let (start, end) = (log.start(), log.tail().cut);
+    let from = from.unwrap_or(&start);
+    let of = |partition: u32| {
+        let partition = Partition(partition);
+        end.next(partition).0.saturating_sub(from.next(partition).0)
+    };
+    (0..log.partitions()).map(|partition| (partition, of(partition))).collect()
+}
+
 fn sink_status(progress: Option<&Progress>) -> SinkStatus {
     SinkStatus {
         position: progress.and_then(|progress| progress.position).map(|position| position.to_string()),
@@ -343,6 +363,7 @@ fn log_status(log: &AnyLog) -> LogStatus {
         position: tail.position.map(|position| position.to_string()),
         bytes: log.bytes().unwrap_or(0),
         elsewhere: log.elsewhere(),
+        behind: BTreeMap::new(),
     }
 }
 

@@ -170,6 +170,7 @@ impl Running {
                 _ = tick.tick() => {
                     let status = self.shared.status_now();
                     self.judge(&status).await;
+                    tell_the_others(&self.session, &status);
                     if let Err(error) = file.write_if_due(begun.elapsed(), &status) {
                         tracing::warn!("the status file could not be written: {error}");
                     }
@@ -221,6 +222,14 @@ impl Running {
         if drained.await.is_err() {
             self.helpers.abort_all();
         }
+    }
+}
+
+/// Where several processes do a migration, each says in the log what it does.
+fn tell_the_others(session: &Session, status: &crossfade_observe::Status) {
+    if let Some(part) = session.spec.part {
+        let waiting = status.retrying.as_ref().map(|retrying| retrying.failure.clone());
+        session.log.tell(part.name(), status.lag.events, waiting);
     }
 }
 

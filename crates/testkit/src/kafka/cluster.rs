@@ -45,7 +45,8 @@ impl Cluster {
                 .tempdir()
                 .unwrap_or_else(|error| panic!("no temporary folder for a broker: {error}"))
                 .keep();
-            let node = Kafka { programs: programs.to_owned(), folder, port: ports::free(), process: Mutex::new(None) };
+            let (programs, port) = (programs.to_owned(), ports::free());
+            let node = Kafka { programs, folder, port, inside: None, process: Mutex::new(None) };
             let number = (n + 1).to_string();
             let listeners = format!("PLAINTEXT://127.0.0.1:{},CONTROLLER://127.0.0.1:{controller}", node.port);
             let settings = [

@@ -94,7 +94,7 @@ fn a_worker_whose_partition_was_taken_commits_nothing_and_what_it_had_begun_is_a
         .producer
         .send_offsets_to_transaction(&place, &group, STEP)
         .and_then(|()| first.producer.commit_transaction(STEP))
-        .map_err(|error| Broken::of(String::new(), error));
+        .map_err(|error| Broken::of(&[], String::new(), error));
     assert!(matches!(committed, Err(Broken::Fenced(_))), "the one shut out commits");
     assert!(written(&second, &log, 3, &member).is_ok());
     assert_eq!(rounds(&log), [1, 3]);
