@@ -18,7 +18,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier},
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{BaseConsumer, Consumer, ConsumerContext},
-    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    error::{KafkaError, RDKafkaErrorCode},
     message::BorrowedMessage,
     producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext},
     topic_partition_list::TopicPartitionListElem,
@@ -44,8 +44,6 @@ const ASKING: Duration = Duration::from_millis(10);
 pub struct Listener {
     last: Mutex<Option<String>>,
     counting: Option<Counting>,
-    /// What came of the last places that were committed.
-    committed: Mutex<Option<KafkaResult<()>>>,
 }
 
 impl Listener {
@@ -60,11 +58,6 @@ impl Listener {
     /// The last complaint.
     pub fn last(&self) -> Option<String> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// What came of the last places that were committed, once it has been heard.
-    pub(crate) fn committed(&self) -> Option<KafkaResult<()>> {
-        self.committed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -94,11 +87,7 @@ impl ClientContext for Listener {
     }
 }
 
-impl ConsumerContext for Listener {
-    fn commit_callback(&self, result: KafkaResult<()>, _places: &TopicPartitionList) {
-        *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-    }
-}
+impl ConsumerContext for Listener {}
 
 /// What became of the records of one transaction: the first failure, and the offsets of those that were asked about.
 #[derive(Debug, Default)]
