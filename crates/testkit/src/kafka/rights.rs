@@ -123,7 +123,7 @@ impl Kafka {
             return Ok(());
         }
         let inside = self.inside.ok_or_else(|| io::Error::other("the broker has no authorizer"))?;
-        let mut stream = TcpStream::connect(("127.0.0.1", inside))?;
+        let mut stream = connect(inside)?;
         let before = known(&mut stream, principal)?;
         let mut body = Vec::new();
         body.extend((rights.len() as i32).to_be_bytes());
@@ -156,6 +156,19 @@ impl Kafka {
             }
         }
         Ok(())
+    }
+}
+
+/// The broker opens its listeners one after another: this one may come after the one that it was waited for.
+fn connect(port: u16) -> io::Result<TcpStream> {
+    let began = Instant::now();
+    loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && began.elapsed() < KNOWN_WITHIN => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            connected => return connected,
+        }
     }
 }
 
