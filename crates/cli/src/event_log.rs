@@ -53,6 +53,7 @@ pub(crate) enum AnyReader {
 }
 
 /// One process that delivers beside others: what the group of those that deliver tells it, and asks.
+#[cfg_attr(not(feature = "kafka"), expect(dead_code, reason = "only a log of topics has seats to give"))]
 pub(crate) trait Seat: Send + Sync {
     /// These partitions are this process's now, and no others.
     fn given(&self, partitions: &BTreeSet<u32>);

@@ -26,9 +26,7 @@ use super::{
     topics::Names,
 };
 use crate::{
-    client::{
-        LogProducer, PATIENCE, Purpose, Right, assignment, code_of, flush, is_passing, needing, reason, send,
-    },
+    client::{LogProducer, PATIENCE, Purpose, Right, assignment, code_of, flush, is_passing, needing, reason, send},
     codec::{Head, What},
 };
 use bytes::Bytes;

@@ -197,6 +197,8 @@ async fn begin(
             clear_leftover(config, &session, &slot, &identified.system).await?;
         }
         Begin::At(place) => {
+            let cannot = |error| Failure::retry(format!("making {}", config.spool_dir.display()), error);
+            tokio::fs::create_dir_all(&config.spool_dir).await.map_err(cannot)?;
             check_identity(config, &place, source, &identified, &mut replication).await?;
             check_reach(config, &session, &place, &identified).await?;
             reserve::still_there(config, &session, &candidates, &wanted, server.version, &place).await?;
