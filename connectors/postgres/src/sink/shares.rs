@@ -45,12 +45,12 @@ pub(super) async fn take_all_back(link: &mut Link, migration: &str, epoch: u64) 
         return Ok(());
     }
     let name = quote_literal(migration);
-    // One transaction, for it is one message.
+    // One transaction, for it is one message. What nobody has is left as it is: numbers must not outrun the turns.
     let sql = format!(
         "UPDATE crossfade.positions SET stage = 'streaming' \
            WHERE migration = {name} AND worker = 0 AND stage = 'shared'; \
          UPDATE crossfade.positions SET stage = 'back', epoch = greatest(epoch + 1, {epoch}) \
-           WHERE migration = {name} AND worker < 0"
+           WHERE migration = {name} AND worker < 0 AND stage IS DISTINCT FROM 'back'"
     );
     match link.execute(doing, &sql).await {
         // Somebody stands still between writing a place and its commit.

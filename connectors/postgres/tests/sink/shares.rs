@@ -150,7 +150,7 @@ async fn what_is_taken_back_is_written_by_the_lead_alone_which_knows_what_each_p
     upto.upto.cut = Cut(vec![Offset(3_000), Offset(4_000)]);
     rig.sink.apply(upto, crossfade_connector::Guard::Forward).await.unwrap();
     rig.sink.share(2).await.unwrap().unwrap();
-    assert_eq!(taken(&rig, &mut one, 9).await.cut, Cut(vec![Offset(3_000), Offset(4_000)]));
+    assert_eq!(taken(&rig, &mut one, 8).await.cut, Cut(vec![Offset(3_000), Offset(4_000)]));
     assert_eq!(rig.ask("SELECT count(*) FROM app.people WHERE name = 'never'").await, ["0"]);
 }
 
