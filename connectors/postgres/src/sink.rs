@@ -147,6 +147,8 @@ pub struct PostgresSink {
     constraints_at: Option<Instant>,
     /// Others may deliver as well: the lock is asked for, and not waited for.
     asks_for_lead: bool,
+    /// When the lead last said that it looks after what is shared.
+    noted_at: Option<Instant>,
 }
 
 impl std::fmt::Debug for PostgresSink {
@@ -177,6 +179,7 @@ impl PostgresSink {
             crew_is_stale: true,
             constraints_at: None,
             asks_for_lead: false,
+            noted_at: None,
         }
     }
 
@@ -389,6 +392,9 @@ impl PostgresSink {
         if self.told.take().is_some_and(|told| told != progress) {
             let told = "an older session committed meanwhile: the position must be read again";
             return Err(Failure::retry("preparing the target", told));
+        }
+        if !self.asks_for_lead {
+            shares::must_be_level(link, migration, progress.as_ref()).await?;
         }
         make::make_support(link, target).await?;
         for (table, found) in target.tables.iter().zip(&found) {

@@ -32,7 +32,10 @@ use crossfade_sqlite::{
     Config as SqliteConfig, OnError as SqliteOnError, SourceOptions, SqliteInspect, SqliteSink, SqliteSource,
 };
 use crossfade_transform::Note;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Where changes come from.
 pub(crate) enum AnySource {
@@ -164,9 +167,9 @@ impl Sink for AnySink {
 }
 
 impl Lead for AnySink {
-    async fn try_lead(&mut self) -> Result<bool, Failure> {
+    async fn try_lead(&mut self, silent: Duration) -> Result<bool, Failure> {
         match self {
-            Self::Postgres(one) => one.try_lead().await,
+            Self::Postgres(one) => one.try_lead(silent).await,
             _ => Err(not_shared()),
         }
     }

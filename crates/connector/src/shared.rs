@@ -6,7 +6,7 @@
 
 use crate::{Delivery, Failure, Progress, Sink, Target};
 use crossfade_event::{Cut, Sequence};
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 /// What a failure was `doing` that says that the lead is lost: it is to be asked for again.
 pub const LEADING: &str = "leading";
@@ -31,12 +31,12 @@ pub struct Overseen {
 
 /// A sink whose stream may be shared, as whoever has or wants the lead sees it.
 pub trait Lead: Sink {
-    /// Asks for the lead; does not wait for it. From then on [`Sink::prepare`] does not wait for it either: it fails
-    /// where somebody else has it.
+    /// Asks for the lead; does not wait for it. Whoever has it, shares, and has not looked after the others for so long as
+    /// `silent` loses it. From then on [`Sink::prepare`] does not wait for it either: it fails where somebody else has it.
     ///
     /// # Errors
     /// See [`Failure`].
-    fn try_lead(&mut self) -> impl Future<Output = Result<bool, Failure>> + Send;
+    fn try_lead(&mut self, silent: Duration) -> impl Future<Output = Result<bool, Failure>> + Send;
 
     /// Takes all partitions back: once it returns, nobody else writes. The migration's own place is the lowest of all
     /// then. `epoch` is that of whoever leads.

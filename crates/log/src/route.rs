@@ -96,3 +96,44 @@ fn divide_rows(
     };
     Ok(parts.into_iter().map(part).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossfade_event::{Cell, Column, ColumnType, Format, Identity, Logical, SchemaVersion, TableId, TableName};
+
+    fn column(name: &str, key: Option<u16>) -> Column {
+        let type_ = ColumnType { name: "text".into(), native_id: 25, logical: Logical::Text, format: Format::PgBinary };
+        Column { name: name.into(), type_, key, nullable: key.is_none(), native_id: 0, default: None }
+    }
+
+    #[test]
+    fn before_a_row_that_moves_with_what_was_not_sent_stands_a_mark_for_all_partitions() {
+        let schema = TableSchema {
+            id: TableId(1),
+            version: SchemaVersion(1),
+            name: TableName::new("public", "long"),
+            columns: vec![column("id", Some(0)), column("body", None)],
+            identity: Identity::Key,
+            native_id: 0,
+        };
+        // The key's first byte is its partition.
+        let place = |row: &Row, _: &TableSchema| match row.cells().next() {
+            Some(Cell::Bytes([first, ..])) => Partition(u32::from(*first)),
+            _ => Partition(0),
+        };
+        let row = |key: u8, body: Cell<'_>| -> Row { [Cell::Bytes(&[key]), body].into_iter().collect() };
+        let moved = |from: u8, to: u8, body: Cell<'_>| {
+            let (old, new) = (Some(row(from, Cell::Absent)), Some(row(to, body)));
+            let change = Change { table: TableId(1), schema: SchemaVersion(1), op: Op::Update, old, new };
+            divide_change(change, &schema, place)
+        };
+        let divided = moved(3, 5, Cell::Unchanged);
+        assert_eq!(divided.iter().map(|(partition, _)| partition.0).collect::<Vec<_>>(), [0, 5]);
+        assert!(is_before_move(&divided[0].1) && matches!(divided[1].1, Event::Changed(_)));
+        let whole = moved(3, 5, Cell::Bytes(b"all"));
+        assert_eq!(whole.iter().map(|(partition, _)| partition.0).collect::<Vec<_>>(), [3, 5]);
+        assert!(!whole.iter().any(|(_, event)| is_before_move(event)));
+        assert_eq!(moved(3, 3, Cell::Unchanged).len(), 1, "one partition tells all of it");
+    }
+}

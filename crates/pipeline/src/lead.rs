@@ -25,6 +25,15 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How often the stream is offered to others that it could not be shared with before.
 const OFFER: Duration = Duration::from_secs(3);
 
+/// A sharing that lasted less was hardly worth it: the next one waits a little, and longer each time.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// The longest of these pauses.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// The first of them.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+
 /// What a deliver knows of the others that deliver the same migration, and tells them.
 pub trait Others: Send + Sync {
     /// A turn: a number that is higher than all that were given before, whoever asked.
@@ -32,6 +41,9 @@ pub trait Others: Send + Sync {
     /// # Errors
     /// When the log cannot be written.
     fn turn(&self) -> Result<u64, PipelineError>;
+
+    /// How long whoever has the lead may be silent before it is another's.
+    fn silent(&self) -> Duration;
 
     /// Whether some partitions are theirs.
     fn are_there(&self) -> bool;
@@ -58,7 +70,7 @@ pub async fn deliver_together<K: Lead, L: EventLog>(
     let mut retry = Retry::new(options.patience);
     let mut before: Option<String> = None;
     loop {
-        if !stand_by(sink, &mut retry, watch, &mut stop).await? {
+        if !stand_by(sink, others.silent(), &mut retry, watch, &mut stop).await? {
             return Ok(Ending::Stopped);
         }
         retry.succeeded("sink", watch);
@@ -92,6 +104,7 @@ pub async fn deliver_together<K: Lead, L: EventLog>(
 /// Waits for the lead; false when told to stop.
 async fn stand_by<K: Lead>(
     sink: &mut K,
+    silent: Duration,
     retry: &mut Retry,
     watch: &dyn Watch,
     stop: &mut Stop,
@@ -99,7 +112,7 @@ async fn stand_by<K: Lead>(
     let mut told = false;
     while !stop.is_requested() {
         let asked = async {
-            let leads = sink.try_lead().await?;
+            let leads = sink.try_lead(silent).await?;
             let place = if leads { None } else { sink.progress().await? };
             Ok::<_, Failure>((leads, place))
         };
@@ -139,7 +152,7 @@ pub async fn level<K: Lead, L: EventLog>(
     others: &dyn Others,
     watch: &dyn Watch,
 ) -> Result<u64, PipelineError> {
-    if !sink.try_lead().await.map_err(PipelineError::Sink)? {
+    if !sink.try_lead(others.silent()).await.map_err(PipelineError::Sink)? {
         let failure = Failure::refused(
             "taking the partitions back",
             "another deliver has the lead",
@@ -172,14 +185,22 @@ impl<K: Lead, L: EventLog> Leading<'_, K, L> {
         let epoch = self.others.turn()?;
         self.others.we_lead(Some(epoch));
         let routes = self.routes.clone().with_epoch(epoch);
+        let mut pause = Duration::ZERO;
         loop {
             let gathered = self.sink.take_back(epoch).await.map_err(PipelineError::Sink)?;
             if self.alone_until_level(&routes, gathered, valve, stop).await? == Ending::Stopped
-                || self.alone(&routes, valve, stop).await? == Ending::Stopped
-                || self.shared(valve, stop).await? == Ending::Stopped
+                || self.alone(&routes, Instant::now() + pause, valve, stop).await? == Ending::Stopped
             {
                 return Ok(Ending::Stopped);
             }
+            let began = Instant::now();
+            if self.shared(valve, stop).await? == Ending::Stopped {
+                return Ok(Ending::Stopped);
+            }
+            pause = match began.elapsed() < STEADY {
+                true => (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX),
+                false => Duration::ZERO,
+            };
         }
     }
 
@@ -200,13 +221,18 @@ impl<K: Lead, L: EventLog> Leading<'_, K, L> {
         deliver(self.log, routes, self.sink, &options, self.watch, valve, stop.clone()).await
     }
 
-    /// Delivers alone until the stream is shared.
-    async fn alone(&mut self, routes: &Routes, valve: &mut Valve, stop: &Stop) -> Result<Ending, PipelineError> {
+    /// Delivers alone until the stream is shared, `from` then on at the earliest.
+    async fn alone(
+        &mut self,
+        routes: &Routes,
+        mut from: Instant,
+        valve: &mut Valve,
+        stop: &Stop,
+    ) -> Result<Ending, PipelineError> {
         let mut told: Option<String> = None;
-        let mut offered: Option<Instant> = None;
         loop {
-            if self.others.are_there() && valve.is_open() && offered.is_none_or(|at| at.elapsed() >= OFFER) {
-                offered = Some(Instant::now());
+            if self.others.are_there() && valve.is_open() && from <= Instant::now() {
+                from = Instant::now() + OFFER;
                 match self.offer(routes).await? {
                     Ok(()) => return Ok(Ending::Reached),
                     Err(why) => {
@@ -229,7 +255,7 @@ impl<K: Lead, L: EventLog> Leading<'_, K, L> {
                     delivering.await?;
                     return Ok(Ending::Stopped);
                 }
-                () = until_offered(self.others, &looks, offered) => {
+                () = until_offered(self.others, &looks, from) => {
                     stopper.stop();
                     delivering.await?;
                 }
@@ -278,12 +304,10 @@ impl<K: Lead, L: EventLog> Leading<'_, K, L> {
     }
 }
 
-/// Waits until the stream may be offered to others, again if it was before.
-async fn until_offered(others: &dyn Others, valve: &Valve, offered: Option<Instant>) {
-    loop {
+/// Waits until the stream may be offered to others, `from` then on at the earliest.
+async fn until_offered(others: &dyn Others, valve: &Valve, from: Instant) {
+    tokio::time::sleep_until(from).await;
+    while !others.are_there() || !valve.is_open() {
         tokio::time::sleep(LOOK).await;
-        if others.are_there() && valve.is_open() && offered.is_none_or(|at| at.elapsed() >= OFFER) {
-            return;
-        }
     }
 }

@@ -22,6 +22,9 @@ use tokio::time::Instant;
 /// How long a partition's owner may go on with a transaction that can no longer be committed, before its session is ended.
 const LEAVES_WITHIN: Duration = Duration::from_secs(1);
 
+/// How often the lead says that it is there, if nothing else is to be said.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
+
 /// The row of a partition.
 pub(super) fn worker_of(partition: u32) -> i32 {
     -1 - partition.cast_signed()
@@ -42,12 +45,12 @@ pub(super) async fn take_all_back(link: &mut Link, migration: &str, epoch: u64) 
         return Ok(());
     }
     let name = quote_literal(migration);
-    // One transaction, for it is one message.
+    // One transaction, for it is one message. What nobody has is left as it is: numbers must not outrun the turns.
     let sql = format!(
         "UPDATE crossfade.positions SET stage = 'streaming' \
            WHERE migration = {name} AND worker = 0 AND stage = 'shared'; \
          UPDATE crossfade.positions SET stage = 'back', epoch = greatest(epoch + 1, {epoch}) \
-           WHERE migration = {name} AND worker < 0"
+           WHERE migration = {name} AND worker < 0 AND stage IS DISTINCT FROM 'back'"
     );
     match link.execute(doing, &sql).await {
         // Somebody stands still between writing a place and its commit.
@@ -83,6 +86,22 @@ pub(super) async fn end_sessions(link: &mut Link, migration: &str, partition: Op
                AND CASE WHEN $2 THEN application_name = $1 ELSE starts_with(application_name, $1) END";
     let name = session_name(migration, partition);
     link.query("ending sessions that were shut out", sql, &[&name, &partition.is_some()]).await.map(drop)
+}
+
+/// Ends the session of a lead that has not looked after a stream that is shared for so long; false where there is none.
+async fn end_silent_lead(link: &mut Link, migration: &str, silent: Duration) -> Result<bool, Failure> {
+    if !store::exists(link).await? {
+        return Ok(false);
+    }
+    let sql = "SELECT pg_terminate_backend(l.pid) \
+               FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid, crossfade.positions p \
+               WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND a.datname = current_database() \
+               AND a.usename = current_user AND (l.classid::bigint << 32) | l.objid::bigint = $1 \
+               AND p.migration = $2 AND p.worker = 0 AND p.stage = 'shared' \
+               AND p.written_at < clock_timestamp() - make_interval(secs => $3)";
+    let (lock, silent) = (store::lock_number(migration), silent.as_secs_f64());
+    let ended = link.query("looking after the one that leads", sql, &[&lock, &migration, &silent]).await?;
+    Ok(!ended.is_empty())
 }
 
 /// The places of all partitions, as their rows say them, and which of them ask for the lead.
@@ -142,6 +161,20 @@ fn combined(own: &Progress, partitions: &[Progress]) -> (Progress, Gathered) {
     (lowest, gathered)
 }
 
+/// Refuses whoever knows nothing of partitions while some of them are ahead of others: it would apply again what is in.
+pub(super) async fn must_be_level(link: &mut Link, migration: &str, own: Option<&Progress>) -> Result<(), Failure> {
+    let Some(own) = own else { return Ok(()) };
+    let (places, _) = partitions(link, migration).await?;
+    if combined(own, &places).1.level.is_none() {
+        return Ok(());
+    }
+    Err(Failure::refused(
+        "preparing the target",
+        "several delivers have shared the stream, and not all partitions are at one place",
+        "Start `crossfade run … --role deliver` with apply = \"parallel\" as before: it brings them there",
+    ))
+}
+
 impl PostgresSink {
     /// Why the stream cannot be shared as the target stands.
     fn keeps_alone(&self, replica: bool) -> Option<String> {
@@ -198,7 +231,7 @@ impl PostgresSink {
         }
         link.execute(doing, "BEGIN").await?;
         link.open = true;
-        let sql = "UPDATE crossfade.positions SET stage = 'shared' WHERE migration = $1 AND worker = 0 AND epoch = $2";
+        let sql = "UPDATE crossfade.positions SET stage = 'shared', written_at = clock_timestamp() WHERE migration = $1 AND worker = 0 AND epoch = $2";
         let own = vec![Param::text(&migration), Param::i64(target.epoch.cast_signed())];
         if link.run(doing, sql, own.clone()).await? == 0 {
             return Err(store::fenced(target.epoch));
@@ -229,12 +262,15 @@ impl PostgresSink {
 }
 
 impl Lead for PostgresSink {
-    async fn try_lead(&mut self) -> Result<bool, Failure> {
+    async fn try_lead(&mut self, silent: Duration) -> Result<bool, Failure> {
         self.asks_for_lead = true;
         let migration = self.config.migration.clone();
         let mut link = self.take_link().await?;
         if !link.locked {
             link.locked = store::try_lock(&mut link, &migration).await?;
+        }
+        if !link.locked && end_silent_lead(&mut link, &migration, silent).await? {
+            tracing::warn!("whoever had the lead has said nothing for long: its session in the target is ended");
         }
         let leads = link.locked;
         self.give_back(link);
@@ -294,8 +330,10 @@ impl Lead for PostgresSink {
         let own = own.ok_or_else(|| store::fenced(epoch))?;
         let (places, asks) = partitions(&mut link, &migration).await?;
         let (lowest, _) = combined(&own, &places);
-        if lowest != own {
+        // Also to say that somebody looks.
+        if lowest != own || self.noted_at.is_none_or(|at| at.elapsed() >= NOTE_EVERY) {
             self.note_lowest(&mut link, &lowest, epoch).await?;
+            self.noted_at = Some(Instant::now());
         }
         self.give_back(link);
         Ok(Overseen { progress: lowest, asks })

@@ -85,9 +85,14 @@ pub(super) async fn lock(link: &mut Link, migration: &str) -> Result<(), Failure
     Ok(())
 }
 
+/// The number of the migration's lock.
+pub(super) fn lock_number(migration: &str) -> i64 {
+    xxhash_rust::xxh3::xxh3_64(format!("crossfade sink {migration}").as_bytes()).cast_signed()
+}
+
 /// Whether no other session writes for this migration; then it is ours.
 pub(super) async fn try_lock(link: &mut Link, migration: &str) -> Result<bool, Failure> {
-    let number = xxhash_rust::xxh3::xxh3_64(format!("crossfade sink {migration}").as_bytes()).cast_signed();
+    let number = lock_number(migration);
     let doing = "asking for the target to ourselves";
     let rows = link.query(doing, "SELECT pg_try_advisory_lock($1)", &[&number]).await?;
     Ok(rows.first().is_some_and(|row| row.get(0)))

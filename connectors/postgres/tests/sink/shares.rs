@@ -6,6 +6,10 @@ use crossfade_connector::{
 };
 use crossfade_event::{Change, Cut, Offset, Sequence};
 use crossfade_postgres::{Config, PostgresPart, SinkConfig};
+use std::time::Duration;
+
+/// Nobody is silent for so long.
+const LONG: Duration = Duration::from_secs(3600);
 
 fn people() -> TargetTable {
     table(1, "people", vec![column("id", "integer", Some(0)), column("name", "text", None)])
@@ -15,7 +19,7 @@ fn people() -> TargetTable {
 async fn leading(tables: Vec<TargetTable>) -> Option<Rig> {
     let mut rig = Rig::empty(tables).await?;
     rig.sink = parallel_sink(&rig.database.url, 2);
-    assert!(rig.sink.try_lead().await.unwrap());
+    assert!(rig.sink.try_lead(LONG).await.unwrap());
     assert_eq!(rig.sink.take_back(1).await.unwrap(), Gathered::default());
     rig.sink.progress().await.unwrap();
     rig.prepare().await.unwrap();
@@ -127,10 +131,17 @@ async fn what_is_taken_back_is_written_by_the_lead_alone_which_knows_what_each_p
         assert_eq!(part.owner(number).await.unwrap(), Owner::Lead);
         assert_eq!(part.take(8).await.unwrap(), Taken::NotShared);
     }
-    // Not level: first somebody must bring it there.
+    // Not level: first somebody must bring it there who knows of it.
+    rig.target.epoch = 7;
+    rig.sink = parallel_sink(&rig.database.url, 2);
+    let refused = rig.prepare().await.unwrap_err();
+    assert!(refused.to_string().contains("not all partitions are at one place"), "{refused}");
+    rig.sink = parallel_sink(&rig.database.url, 2);
+    while !rig.sink.try_lead(LONG).await.unwrap() {
+        tokio::task::yield_now().await;
+    }
     let progress = rig.sink.progress().await.unwrap().unwrap();
     assert_eq!(progress.cut, Cut(vec![Offset(2_000), Offset(4_000)]));
-    rig.target.epoch = 7;
     rig.prepare().await.unwrap();
     rig.stand_at(&progress);
     let why = rig.sink.share(2).await.unwrap().unwrap_err();
@@ -139,7 +150,7 @@ async fn what_is_taken_back_is_written_by_the_lead_alone_which_knows_what_each_p
     upto.upto.cut = Cut(vec![Offset(3_000), Offset(4_000)]);
     rig.sink.apply(upto, crossfade_connector::Guard::Forward).await.unwrap();
     rig.sink.share(2).await.unwrap().unwrap();
-    assert_eq!(taken(&rig, &mut one, 9).await.cut, Cut(vec![Offset(3_000), Offset(4_000)]));
+    assert_eq!(taken(&rig, &mut one, 8).await.cut, Cut(vec![Offset(3_000), Offset(4_000)]));
     assert_eq!(rig.ask("SELECT count(*) FROM app.people WHERE name = 'never'").await, ["0"]);
 }
 
@@ -160,17 +171,36 @@ async fn what_the_target_refuses_is_for_the_lead_and_leaves_nothing() {
 async fn the_lead_is_one_sessions_and_a_lost_one_is_not_waited_for() {
     let Some(mut rig) = leading(vec![people()]).await else { return };
     let mut other = parallel_sink(&rig.database.url, 2);
-    assert!(!other.try_lead().await.unwrap());
+    assert!(!other.try_lead(LONG).await.unwrap());
     let refused = other.prepare(&rig.target).await.unwrap_err();
     assert!(refused.doing == LEADING && !refused.is_transient(), "{refused}");
     rig.sink = parallel_sink(&rig.database.url, 2);
-    while !other.try_lead().await.unwrap() {
+    while !other.try_lead(LONG).await.unwrap() {
         tokio::task::yield_now().await;
     }
     other.take_back(2).await.unwrap();
     // One with the lower epoch has lost, whatever it believes.
     let lost = rig.sink.take_back(1).await.unwrap_err();
     assert!(matches!(lost.verdict, Verdict::Reconnect), "{lost}");
+}
+
+#[tokio::test]
+async fn a_lead_that_shares_and_says_nothing_loses_it_and_one_that_does_not_share_keeps_it() {
+    let Some(mut rig) = leading(vec![people()]).await else { return };
+    let mut other = parallel_sink(&rig.database.url, 2);
+    for _ in 0..3 {
+        assert!(!other.try_lead(Duration::ZERO).await.unwrap(), "nothing is shared: it may have nothing to say");
+    }
+    rig.sink.share(2).await.unwrap().unwrap();
+    assert!(!other.try_lead(LONG).await.unwrap());
+    assert!(rig.sink.oversee().await.is_ok());
+    while !other.try_lead(Duration::ZERO).await.unwrap() {
+        tokio::task::yield_now().await;
+    }
+    let lost = rig.sink.oversee().await.unwrap_err();
+    assert!(lost.is_transient(), "{lost}");
+    assert!(!rig.sink.try_lead(LONG).await.unwrap());
+    other.take_back(2).await.unwrap();
 }
 
 #[tokio::test]

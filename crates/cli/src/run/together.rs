@@ -91,6 +91,11 @@ impl Others for Together {
         Ok(self.log.turn()?)
     }
 
+    fn silent(&self) -> Duration {
+        // First the group misses it.
+        self.silent * 2
+    }
+
     fn are_there(&self) -> bool {
         let given = self.given.borrow().len();
         // One that has just come has been given nothing yet; one that was given nothing for long has others beside it.

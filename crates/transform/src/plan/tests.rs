@@ -1,5 +1,6 @@
 //! Plans from small catalogs, and what they do to rows.
 
+mod alone;
 mod keys;
 mod made;
 mod refused;
