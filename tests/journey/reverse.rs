@@ -227,9 +227,12 @@ async fn rows_with_new_keys_come_back_under_their_old_ones_and_those_born_later_
     }
     let highest = old.value("SELECT max(id) FROM people").await.unwrap();
     // Keys that somebody wrote by hand stand in the sequence's way.
-    let taken = "SELECT set_config('crossfade.reverse', '1', false); \
-        INSERT INTO people (id, mail) SELECT n, 'hand' || n FROM generate_series(402, 420) n WHERE n % 2 = 0";
-    old.execute(taken).await;
+    let taken = format!(
+        "SELECT set_config('crossfade.pass', '{}', false); \
+         INSERT INTO people (id, mail) SELECT n, 'hand' || n FROM generate_series(402, 420) n WHERE n % 2 = 0",
+        desk.name
+    );
+    old.execute(&taken).await;
 
     let run = desk.start();
     let writer = Writer::start(&new, |number| {
