@@ -118,7 +118,6 @@ impl Others for Together {
 }
 
 /// What the group tells.
-#[cfg_attr(not(feature = "kafka"), expect(dead_code, reason = "only a log of topics has seats to give"))]
 struct Seat(Arc<Together>);
 
 impl crate::event_log::Seat for Seat {

@@ -12,10 +12,16 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 /// What an entry costs in memory beside its bytes, about.
 const ENTRY_BYTES: usize = 112;
+
+/// How often a folder is removed that is still being written into, and how long is waited in between; what is left then
+/// goes at the next start.
+const REMOVALS: u32 = 100;
+const BETWEEN_REMOVALS: Duration = Duration::from_millis(5);
 
 /// What sled may keep of its file in memory.
 const CACHE_BYTES: u64 = 32 << 20;
@@ -58,7 +64,8 @@ pub struct ScratchError {
 #[derive(Debug)]
 pub(crate) struct Shelf {
     scratch: Scratch,
-    db: Mutex<Option<sled::Db>>,
+    /// With the folder that is its own.
+    db: Mutex<Option<(sled::Db, PathBuf)>>,
 }
 
 impl Shelf {
@@ -69,13 +76,13 @@ impl Shelf {
     fn tree(&self, name: &str) -> Result<sled::Tree, ScratchError> {
         let mut held = self.db.lock().unwrap_or_else(PoisonError::into_inner);
         let db = match held.as_ref() {
-            Some(db) => db.clone(),
-            None => held.insert(self.open()?).clone(),
+            Some((db, _)) => db.clone(),
+            None => held.insert(self.open()?).0.clone(),
         };
         db.open_tree(name).map_err(|cause| self.error(cause))
     }
 
-    fn open(&self) -> Result<sled::Db, ScratchError> {
+    fn open(&self) -> Result<(sled::Db, PathBuf), ScratchError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let dir = &self.scratch.dir;
         fs::create_dir_all(dir).map_err(|cause| self.error(cause.into()))?;
@@ -86,12 +93,27 @@ impl Shelf {
             fs::remove_dir_all(&own).map_err(|cause| self.error(cause.into()))?;
         }
         tracing::info!(dir = %own.display(), "the rows that lookups read outgrow memory and are kept on disk");
-        let config = sled::Config::new().path(own).temporary(true).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-        config.open().map_err(|cause| self.error(cause))
+        let config = sled::Config::new().path(&own).temporary(true).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+        config.open().map(|db| (db, own)).map_err(|cause| self.error(cause))
     }
 
     fn error(&self, cause: sled::Error) -> ScratchError {
         ScratchError { dir: self.scratch.dir.clone(), cause }
+    }
+}
+
+impl Drop for Shelf {
+    /// sled removes its folder itself, while a thread of its own may still write into it: then it stays behind.
+    fn drop(&mut self) {
+        let held = self.db.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((db, own)) = held else { return };
+        drop(db);
+        for _ in 0..REMOVALS {
+            match fs::remove_dir_all(&own) {
+                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => std::thread::sleep(BETWEEN_REMOVALS),
+                _ => return,
+            }
+        }
     }
 }
 
@@ -112,10 +134,11 @@ fn sweep(dir: &Path) {
 #[derive(Debug)]
 pub(crate) struct Store {
     name: String,
-    shelf: Arc<Shelf>,
     memory: HashMap<Bytes, Bytes>,
     bytes: usize,
     disk: Option<sled::Tree>,
+    /// Last, so that the last of the trees is closed before the folder is removed.
+    shelf: Arc<Shelf>,
 }
 
 impl Store {
