@@ -41,11 +41,20 @@ pub(crate) async fn cutover(spec: &Spec, args: &CutoverArgs) -> Result<(), CliEr
         return Err(run::no_section(spec));
     }
     let answer = match folder::owner(spec)? {
-        Some(_) => asked(spec, args).await?,
+        Some(_) => asked(spec, args).await,
         None => match run::settled(spec).await? {
-            Some(outcome) => to_json(&outcome)?,
-            None => run::while_followed(spec, args.json, Box::pin(asked(spec, args))).await?,
+            Some(outcome) => to_json(&outcome),
+            None => run::while_followed(spec, args.json, Box::pin(asked(spec, args))).await,
         },
+    };
+    let answer = match answer {
+        Ok(answer) => answer,
+        // The run may have ended before its answer was through: then the row says what became of the switch.
+        Err(error) if folder::owner(spec)?.is_none() => match run::settled(spec).await? {
+            Some(outcome) => to_json(&outcome)?,
+            None => return Err(error),
+        },
+        Err(error) => return Err(error),
     };
     tell(spec, args, &answer)
 }

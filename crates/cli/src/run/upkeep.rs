@@ -13,6 +13,7 @@ use crossfade_observe::socket;
 use crossfade_pipeline::stop_channel;
 use crossfade_state::WorkFolder;
 use futures::future::LocalBoxFuture;
+use std::time::Duration;
 
 /// Runs `work` while the target of `spec` follows its source; tells `work` whether it is this process that sees to it, which
 /// has then caught up.
@@ -44,6 +45,9 @@ pub(super) fn is_followed(spec: &Spec) -> Result<bool, CliError> {
     Ok(spec.part.is_some() || folder::owner(spec)?.is_some())
 }
 
+/// How long an answer may take that a run has given before its end.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+
 /// Runs the migration beside `work`, which begins once it has caught up.
 async fn while_running<T>(
     spec: &Spec,
@@ -61,15 +65,18 @@ async fn while_running<T>(
     let running = Running::start(session, quiet, None).await?;
     let mut run = Box::pin(running.until(false));
     let ask = async |route: &str| socket::request(&control, hyper::Method::POST, route, None).await;
+    let mut work = Box::pin(async {
+        ask("/wait/caught-up").await?;
+        work.await
+    });
     let outcome = tokio::select! {
-        // An answer by which the run ends, as after a switch, counts before its end does.
         biased;
-        outcome = async {
-            ask("/wait/caught-up").await?;
-            work.await
-        } => outcome,
+        outcome = &mut work => outcome,
+        // An answer by which the run ends, as after a switch, may still be on its way.
         ended = &mut run => {
-            return Err(ended.err().unwrap_or_else(|| CliError::failed("stopped before both sides were compared")));
+            let stopped = || CliError::failed("the run has stopped before it was done");
+            ended?;
+            return tokio::time::timeout(LAST_ANSWER, work).await.unwrap_or_else(|_| Err(stopped()));
         }
     };
     tokio::select! {
