@@ -40,7 +40,7 @@ async fn assert_fenced(old: &Database) {
         "UPDATE accounts SET balance = 0",
         "DELETE FROM accounts WHERE id = 1",
         "TRUNCATE notes",
-        "COPY notes FROM STDIN",
+        "COPY notes FROM PROGRAM 'echo late'",
         "SET session_replication_role = replica; INSERT INTO notes VALUES ('late')",
     ] {
         let refused = old.connect().await.batch_execute(sql).await.unwrap_err();

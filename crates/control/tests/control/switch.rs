@@ -299,7 +299,7 @@ fn a_switch_that_is_interrupted_anywhere_ends_on_one_side_and_never_has_two_writ
         }
         world.check();
         let next = world.next();
-        let rests = next.iter().all(|next| next.process == world.process && next.journal == world.journal);
+        let rests = world.of_the_process().is_empty();
         if rests && world.lock.is_none() && world.sent.is_none() {
             // Nothing is left to do: both agree, and somebody can write.
             let migration = world.migration();
@@ -317,5 +317,5 @@ fn a_switch_that_is_interrupted_anywhere_ends_on_one_side_and_never_has_two_writ
         }
         queue.extend(next);
     }
-    assert!(switched > 0 && stayed > 0 && seen.len() > 1_000, "{switched} {stayed} of {}", seen.len());
+    assert!(switched > 0 && stayed > 0 && seen.len() > 500, "{switched} {stayed} of {}", seen.len());
 }
