@@ -10,7 +10,7 @@
 //! ```
 //! Anything that fails before the point of no return is taken back: the writers go on, and the row's epoch is raised, so that a
 //! last word still on its way to the server finds nothing to do. Whoever finds an intent without an end asks the row
-//! ([`settle`]).
+//! ([`settle()`]).
 
 mod look;
 mod settle;
