@@ -20,7 +20,9 @@ mod units;
 pub use command::{Command, Decision, Refusal};
 pub use decide::decide;
 pub use evolve::evolve;
-pub use gates::{ErrorRate, Gates, Lag, Measures, Sample, Then, Verdict, Window, Windows, evaluate, pause_reason};
+pub use gates::{
+    ErrorRate, Gates, Lag, Measures, Pace, Sample, Share, Then, Throughput, Verdict, Window, Windows, evaluate, pause_reason,
+};
 pub use guards::guards;
 pub use journal::{By, Journal, JournalError, Record};
 pub use migration::{Checkpoint, End, Migration, Overlay, Phase, RollbackKind};

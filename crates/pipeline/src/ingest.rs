@@ -1,7 +1,7 @@
 //! Read, append, make durable, tell the source that it may forget.
 
 use crate::{
-    Folds, Patience, PipelineError, Stop, Watch,
+    Folds, Patience, PipelineError, Stop, Valve, Watch,
     pace::Pace,
     retry::{self, Retry},
     watch::{Backfilling, Copying, Ingested},
@@ -23,6 +23,8 @@ pub struct IngestOptions {
     pub health_every: Duration,
     /// What the log says of its backfills; shared with whoever else reads the same log.
     pub folds: Folds,
+    /// Reading goes on while it is open. What was read is appended and confirmed either way.
+    pub valve: Valve,
 }
 
 impl Default for IngestOptions {
@@ -32,6 +34,7 @@ impl Default for IngestOptions {
             patience: Patience::default(),
             health_every: Duration::from_secs(5),
             folds: Folds::default(),
+            valve: Valve::default(),
         }
     }
 }
@@ -106,6 +109,7 @@ async fn session<S: Source, L: EventLog>(
     let mut in_flight_bytes = 0usize;
     let mut reading = true;
     let mut pace = Pace::default();
+    let mut valve = options.valve.clone();
     // Changes of a transaction whose last part has not come yet.
     let mut unfinished = 0u64;
     while reading || !in_flight.is_empty() {
@@ -122,8 +126,9 @@ async fn session<S: Source, L: EventLog>(
             }
             () = stop.requested(), if reading => reading = false,
             _ = health.tick(), if reading => watch.health(&source.health().await.map_err(Broken::Source)?),
+            () = valve.opened(), if reading && !valve.is_open() => {}
             () = pace.over(|| ahead(log, in_flight_bytes)), if reading && pace.pauses() => {}
-            batch = source.next(), if reading && !pace.pauses() && in_flight_bytes < options.in_flight_bytes_max => {
+            batch = source.next(), if reading && valve.is_open() && !pace.pauses() && in_flight_bytes < options.in_flight_bytes_max => {
                 match batch.map_err(Broken::Source)? {
                     None => reading = false,
                     Some(batch) => {

@@ -1,4 +1,4 @@
-//! One signal to stop, honoured between batches; and a valve that holds delivery without stopping it.
+//! One signal to stop, honoured between batches; and a valve that holds a loop without stopping it.
 
 use tokio::sync::watch;
 
@@ -41,25 +41,33 @@ pub fn stop_channel() -> (Stopper, Stop) {
 pub struct ValveHandle(std::sync::Arc<watch::Sender<Option<String>>>);
 
 impl ValveHandle {
-    /// Holds delivery after the batch in hand; `reason` is shown by `status`.
+    /// Holds the loop after the batch in hand; `reason` is shown by `status`.
     pub fn close(&self, reason: impl Into<String>) {
         self.0.send_replace(Some(reason.into()));
     }
 
-    /// Lets delivery go on.
+    /// Lets it go on.
     pub fn open(&self) {
         self.0.send_replace(None);
     }
 
-    /// Why delivery is held, if it is.
+    /// Why it is held, if it is.
     pub fn reason(&self) -> Option<String> {
         self.0.borrow().clone()
     }
 }
 
-/// Carried by deliver: open unless somebody closed it. Ingest goes on meanwhile, so the source keeps no history for us.
+/// Carried by a loop: open unless somebody closed it. Deliver and ingest have one each: while deliver is paused ingest goes on, so
+/// that the source keeps no history for us; ingest is held where there is no room for the log.
 #[derive(Debug, Clone)]
 pub struct Valve(watch::Receiver<Option<String>>);
+
+impl Default for Valve {
+    /// One that nobody can close.
+    fn default() -> Self {
+        valve().1
+    }
+}
 
 impl Valve {
     /// Whether it is open now.

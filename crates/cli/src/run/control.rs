@@ -2,7 +2,7 @@
 
 use super::{
     adding::{Added, Asker},
-    ends::SinkJob,
+    ends::SinkJob, resources,
     session::Session,
     supervise::barrier,
     switch::Wanted,
@@ -17,7 +17,7 @@ use crate::{
     spec::{Part, Spec},
 };
 use crossfade_connector::{Progress, QuarantineFilter, Stage};
-use crossfade_control::{By, Command, Journal, JournalError, Measures, Sample, Verdict, Windows};
+use crossfade_control::{By, Command, Journal, JournalError, Measures, Pace, Sample, Verdict, Windows};
 use crossfade_event::{Cut, Partition, Position, TableName};
 use crossfade_log::{EventLog, embedded::Embedded};
 use crossfade_observe::{
@@ -49,12 +49,28 @@ pub(super) struct Shared {
     switches: mpsc::Sender<Wanted>,
     /// Where others may deliver as well.
     together: Option<Arc<Together>>,
-    meter: Mutex<(Meter, Windows)>,
+    meters: Mutex<Meters>,
     verdicts: Mutex<Vec<Verdict>>,
     begun: Instant,
     stop: mpsc::Sender<()>,
     stop_asked: Mutex<Option<mpsc::Receiver<()>>>,
     closed: watch::Sender<bool>,
+}
+
+/// What is measured over a span of time.
+#[derive(Default)]
+struct Meters {
+    rates: Meter,
+    window: Windows,
+    pace: Pace,
+}
+
+impl Meters {
+    /// After a resume, what led to the pause does not pause again.
+    fn forget_what_paused(&mut self) {
+        self.window.clear();
+        self.pace.clear();
+    }
 }
 
 /// Where the tasks of a run are asked for something.
@@ -95,7 +111,7 @@ impl Shared {
             askers,
             switches,
             together,
-            meter: Mutex::new((Meter::new(), Windows::new())),
+            meters: Mutex::default(),
             verdicts: Mutex::default(),
             begun: Instant::now(),
             stop,
@@ -117,21 +133,42 @@ impl Shared {
         self.closed.send_replace(true);
     }
 
-    pub(super) fn set_verdicts(&self, verdicts: Vec<Verdict>) {
-        *held(&self.verdicts) = verdicts;
+    /// Keeps what the gates say now; returns those that only warn, and held until now.
+    pub(super) fn set_verdicts(&self, verdicts: Vec<Verdict>) -> Vec<Verdict> {
+        let mut known = held(&self.verdicts);
+        let held_before = |new: &Verdict| known.iter().find(|old| old.gate == new.gate).is_none_or(|old| old.holds);
+        let fallen = verdicts.iter().filter(|new| !new.holds && !new.pauses() && held_before(new)).cloned().collect();
+        *known = verdicts;
+        fallen
     }
 
     /// What the gates are judged by.
     pub(super) fn measures(&self, status: &Status) -> Measures {
         let sample = Sample { applied: status.conservation.applied, quarantined: status.conservation.quarantined };
-        let window = held(&self.meter).1.push(self.begun.elapsed(), sample);
-        Measures { window, lag: status.lag.ms.map(Duration::from_millis).filter(|_| self.valve.reason().is_none()) }
+        let runs = self.valve.reason().is_none();
+        let gates = &self.spec.gates;
+        let at = self.begun.elapsed();
+        let mut meters = held(&self.meters);
+        let copied = self.rows_of_a_copy().filter(|_| runs);
+        Measures {
+            window: meters.window.push(at, sample),
+            lag: status.lag.ms.map(Duration::from_millis).filter(|_| runs),
+            rows_per_s: gates.throughput.and_then(|gate| meters.pace.push(at, copied, gate.over.0)),
+            disk: gates.disk.and_then(|_| resources::disk_used(&self.spec.base())),
+            memory: gates.memory.and_then(|_| resources::memory_used()),
+        }
+    }
+
+    /// How many rows of copies are in the sink, while some are still to come.
+    fn rows_of_a_copy(&self) -> Option<u64> {
+        let tables = self.watcher.counters.totals().tables;
+        tables.iter().any(|table| !table.loaded).then(|| tables.iter().map(|table| table.rows_loaded).sum())
     }
 
     /// Everything, as it stands.
     pub(super) fn status_now(&self) -> Status {
         let totals = self.watcher.counters.totals();
-        let rates: Rates = held(&self.meter).0.push(self.begun.elapsed(), &totals);
+        let rates: Rates = held(&self.meters).rates.push(self.begun.elapsed(), &totals);
         let now_us = jiff::Timestamp::now().as_microsecond();
         let mut status = Status::new(self.spec.name.as_str(), now_us, &self.journal.migration(), &totals, rates)
             .run_by(std::process::id());
@@ -388,7 +425,7 @@ impl Control for Answers {
     async fn resume(&self, who: String) -> Result<(), Refused> {
         self.0.has_lead()?;
         self.0.command(&who, Command::Resume).await?;
-        held(&self.0.meter).1.clear();
+        held(&self.0.meters).forget_what_paused();
         self.0.valve.open();
         Ok(())
     }

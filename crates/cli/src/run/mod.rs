@@ -19,6 +19,7 @@ mod place;
 mod plan_file;
 mod queries;
 mod replay;
+mod resources;
 mod reverse;
 mod roles;
 mod rollback;

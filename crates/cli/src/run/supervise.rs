@@ -12,12 +12,13 @@ use super::{
 };
 use crate::{commands::folder::DELIVER, error::CliError, spec::Part, wiring};
 use crossfade_connector::{Inspect, Sink, Stage};
-use crossfade_control::{Command, Overlay, evaluate, pause_reason};
+use crossfade_control::{Command, Overlay, Verdict, evaluate, pause_reason};
 use crossfade_event::{Event, TableName};
 use crossfade_log::{EventLog, Lane, LogReader};
 use crossfade_observe::{StatusFile, Terminal, TerminalMode, socket::ControlSocket};
 use crossfade_pipeline::{
-    DeliverOptions, Folds, IngestOptions, PipelineError, Stop, Stopper, Watch, ingest, stop_channel, valve,
+    DeliverOptions, Folds, IngestOptions, PipelineError, Stop, Stopper, ValveHandle, Watch, ingest, stop_channel,
+    valve,
 };
 use crossfade_state::WorkFolder;
 use std::{
@@ -41,6 +42,8 @@ pub(super) struct Running {
     stop: Stop,
     loops: JoinSet<Result<(), PipelineError>>,
     helpers: JoinSet<()>,
+    /// Holds ingest while there is no room for the log.
+    room: ValveHandle,
     quiet: bool,
     limit: Option<u64>,
 }
@@ -53,6 +56,7 @@ impl Running {
         let (watcher, facts) = Watcher::new(session.log.clone(), part);
         let watcher = Arc::new(watcher);
         let keeper = Keeper::new(&session, watcher.clone())?;
+        let (room, reading) = valve();
         let (valve_handle, valve) = valve();
         if let Some(Overlay::Paused { by, reason }) = &session.journal.migration().overlay {
             valve_handle.close(format!("paused by {by}: {reason}"));
@@ -79,7 +83,7 @@ impl Running {
         let mut loops = JoinSet::new();
         if let Some(mut source) = source {
             let (log, watch, stop) = (session.log.clone(), watcher.clone(), stop.clone());
-            let options = IngestOptions { folds: keeper.folds(), ..IngestOptions::default() };
+            let options = IngestOptions { folds: keeper.folds(), valve: reading, ..IngestOptions::default() };
             loops.spawn(async move { ingest(&mut source, &log, options, &*watch, stop).await });
         }
         if let Some(sink) = sink {
@@ -115,7 +119,7 @@ impl Running {
                 tracing::warn!("the control socket has ended: {error}");
             }
         });
-        Ok(Self { session, shared, keeper, stopper, stop, loops, helpers, quiet, limit })
+        Ok(Self { session, shared, keeper, stopper, stop, loops, helpers, room, quiet, limit })
     }
 
     /// Stays until the run ends: by a signal, by having caught up, or by failing for good.
@@ -194,16 +198,27 @@ impl Running {
         }
         let measures = self.shared.measures(status);
         let verdicts = evaluate(&self.session.spec.gates, &measures);
+        self.keep_room(&verdicts);
         if let Some((by, reason)) = pause_reason(&verdicts)
             && self.shared.valve.reason().is_none()
             && let Err(refused) = self.shared.pause(by, reason).await
         {
             tracing::warn!("a gate could not pause: {}", refused.error);
         }
-        for verdict in verdicts.iter().filter(|verdict| !verdict.holds && !verdict.pauses()) {
-            tracing::warn!(gate = %verdict.gate, measured = %verdict.measured, max = %verdict.max, "a gate does not hold");
+        for verdict in self.shared.set_verdicts(verdicts) {
+            tracing::warn!(gate = %verdict.gate, "a gate does not hold any more: {}", verdict.says());
         }
-        self.shared.set_verdicts(verdicts);
+    }
+
+    /// A full disk is not helped by holding deliver alone: what is read goes into the log. Reading goes on by itself once
+    /// there is room.
+    fn keep_room(&self, verdicts: &[Verdict]) {
+        let full = verdicts.iter().find(|verdict| verdict.gate == "disk" && verdict.pauses());
+        match (full, self.room.reason()) {
+            (Some(full), None) => self.room.close(full.says()),
+            (None, Some(_)) => self.room.open(),
+            _ => {}
+        }
     }
 
     async fn end(mut self, file: &mut StatusFile) {

@@ -12,7 +12,7 @@ use crossfade_control::Gates;
 use crossfade_transform::{Rules, Step, WriteKind};
 
 /// What the design has and this build has not: where it would stand, as which word, and what it would be.
-const UNBUILT: [(&[&str], &str); 11] = [
+const UNBUILT: [(&[&str], &str); 14] = [
     (&["source", "kind"], "kafka"),
     (&["source", "kind"], "cassandra"),
     (&["source", "kind"], "mongodb"),
@@ -24,6 +24,9 @@ const UNBUILT: [(&[&str], &str); 11] = [
     (&["source", "snapshot", "through"], "sink"),
     (&["gates", "error_rate", "then"], "rollback"),
     (&["gates", "lag", "then"], "rollback"),
+    (&["gates", "throughput", "then"], "rollback"),
+    (&["gates", "disk", "then"], "rollback"),
+    (&["gates", "memory", "then"], "rollback"),
 ];
 
 /// Refuses by name what is not built yet.
@@ -39,7 +42,7 @@ pub(super) fn refuse_unbuilt(document: &Document<'_>) -> Result<(), SpecError> {
     }
     for gate in Gates::NOT_BUILT {
         if let Some(span) = document.key_span(&["gates", gate]) {
-            return Err(document.error(span, format!("the gate {gate:?} is not built yet; error_rate and lag are")));
+            return Err(document.error(span, format!("the gate {gate:?} is not built yet; error_rate, lag, throughput, disk and memory are")));
         }
     }
     Ok(())

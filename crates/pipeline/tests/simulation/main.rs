@@ -124,6 +124,32 @@ async fn the_sink_ends_with_what_the_source_has_whatever_fails() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_read_while_there_is_no_room_for_the_log_and_all_of_it_once_there_is() {
+    let mut random = StdRng::seed_from_u64(7);
+    let history = Arc::new(History::random(&mut random, 60, 12));
+    let log = log(0);
+    let mut source = ModelSource::new(history.clone(), schema(), 7, u32::MAX, 0);
+    let (_stopper, stop) = stop_channel();
+    let (room, reading) = valve();
+    room.close("the disk is full");
+    let empty = log.tail();
+    let options = IngestOptions { valve: reading, patience: PATIENT, ..IngestOptions::default() };
+    let ingesting = ingest(&mut source, &log, options, &Silent, stop);
+    let looking = async {
+        // The clock stands still until nothing else can go on.
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        assert_eq!(log.tail(), empty, "something was read although there is no room");
+        room.open();
+    };
+    let (ended, ()) = tokio::join!(ingesting, looking);
+    ended.unwrap();
+    let durable = sink::Durable::default();
+    let mut sink = ModelSink::new(durable.clone(), schema(), Faults::default());
+    assert_eq!(run_deliver(&log, &mut sink, 1_000).await, Some(Ending::Reached));
+    assert_eq!(durable.rows(), history.state(history.len()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_healing_replay_mends_what_was_damaged_in_its_range_and_nothing_else() {
     for seed in 1_000..1_100 {
         println!("seed {seed}");
