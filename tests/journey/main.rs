@@ -7,6 +7,7 @@ mod bad_input;
 mod bench;
 mod beside;
 mod changes;
+mod compared;
 mod cowrie;
 #[cfg(feature = "kafka")]
 mod debezium;

@@ -4,6 +4,7 @@
 //! Read-only, but for the mark that [`Inspect::barrier`] writes into the WAL.
 
 mod catalog;
+mod digest;
 mod objects;
 mod parts;
 mod preflight;
@@ -17,7 +18,7 @@ use crate::{
     made,
     source::PostgresSource,
 };
-use crossfade_connector::{Asked, Failure, Inspect, Query, Refusal, RowPage, Target};
+use crossfade_connector::{Asked, BucketDigest, Digesting, Failure, Inspect, Query, Refusal, RowPage, Target};
 use crossfade_event::{Format, Key, Position, Row, SourceId, TableName, TableSchema, Value, catalog::Catalog};
 use query::Questions;
 use scan::Scan;
@@ -137,6 +138,24 @@ impl PostgresInspect {
     }
 }
 
+impl PostgresInspect {
+    /// Begins to read a table: all of its rows, or those of which the condition holds.
+    async fn scan_where(
+        &mut self,
+        schema: &TableSchema,
+        condition: Option<String>,
+    ) -> Result<Option<Position>, Failure> {
+        self.scan = None;
+        let session = connect(&self.config, "crossfade scan").await?;
+        let (scan, lsn) = Box::pin(Scan::begin(session, schema, condition)).await?;
+        self.scan = Some(scan);
+        match lsn {
+            Some(lsn) => self.at(lsn).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
 impl Inspect for PostgresInspect {
     async fn catalog(&mut self, patterns: &[String]) -> Result<Catalog, Failure> {
         let patterns = Patterns::parse(patterns)?.by_root(self.by_root);
@@ -157,14 +176,7 @@ impl Inspect for PostgresInspect {
     }
 
     async fn scan(&mut self, schema: &TableSchema) -> Result<Option<Position>, Failure> {
-        self.scan = None;
-        let session = connect(&self.config, "crossfade scan").await?;
-        let (scan, lsn) = Box::pin(Scan::begin(session, schema)).await?;
-        self.scan = Some(scan);
-        match lsn {
-            Some(lsn) => self.at(lsn).await.map(Some),
-            None => Ok(None),
-        }
+        self.scan_where(schema, None).await
     }
 
     async fn scan_next(&mut self) -> Result<RowPage, Failure> {
@@ -199,6 +211,47 @@ impl Inspect for PostgresInspect {
         let doing = format!("counting the rows of {table}");
         let row = self.session().await?.query_one(&sql, &[]).await.map_err(|error| failure(doing, error))?;
         Ok(row.get::<_, i64>(0) as u64)
+    }
+
+    fn digests(&self) -> Option<&'static str> {
+        Some(digest::KIND)
+    }
+
+    async fn digest(
+        &mut self,
+        schema: &TableSchema,
+        how: Digesting,
+    ) -> Result<(Vec<BucketDigest>, Option<Position>), Failure> {
+        let (digests, lsn) = Box::pin(digest::digest(self.session().await?, schema, how)).await?;
+        match lsn {
+            Some(lsn) => Ok((digests, Some(self.at(lsn).await?))),
+            None => Ok((digests, None)),
+        }
+    }
+
+    async fn scan_buckets(
+        &mut self,
+        schema: &TableSchema,
+        how: Digesting,
+        buckets: &[u32],
+    ) -> Result<Option<Position>, Failure> {
+        let list: Vec<String> = buckets.iter().map(u32::to_string).collect();
+        let condition = format!("{} = ANY ('{{{}}}'::pg_catalog.int8[])", digest::bucket_of(schema, how)?, list.join(","));
+        self.scan_where(schema, Some(condition)).await
+    }
+
+    async fn dangling(
+        &mut self,
+        table: &TableName,
+        columns: &[String],
+        parent: &TableName,
+        parent_columns: &[String],
+    ) -> Result<Option<u64>, Failure> {
+        Box::pin(digest::dangling(self.session().await?, table, columns, parent, parent_columns)).await.map(Some)
+    }
+
+    async fn repeated(&mut self, table: &TableName, columns: &[String]) -> Result<Option<u64>, Failure> {
+        Box::pin(digest::repeated(self.session().await?, table, columns)).await.map(Some)
     }
 }
 

@@ -78,6 +78,19 @@ impl SqliteInspect {
     }
 }
 
+impl SqliteInspect {
+    /// The one number that a question has for an answer.
+    async fn number(&mut self, doing: String, sql: String) -> Result<u64, Failure> {
+        let config = self.config.clone();
+        blocking(move || {
+            let connection = open(&config, Access::Existing)?;
+            let number = connection.query_row(&sql, [], |row| row.get::<_, i64>(0));
+            number.map(|number| number as u64).map_err(|error| failure(doing, error))
+        })
+        .await
+    }
+}
+
 impl Inspect for SqliteInspect {
     async fn catalog(&mut self, patterns: &[String]) -> Result<Catalog, Failure> {
         let (config, patterns) = (self.config.clone(), patterns.to_vec());
@@ -144,6 +157,38 @@ impl Inspect for SqliteInspect {
                 .map_err(|error| failure(format!("counting {table}"), error))
         })
         .await
+    }
+
+    async fn dangling(
+        &mut self,
+        table: &TableName,
+        columns: &[String],
+        parent: &TableName,
+        parent_columns: &[String],
+    ) -> Result<Option<u64>, Failure> {
+        let given: Vec<String> = columns.iter().map(|name| format!("c.{} IS NOT NULL", quoted(name))).collect();
+        let pairs = parent_columns.iter().zip(columns);
+        let same: Vec<String> = pairs.map(|(one, other)| format!("p.{} = c.{}", quoted(one), quoted(other))).collect();
+        let sql = format!(
+            "SELECT count(*) FROM {} c WHERE {} AND NOT EXISTS (SELECT 1 FROM {} p WHERE {})",
+            quoted(&table.name),
+            given.join(" AND "),
+            quoted(&parent.name),
+            same.join(" AND ")
+        );
+        self.number(format!("looking for references of {table} to nothing"), sql).await.map(Some)
+    }
+
+    async fn repeated(&mut self, table: &TableName, columns: &[String]) -> Result<Option<u64>, Failure> {
+        let names: Vec<String> = columns.iter().map(|name| quoted(name)).collect();
+        let given: Vec<String> = names.iter().map(|name| format!("{name} IS NOT NULL")).collect();
+        let sql = format!(
+            "SELECT count(*) FROM (SELECT 1 FROM {} WHERE {} GROUP BY {} HAVING count(*) > 1)",
+            quoted(&table.name),
+            given.join(" AND "),
+            names.join(", ")
+        );
+        self.number(format!("looking for values that {table} has more than once"), sql).await.map(Some)
     }
 }
 

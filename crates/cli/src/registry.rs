@@ -16,7 +16,7 @@ use crate::{
     },
 };
 use crossfade_connector::{
-    Applied, Asked, Ddl, Delivery, Failure, Gathered, Guard, Inspect, Lead, MappingEntry, Overseen, Progress,
+    Applied, Asked, BucketDigest, Ddl, Delivery, Digesting, Failure, Gathered, Guard, Inspect, Lead, MappingEntry, Overseen, Progress,
     Quarantine, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Query, Refusal, Resume, Rollback, RowPage,
     Sink, Source, SourceHealth, StoredMapping, Target, TargetSql, TargetTable, UndoReport,
 };
@@ -294,6 +294,41 @@ impl Inspect for AnyInspect {
 
     async fn count(&mut self, table: &TableName) -> Result<u64, Failure> {
         asked!(self, one => one.count(table).await)
+    }
+
+    fn digests(&self) -> Option<&'static str> {
+        asked!(self, one => one.digests())
+    }
+
+    async fn digest(
+        &mut self,
+        schema: &TableSchema,
+        how: Digesting,
+    ) -> Result<(Vec<BucketDigest>, Option<Position>), Failure> {
+        asked!(self, one => one.digest(schema, how).await)
+    }
+
+    async fn scan_buckets(
+        &mut self,
+        schema: &TableSchema,
+        how: Digesting,
+        buckets: &[u32],
+    ) -> Result<Option<Position>, Failure> {
+        asked!(self, one => one.scan_buckets(schema, how, buckets).await)
+    }
+
+    async fn dangling(
+        &mut self,
+        table: &TableName,
+        columns: &[String],
+        parent: &TableName,
+        parent_columns: &[String],
+    ) -> Result<Option<u64>, Failure> {
+        asked!(self, one => one.dangling(table, columns, parent, parent_columns).await)
+    }
+
+    async fn repeated(&mut self, table: &TableName, columns: &[String]) -> Result<Option<u64>, Failure> {
+        asked!(self, one => one.repeated(table, columns).await)
     }
 }
 

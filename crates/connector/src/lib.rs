@@ -12,7 +12,7 @@ mod sink;
 mod source;
 
 pub use failure::{Failure, Verdict};
-pub use inspect::{Inspect, Refusal, RowPage, ScanRange};
+pub use inspect::{BucketDigest, Digesting, Inspect, Refusal, RowPage, ScanRange};
 pub use query::{Asked, Query};
 pub use shared::{Gathered, LEADING, Lead, Overseen, Owner, PartSink, Taken, Written};
 pub use sink::{

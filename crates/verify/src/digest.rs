@@ -2,6 +2,7 @@
 //!
 //! A sum, not an exclusive or: two equal wrong rows do not cancel each other.
 
+use crossfade_connector::BucketDigest;
 use crossfade_event::{Key, Row};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
@@ -47,6 +48,14 @@ impl Buckets {
         let bucket = self.of(key);
         if let Some(digest) = self.0.get_mut(bucket) {
             digest.add(hash);
+        }
+    }
+
+    /// Takes in what a database made of one bucket by itself.
+    pub fn put(&mut self, made: &BucketDigest) {
+        if let Some(digest) = self.0.get_mut(made.bucket as usize) {
+            digest.count += made.count;
+            digest.sum = digest.sum.wrapping_add(made.sum);
         }
     }
 

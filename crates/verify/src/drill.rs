@@ -2,7 +2,7 @@
 
 use crate::{
     Options, VerifyError,
-    side::{Digests, Expected, scan_all},
+    side::{Digests, Expected, scan_all, scan_buckets},
 };
 use crossfade_connector::Inspect;
 use crossfade_event::{Key, Position, Row, TableId, TableSchema};
@@ -40,6 +40,19 @@ impl Suspect {
     }
 }
 
+/// Which rows are to be read again: those of some buckets where the database shares them out as its digests did, else (inner
+/// `None`) all; `None` where none of the table's buckets differ and nothing else can come from it.
+fn of_buckets(
+    wanted: &BTreeMap<TableId, BTreeSet<usize>>,
+    table: TableId,
+    in_place: bool,
+) -> Option<Option<Vec<u32>>> {
+    if !in_place {
+        return Some(None);
+    }
+    wanted.get(&table).map(|buckets| Some(buckets.iter().map(|bucket| *bucket as u32).collect()))
+}
+
 /// Suspects by target table and key, with the position at which their source rows were read.
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
@@ -67,14 +80,18 @@ pub(crate) async fn suspects<A: Inspect, B: Inspect>(
         return Ok(Suspects::default());
     }
     let is_wanted = |table: TableId, key: &Key| {
-        wanted
+        // Of a table that was digested where it is, only rows of the buckets that differ are read at all.
+        digests.in_place.contains(&table)
+            || wanted
             .get(&table)
             .is_some_and(|set| set.contains(&((key.hash64() % u64::from(options.buckets.max(1))) as usize)))
     };
     let mut found = Suspects::default();
     let mut rows: HashMap<(TableId, Key), Suspect> = HashMap::new();
     for (schema, bound) in &expected.sources {
-        let scanned = scan_all(source, schema, |row| {
+        let in_place = digests.in_place.contains(&bound.table());
+        let Some(of_these) = of_buckets(&wanted, bound.table(), in_place) else { continue };
+        let take = |row: Row| {
             let own = schema.key_of(&row);
             expected.rows(bound, schema, row, &mut |table, key, row| {
                 if is_wanted(table, &key) {
@@ -82,19 +99,26 @@ pub(crate) async fn suspects<A: Inspect, B: Inspect>(
                     rows.entry((table, key)).or_insert_with(Suspect::none_yet).expect(origin, row);
                 }
             });
-        });
-        let position = scanned.await.map_err(VerifyError::Source)?;
-        found.position = found.position.max(position);
+        };
+        let position = match of_these {
+            Some(buckets) => scan_buckets(source, schema, (options.digesting(), &buckets), take).await,
+            None => scan_all(source, schema, take).await,
+        };
+        found.position = found.position.max(position.map_err(VerifyError::Source)?);
     }
     for (table, side) in expected.targets.iter().filter(|(table, _)| wanted.contains_key(table)) {
-        let scanned = scan_all(target, &side.schema, |row| {
+        let take = |row: Row| {
             if let Some(key) = expected.key(*table, &row)
                 && is_wanted(*table, &key)
             {
                 rows.entry((*table, key)).or_insert_with(Suspect::none_yet).found.push(row);
             }
-        });
-        scanned.await.map_err(VerifyError::Target)?;
+        };
+        let scanned = match of_buckets(&wanted, *table, digests.in_place.contains(table)).flatten() {
+            Some(buckets) => scan_buckets(target, &side.schema, (options.digesting(), &buckets), take).await,
+            None => scan_all(target, &side.schema, take).await,
+        };
+        scanned.map_err(VerifyError::Target)?;
     }
     found.by_key = rows
         .into_iter()

@@ -8,6 +8,7 @@
 
 mod digest;
 mod drill;
+mod integrity;
 mod judge;
 mod report;
 mod side;
@@ -15,10 +16,11 @@ mod side;
 mod tests;
 
 pub use digest::{Buckets, Digest};
+pub use integrity::{Check, CheckKind, integrity};
 pub use report::{Difference, DifferenceKind, Report, TableReport};
 pub use side::{Expected, LiveViews, scan_rows};
 
-use crossfade_connector::{Failure, Inspect};
+use crossfade_connector::{Digesting, Failure, Inspect};
 use crossfade_event::{Position, TableName, TableSchema};
 use crossfade_transform::Plan;
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
@@ -80,6 +82,13 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// How a database shares out and hashes rows that it digests by itself.
+    pub(crate) fn digesting(&self) -> Digesting {
+        Digesting { buckets: self.buckets.max(1), seed: self.seed }
+    }
+}
+
 /// What is compared.
 #[derive(Debug, Clone)]
 pub struct Subject<'a> {
@@ -116,11 +125,12 @@ pub async fn verify<A: Inspect, B: Inspect, P: SinkPosition>(
 ) -> Result<Report, VerifyError> {
     let views = LiveViews::read(subject, source).await?;
     let expected = Expected::of(subject, &views)?;
-    let mut digests = side::digest_source(&expected, source, options).await?;
+    let mut digests = side::digest_source(&expected, source, target, options).await?;
     nudge(source).await?;
     judge::wait_for(sink, digests.position, options).await?;
     side::digest_target(&expected, target, options, &mut digests).await?;
     let suspects = drill::suspects(&expected, source, target, &digests, options).await?;
     let differences = judge::judge(&expected, source, target, sink, suspects, options).await?;
-    Ok(report::report(&expected, &digests, differences, options))
+    let checks = integrity::integrity(subject, source, target, sink, options).await?;
+    Ok(report::report(&expected, &digests, differences, checks, options))
 }

@@ -1,7 +1,7 @@
 //! What verification found, for people and for programs.
 
 use crate::{
-    Options,
+    Check, Options,
     drill::Suspect,
     side::{Digests, Expected},
 };
@@ -61,12 +61,22 @@ pub struct Report {
     pub refused_rows: u64,
     /// Table by table.
     pub tables: Vec<TableReport>,
+    /// What the target was asked about itself.
+    pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// Rows that refer to nothing, and new keys that were given twice.
+    pub fn broken(&self) -> u64 {
+        self.checks.iter().map(|check| check.broken).sum()
+    }
 }
 
 pub(crate) fn report(
     expected: &Expected<'_>,
     digests: &Digests,
     real: BTreeMap<(TableId, Key), Suspect>,
+    checks: Vec<Check>,
     options: &Options,
 ) -> Report {
     let mut by_table: BTreeMap<TableId, Vec<Difference>> = BTreeMap::new();
@@ -95,6 +105,7 @@ pub(crate) fn report(
         differences: tables.iter().map(|table| table.differences).sum(),
         refused_rows: digests.refused,
         tables,
+        checks,
     }
 }
 

@@ -39,8 +39,12 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    /// Begins, and says where in the WAL the point is.
-    pub(super) async fn begin(session: Session, schema: &TableSchema) -> Result<(Self, Option<u64>), Failure> {
+    /// Begins, and says where in the WAL the point is. With a condition (SQL, the table is `t`), only rows of which it holds.
+    pub(super) async fn begin(
+        session: Session,
+        schema: &TableSchema,
+        condition: Option<String>,
+    ) -> Result<(Self, Option<u64>), Failure> {
         let doing = format!("reading {}", schema.name);
         let from = relation(&session, &schema.name).await?;
         let list = select_list(schema, "t")?;
@@ -50,7 +54,8 @@ impl Scan {
             .map_err(|error| failure(&doing, error))?;
         // The first statement takes the snapshot; the place is read after it.
         let lsn = end_of_wal(&session, &doing).await?;
-        let sql = format!("COPY (SELECT {list} FROM {from} t) TO STDOUT (FORMAT binary)");
+        let only = condition.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
+        let sql = format!("COPY (SELECT {list} FROM {from} t{only}) TO STDOUT (FORMAT binary)");
         let stream = session.copy_out(&sql).await.map_err(|error| failure(&doing, error))?;
         let scan = Self {
             stream: Box::pin(stream),
@@ -126,13 +131,13 @@ fn measure(bytes: &[u8]) -> Measure {
     if at <= bytes.len() { Measure::Row(at) } else { Measure::More }
 }
 
-async fn end_of_wal(client: &Client, doing: &str) -> Result<Option<u64>, Failure> {
+pub(super) async fn end_of_wal(client: &Client, doing: &str) -> Result<Option<u64>, Failure> {
     let row = client.query_one(END_OF_WAL, &[]).await.map_err(|error| failure(doing, error))?;
     Ok(row.get::<_, Option<i64>>(0).map(|lsn| lsn as u64))
 }
 
 /// How the table is named in FROM: alone, without children by inheritance, unless it is the root of a partition tree.
-async fn relation(client: &Client, name: &TableName) -> Result<String, Failure> {
+pub(super) async fn relation(client: &Client, name: &TableName) -> Result<String, Failure> {
     let quoted = quote_table(name)?;
     let doing = format!("looking for {name}");
     let sql = "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1::text)";
@@ -211,6 +216,21 @@ async fn key_columns(client: &Client, schema: &TableSchema) -> Result<Vec<KeyCol
             })
         })
         .collect()
+}
+
+/// How the columns of a table are compared for being the same: by the default of their types, wherever its operator lies.
+pub(super) async fn equalities(
+    client: &Client,
+    table: &TableName,
+    columns: &[String],
+    doing: &str,
+) -> Result<Vec<String>, Failure> {
+    let quoted = quote_table(table)?;
+    let rows =
+        client.query(KEY_COLUMNS, &[&quoted.as_str(), &columns]).await.map_err(|error| failure(doing, error))?;
+    let found: HashMap<String, Option<String>> = rows.into_iter().map(|row| (row.get(0), row.get(2))).collect();
+    let plain = || "OPERATOR(pg_catalog.=)".to_owned();
+    Ok(columns.iter().map(|name| found.get(name).cloned().flatten().unwrap_or_else(plain)).collect())
 }
 
 /// The rows under these keys, and a place in the WAL that includes all that the answer knows.

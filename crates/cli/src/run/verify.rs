@@ -24,7 +24,7 @@ use crossfade_event::{
     catalog::{Catalog, RelationKind, TableDef},
 };
 use crossfade_transform::{BackHow, Note, Plan, Writing};
-use crossfade_verify::{Options, Report, SinkPosition, Subject, TableReport};
+use crossfade_verify::{CheckKind, Options, Report, SinkPosition, Subject, TableReport};
 use serde::Serialize;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -133,6 +133,10 @@ impl Found {
             1 => Some("1 row differs or is refused".to_owned()),
             many => Some(format!("{many} rows differ or are refused")),
         };
+        let broken = match self.compared.as_ref().map_or(0, |found| found.report.broken()) {
+            0 => None,
+            broken => Some(format!("{broken} references or new keys are broken in the target")),
+        };
         let named = |is: fn(&PairReport) -> bool, what: &str| {
             let of = self.queries.iter().flatten().filter(|report| is(report)).map(|report| report.name.as_str());
             let names: Vec<&str> = of.collect();
@@ -141,7 +145,7 @@ impl Found {
         let differ = named(PairReport::differs, "queries that are answered differently");
         let unjudged = named(|report| report.unjudged > 0, "queries whose answers changed too fast to be judged");
         let slow = named(PairReport::is_slow, "queries that are slower on the target than allowed");
-        if let Some(said) = rows.into_iter().chain(differ).reduce(|one, other| format!("{one}; {other}")) {
+        if let Some(said) = rows.into_iter().chain(broken).chain(differ).reduce(|one, other| format!("{one}; {other}")) {
             return Err(CliError::new(Exit::Differences, said));
         }
         if let Some(said) = unjudged {
@@ -206,7 +210,7 @@ async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, Cl
         "who": folder::by_hand().who,
         "position": report.position,
         "rows": report.tables.iter().map(|table| table.target_rows).sum::<u64>(),
-        "differences": report.differences + report.refused_rows,
+        "differences": report.differences + report.refused_rows + report.broken(),
     });
     if spec.part.is_none()
         && let Err(error) = control::ask(spec, hyper::Method::POST, "/command/verified", Some(body)).await
@@ -345,6 +349,13 @@ impl Compared {
             };
             notes.push(format!("dropped: {} is no longer in the source; {left} left in {}", one.table, one.target));
         }
+        for check in self.report.checks.iter().filter(|check| check.broken > 0) {
+            let (rows, columns) = (output::count(check.broken), check.columns.join(", "));
+            notes.push(match &check.references {
+                Some(parent) => format!("dangling: {rows} rows of {} refer by {columns} to rows that {parent} does not have", check.table),
+                None => format!("not injective: {rows} new keys stand more than once in {}", check.table),
+            });
+        }
         for note in &self.lossy {
             let column = note.column.as_deref().unwrap_or_default();
             notes.push(format!("lossy: {}.{column}: {}", note.table, note.text));
@@ -383,6 +394,15 @@ fn render(compared: &Compared) -> String {
     for note in compared.notes() {
         text.push_str(&note);
         text.push('\n');
+    }
+    let asked = |kind| report.checks.iter().filter(|check| check.kind == kind).count();
+    match (asked(CheckKind::References), asked(CheckKind::Injective)) {
+        _ if report.broken() > 0 || report.checks.is_empty() => {}
+        (0, _) => text.push_str("the mapping gives every new key once\n"),
+        (keys, 0) => text.push_str(&format!("no reference leads to nothing ({keys} foreign keys)\n")),
+        (keys, _) => text.push_str(&format!(
+            "no reference leads to nothing ({keys} foreign keys), and the mapping gives every new key once\n"
+        )),
     }
     let at = report.position.as_ref().map(|position| format!(" at position {position}")).unwrap_or_default();
     text.push_str(&format!("{} differences{at}\n", output::count(report.differences)));
