@@ -5,6 +5,7 @@ use crate::{
     summary::row,
 };
 use anyhow::{Result, ensure};
+use crossfade_testkit::postgres::Database;
 use std::{process::Command, time::Instant};
 
 const TABLE: &str = "CREATE TABLE items (id bigint PRIMARY KEY, kind int NOT NULL, price numeric(12,2) NOT NULL, \
@@ -18,15 +19,7 @@ pub(crate) async fn run(rounds: usize, rows: u64) -> Result<()> {
         let order = if round % 2 == 0 { [true, false] } else { [false, true] };
         for is_peer in order {
             let databases = pair.databases("load").await;
-            databases.source.execute(TABLE).await;
-            databases
-                .source
-                .execute(&format!(
-                    "INSERT INTO items SELECT i, i % 1000, i * 0.37, timestamptz '2026-01-01' + i * interval '1 second', \
-                     'item ' || i, rpad(md5(i::text), 96, md5((i * 7)::text)) FROM generate_series(1, {rows}) i"
-                ))
-                .await;
-            databases.source.execute("VACUUM ANALYZE items").await;
+            fill(&databases.source, rows).await;
             pair.settle().await?;
             let folder = tempfile::tempdir()?;
             let begun = Instant::now();
@@ -45,6 +38,18 @@ pub(crate) async fn run(rounds: usize, rows: u64) -> Result<()> {
     }
     row("initial load", "rows/s", &peer, &ours);
     Ok(())
+}
+
+/// Makes the table and its rows.
+pub(crate) async fn fill(database: &Database, rows: u64) {
+    database.execute(TABLE).await;
+    database
+        .execute(&format!(
+            "INSERT INTO items SELECT i, i % 1000, i * 0.37, timestamptz '2026-01-01' + i * interval '1 second', \
+             'item ' || i, rpad(md5(i::text), 96, md5((i * 7)::text)) FROM generate_series(1, {rows}) i"
+        ))
+        .await;
+    database.execute("VACUUM ANALYZE items").await;
 }
 
 fn pipe(source: &str, target: &str) -> Result<()> {

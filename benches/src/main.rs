@@ -11,6 +11,7 @@ mod servers;
 mod sqlite;
 mod summary;
 mod usage;
+mod verify;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -30,6 +31,8 @@ enum Which {
     Memory,
     /// SQLite to SQLite, 1 M rows, against `.dump | sqlite3`
     Sqlite,
+    /// Verification of 1 M rows at both ends, as they are and with new keys, against one `COPY` to nowhere
+    Verify,
     /// 500,000 changes from PostgreSQL into topics, against Debezium in Kafka Connect
     #[cfg(feature = "kafka")]
     ToTopics,
@@ -68,6 +71,11 @@ async fn main() -> Result<()> {
             Which::Latency => latency::run(options.rounds).await?,
             Which::Memory => memory::run(sized(3_000_000)).await?,
             Which::Sqlite => sqlite::run(options.rounds, sized(1_000_000))?,
+            Which::Verify => {
+                for way in [verify::Way::AsItIs, verify::Way::NewKeys] {
+                    verify::run(options.rounds, sized(1_000_000), way).await?;
+                }
+            }
             #[cfg(feature = "kafka")]
             Which::ToTopics => kafka::to_topics(options.rounds, sized(500_000)).await?,
             #[cfg(feature = "kafka")]
