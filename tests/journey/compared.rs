@@ -70,9 +70,27 @@ async fn every_kind_of_difference_is_found_while_the_application_writes() {
     assert!(said.stdout.contains("no reference leads to nothing (1 foreign keys), and the mapping"), "{said}");
 
     for (what, kind, rows, damage, heal) in [
-        ("one value", "different", 1, "UPDATE plain SET price = price + 0.5 WHERE id = 7", "UPDATE plain SET price = price - 0.5 WHERE id = 7"),
-        ("digits that do not count", "different", 1, "UPDATE plain SET price = 2.0 WHERE id = 16", "UPDATE plain SET price = 16 / 8.0 WHERE id = 16"),
-        ("NULL for nothing", "different", 1, "UPDATE plain SET note = NULL WHERE id = 10", "UPDATE plain SET note = '' WHERE id = 10"),
+        (
+            "one value",
+            "different",
+            1,
+            "UPDATE plain SET price = price + 0.5 WHERE id = 7",
+            "UPDATE plain SET price = price - 0.5 WHERE id = 7",
+        ),
+        (
+            "digits that do not count",
+            "different",
+            1,
+            "UPDATE plain SET price = 2.0 WHERE id = 16",
+            "UPDATE plain SET price = 16 / 8.0 WHERE id = 16",
+        ),
+        (
+            "NULL for nothing",
+            "different",
+            1,
+            "UPDATE plain SET note = NULL WHERE id = 10",
+            "UPDATE plain SET note = '' WHERE id = 10",
+        ),
         (
             "two values swapped",
             "different",
@@ -80,8 +98,20 @@ async fn every_kind_of_difference_is_found_while_the_application_writes() {
             "UPDATE plain SET price = 42.5 - price WHERE id IN (20, 320)",
             "UPDATE plain SET price = id / 8.0 WHERE id IN (20, 320)",
         ),
-        ("a row is missing", "missing", 1, "DELETE FROM plain WHERE id = 30", "INSERT INTO plain VALUES ('r0', 30, 30 / 8.0, '')"),
-        ("a row too many", "extra", 1, "INSERT INTO plain VALUES ('r9', 30, 1, '')", "DELETE FROM plain WHERE region = 'r9'"),
+        (
+            "a row is missing",
+            "missing",
+            1,
+            "DELETE FROM plain WHERE id = 30",
+            "INSERT INTO plain VALUES ('r0', 30, 30 / 8.0, '')",
+        ),
+        (
+            "a row too many",
+            "extra",
+            1,
+            "INSERT INTO plain VALUES ('r9', 30, 1, '')",
+            "DELETE FROM plain WHERE region = 'r9'",
+        ),
     ] {
         let report = planted(&target, damage, heal, &desk).await;
         assert_eq!(found(&report, "public.plain", kind), rows, "{what}: {report}");
@@ -116,6 +146,19 @@ async fn every_kind_of_difference_is_found_while_the_application_writes() {
     )
     .await;
     assert_eq!(broken(&report, "injective"), 1, "{report}");
+
+    // All of it at once, in rows that stand still and in rows that the application changes: repaired, and nothing newer undone.
+    target
+        .execute(
+            "UPDATE plain SET price = price + 0.5 WHERE id < 40; DELETE FROM plain WHERE id BETWEEN 50 AND 80;
+             INSERT INTO plain SELECT 'r9', n, 1, '' FROM generate_series(1, 30) n;
+             UPDATE plain SET price = -1 WHERE id BETWEEN 1000 AND 1100; DELETE FROM plain WHERE id BETWEEN 1200 AND 1300;
+             UPDATE orders SET note = 'damaged' WHERE total < 25; DELETE FROM orders WHERE note = 'order 1500'",
+        )
+        .await;
+    let said = desk.expect(0, &["verify"], &["--repair"]);
+    assert!(said.stdout.contains("repaired: ") && said.stdout.contains("30 deleted"), "{said}");
+    assert!(said.stdout.contains("0 differences"), "{said}");
     writer.stop();
     desk.wait(&mut running);
     desk.verify();

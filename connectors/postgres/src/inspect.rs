@@ -236,7 +236,8 @@ impl Inspect for PostgresInspect {
         buckets: &[u32],
     ) -> Result<Option<Position>, Failure> {
         let list: Vec<String> = buckets.iter().map(u32::to_string).collect();
-        let condition = format!("{} = ANY ('{{{}}}'::pg_catalog.int8[])", digest::bucket_of(schema, how)?, list.join(","));
+        let condition =
+            format!("{} = ANY ('{{{}}}'::pg_catalog.int8[])", digest::bucket_of(schema, how)?, list.join(","));
         self.scan_where(schema, Some(condition)).await
     }
 

@@ -256,7 +256,7 @@ pub(crate) struct VerifyArgs {
     /// Name rows that differ by their keys as well, in the answer and on the page; otherwise by a hash of them
     #[arg(long)]
     pub(crate) show_keys: bool,
-    /// Write what differs again (not built yet: `replay` heals)
+    /// Write rows that differ as they should be, and compare again; newer changes are never overwritten
     #[arg(long)]
     pub(crate) repair: bool,
     /// How many differences to list

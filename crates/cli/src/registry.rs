@@ -16,9 +16,9 @@ use crate::{
     },
 };
 use crossfade_connector::{
-    Applied, Asked, BucketDigest, Ddl, Delivery, Digesting, Failure, Gathered, Guard, Inspect, Lead, MappingEntry, Overseen, Progress,
-    Quarantine, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Query, Refusal, Resume, Rollback, RowPage,
-    Sink, Source, SourceHealth, StoredMapping, Target, TargetSql, TargetTable, UndoReport,
+    Applied, Asked, BucketDigest, Ddl, Delivery, Digesting, Failure, Gathered, Guard, Inspect, Lead, MappingEntry,
+    Overseen, Progress, Quarantine, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Query, Refusal, Resume,
+    Rollback, RowPage, Sink, Source, SourceHealth, StoredMapping, Target, TargetSql, TargetTable, UndoReport,
 };
 use crossfade_event::{
     Batch, Change, Durable, Key, Position, Row, Side, TableId, TableName, TableSchema, Value, catalog::Catalog,

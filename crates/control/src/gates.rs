@@ -127,4 +127,3 @@ impl<'de> Deserialize<'de> for Then {
         }
     }
 }
-

@@ -21,7 +21,8 @@ pub use command::{Command, Decision, Refusal};
 pub use decide::decide;
 pub use evolve::evolve;
 pub use gates::{
-    ErrorRate, Gates, Lag, Measures, Pace, Sample, Share, Then, Throughput, Verdict, Window, Windows, evaluate, pause_reason,
+    ErrorRate, Gates, Lag, Measures, Pace, Sample, Share, Then, Throughput, Verdict, Window, Windows, evaluate,
+    pause_reason,
 };
 pub use guards::guards;
 pub use journal::{By, Journal, JournalError, Record};

@@ -21,7 +21,7 @@ use crossfade_connector::{Delivery, Guard, Progress, Sink, Stage, Write};
 use crossfade_event::{Cell, Change, Cut, Event, Identity, Key, Op, Row, Rows, TableId, TableSchema, Version};
 use crossfade_log::{Entry, EventLog, Lane, LogReader};
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -58,12 +58,7 @@ pub async fn heal<K: Sink, L: EventLog>(
     from: &Cut,
     budget_bytes: usize,
 ) -> Result<HealReport, PipelineError> {
-    let progress = sink.progress().await.map_err(PipelineError::Sink)?;
-    let Some(progress) = progress.filter(|progress| progress.stage == Stage::Streaming) else {
-        return Err(PipelineError::Refused(
-            "the sink is still being filled: a replay into it would change nothing. Wait for `crossfade wait --caught-up`".to_owned(),
-        ));
-    };
+    let progress = streaming(sink, "a replay into it would change nothing").await?;
     let mut routes = routes.clone();
     routes.restore(log, &progress.schemas)?;
     sink.prepare(routes.target()).await.map_err(PipelineError::Sink)?;
@@ -76,7 +71,7 @@ pub async fn heal<K: Sink, L: EventLog>(
         let writes = replay.writes(finals);
         let upto = replay.progress.clone();
         let refused = match step {
-            Some(step) => in_steps(sink, &writes, step, &upto).await?,
+            Some(step) => in_steps(sink, &writes, step, &upto).await? > 0,
             None => true,
         };
         // What the rows of two steps exchange can only be written together.
@@ -92,23 +87,34 @@ pub async fn heal<K: Sink, L: EventLog>(
     Ok(replay.report)
 }
 
-/// Writes so many at a time, each step committed; true when something was refused.
-async fn in_steps<K: Sink>(
+/// How far a sink has come that is filled.
+///
+/// # Errors
+/// Refused while it is being filled: `why` says what that means.
+pub(crate) async fn streaming<K: Sink>(sink: &mut K, why: &str) -> Result<Progress, PipelineError> {
+    let progress = sink.progress().await.map_err(PipelineError::Sink)?;
+    progress.filter(|progress| progress.stage == Stage::Streaming).ok_or_else(|| {
+        PipelineError::Refused(format!("the sink is still being filled: {why}. Wait for `crossfade wait --caught-up`"))
+    })
+}
+
+/// Writes so many at a time, each step committed; how many were refused, or wait behind what was.
+pub(crate) async fn in_steps<K: Sink>(
     sink: &mut K,
     writes: &[Write],
     step: usize,
     upto: &Progress,
-) -> Result<bool, PipelineError> {
-    let mut refused = false;
+) -> Result<u64, PipelineError> {
+    let mut refused = 0;
     for writes in writes.chunks(step) {
         let delivery = Delivery { writes: writes.to_vec(), upto: upto.clone(), commits: true };
         let applied = sink.apply(delivery, Guard::Heal).await.map_err(PipelineError::Sink)?;
-        refused |= !applied.rejected.is_empty() || applied.held > 0;
+        refused += applied.rejected.len() as u64 + applied.held;
     }
     Ok(refused)
 }
 
-struct Replay<L> {
+pub(crate) struct Replay<L> {
     log: L,
     routes: Routes,
     from: Cut,
@@ -130,7 +136,7 @@ enum Leg {
 }
 
 impl<L: EventLog> Replay<L> {
-    fn new(log: L, routes: Routes, from: Cut, progress: Progress, fold: SnapshotFold) -> Self {
+    pub(crate) fn new(log: L, routes: Routes, from: Cut, progress: Progress, fold: SnapshotFold) -> Self {
         let loaded = fold.backfills.iter().filter(|begun| begun.backfill.generation <= progress.generation);
         let (within, before): (Vec<Begun>, Vec<Begun>) = loaded.cloned().partition(|begun| begun.from.covers(&from));
         let mut legs = Vec::new();
@@ -142,6 +148,23 @@ impl<L: EventLog> Replay<L> {
         }
         legs.push(Leg::Stream(at, progress.cut.clone()));
         Self { log, routes, from, progress, fold, before, legs, report: HealReport::default() }
+    }
+
+    /// Whether of all entries of the stretch this holds.
+    pub(crate) fn entries(&self, holds: &mut dyn FnMut(&Event) -> bool) -> Result<bool, PipelineError> {
+        let mut all = true;
+        for leg in &self.legs {
+            self.each(leg, &mut |entry| {
+                all &= holds(&entry.event);
+                Ok(())
+            })?;
+        }
+        Ok(all)
+    }
+
+    /// The keys of the target that the stretch changes.
+    pub(crate) async fn keys(&mut self) -> Result<HashSet<(TableId, Key)>, PipelineError> {
+        Ok(self.fold(0, 1).await?.into_keys().collect())
     }
 
     /// About how many bytes the stretch holds.

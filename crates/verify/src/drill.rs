@@ -42,11 +42,7 @@ impl Suspect {
 
 /// Which rows are to be read again: those of some buckets where the database shares them out as its digests did, else (inner
 /// `None`) all; `None` where none of the table's buckets differ and nothing else can come from it.
-fn of_buckets(
-    wanted: &BTreeMap<TableId, BTreeSet<usize>>,
-    table: TableId,
-    in_place: bool,
-) -> Option<Option<Vec<u32>>> {
+fn of_buckets(wanted: &BTreeMap<TableId, BTreeSet<usize>>, table: TableId, in_place: bool) -> Option<Option<Vec<u32>>> {
     if !in_place {
         return Some(None);
     }
@@ -83,8 +79,8 @@ pub(crate) async fn suspects<A: Inspect, B: Inspect>(
         // Of a table that was digested where it is, only rows of the buckets that differ are read at all.
         digests.in_place.contains(&table)
             || wanted
-            .get(&table)
-            .is_some_and(|set| set.contains(&((key.hash64() % u64::from(options.buckets.max(1))) as usize)))
+                .get(&table)
+                .is_some_and(|set| set.contains(&((key.hash64() % u64::from(options.buckets.max(1))) as usize)))
     };
     let mut found = Suspects::default();
     let mut rows: HashMap<(TableId, Key), Suspect> = HashMap::new();

@@ -119,10 +119,10 @@ impl Doubt {
     }
 }
 
-type ByKey = HashMap<(TableId, Key), Vec<Row>>;
+pub(crate) type ByKey = HashMap<(TableId, Key), Vec<Row>>;
 
 /// What the target should hold under the suspects' keys, by the source as it is now.
-async fn expect_now<A: Inspect>(
+pub(crate) async fn expect_now<A: Inspect>(
     expected: &Expected<'_>,
     source: &mut A,
     open: &BTreeMap<(TableId, Key), Suspect>,
@@ -166,7 +166,7 @@ fn in_order(mut rows: ByKey) -> ByKey {
 }
 
 /// What the target holds under the suspects' keys now.
-async fn find_now<B: Inspect>(
+pub(crate) async fn find_now<B: Inspect>(
     expected: &Expected<'_>,
     target: &mut B,
     open: &BTreeMap<(TableId, Key), Suspect>,

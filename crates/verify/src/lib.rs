@@ -10,6 +10,7 @@ mod digest;
 mod drill;
 mod integrity;
 mod judge;
+mod repair;
 mod report;
 mod side;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod tests;
 
 pub use digest::{Buckets, Digest};
 pub use integrity::{Check, CheckKind, integrity};
+pub use repair::{Differences, Repairable, rows_to_repair};
 pub use report::{Difference, DifferenceKind, Report, TableReport};
 pub use side::{Expected, LiveViews, scan_rows};
 
@@ -123,6 +125,20 @@ pub async fn verify<A: Inspect, B: Inspect, P: SinkPosition>(
     sink: &mut P,
     options: &Options,
 ) -> Result<Report, VerifyError> {
+    verify_rows(subject, source, target, sink, options).await.map(|(report, _)| report)
+}
+
+/// The same, and which rows differ, for [`rows_to_repair`].
+///
+/// # Errors
+/// See [`VerifyError`].
+pub async fn verify_rows<A: Inspect, B: Inspect, P: SinkPosition>(
+    subject: &Subject<'_>,
+    source: &mut A,
+    target: &mut B,
+    sink: &mut P,
+    options: &Options,
+) -> Result<(Report, Differences), VerifyError> {
     let views = LiveViews::read(subject, source).await?;
     let expected = Expected::of(subject, &views)?;
     let mut digests = side::digest_source(&expected, source, target, options).await?;
@@ -132,5 +148,6 @@ pub async fn verify<A: Inspect, B: Inspect, P: SinkPosition>(
     let suspects = drill::suspects(&expected, source, target, &digests, options).await?;
     let differences = judge::judge(&expected, source, target, sink, suspects, options).await?;
     let checks = integrity::integrity(subject, source, target, sink, options).await?;
-    Ok(report::report(&expected, &digests, differences, checks, options))
+    let report = report::report(&expected, &digests, &differences, checks, options);
+    Ok((report, Differences(differences)))
 }

@@ -75,14 +75,14 @@ impl Report {
 pub(crate) fn report(
     expected: &Expected<'_>,
     digests: &Digests,
-    real: BTreeMap<(TableId, Key), Suspect>,
+    real: &BTreeMap<(TableId, Key), Suspect>,
     checks: Vec<Check>,
     options: &Options,
 ) -> Report {
     let mut by_table: BTreeMap<TableId, Vec<Difference>> = BTreeMap::new();
     for ((table, key), suspect) in real {
-        if let Some(side) = expected.targets.get(&table) {
-            by_table.entry(table).or_default().push(difference(&side.schema, &key, &suspect, options.show_keys));
+        if let Some(side) = expected.targets.get(table) {
+            by_table.entry(*table).or_default().push(difference(&side.schema, key, suspect, options.show_keys));
         }
     }
     let tables: Vec<TableReport> = expected

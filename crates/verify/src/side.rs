@@ -218,7 +218,8 @@ fn in_place<A: Inspect, B: Inspect>(expected: &Expected<'_>, source: &A, target:
         let table = bound.passthrough()?;
         let side = expected.targets.get(&table)?;
         let keyed = |schema: &TableSchema| schema.identity == Identity::Key;
-        let fits = schema.columns.len() == side.schema.columns.len() && schema.key_columns() == side.schema.key_columns();
+        let fits =
+            schema.columns.len() == side.schema.columns.len() && schema.key_columns() == side.schema.key_columns();
         let alone = of_source(&table) == 1 && !side.may_have_more;
         (fits && alone && keyed(schema) && keyed(&side.schema)).then_some(table)
     };

@@ -226,8 +226,7 @@ pub(super) async fn equalities(
     doing: &str,
 ) -> Result<Vec<String>, Failure> {
     let quoted = quote_table(table)?;
-    let rows =
-        client.query(KEY_COLUMNS, &[&quoted.as_str(), &columns]).await.map_err(|error| failure(doing, error))?;
+    let rows = client.query(KEY_COLUMNS, &[&quoted.as_str(), &columns]).await.map_err(|error| failure(doing, error))?;
     let found: HashMap<String, Option<String>> = rows.into_iter().map(|row| (row.get(0), row.get(2))).collect();
     let plain = || "OPERATOR(pg_catalog.=)".to_owned();
     Ok(columns.iter().map(|name| found.get(name).cloned().flatten().unwrap_or_else(plain)).collect())

@@ -19,7 +19,13 @@ fn report(key: Option<Vec<Option<String>>>) -> Report {
         differences: 3,
         samples: vec![difference],
     };
-    Report { position: Some("1/16B3748/end".to_owned()), differences: 3, refused_rows: 0, tables: vec![table], checks: Vec::new() }
+    Report {
+        position: Some("1/16B3748/end".to_owned()),
+        differences: 3,
+        refused_rows: 0,
+        tables: vec![table],
+        checks: Vec::new(),
+    }
 }
 
 fn pair(mismatched: u32, missed: bool) -> PairReport {

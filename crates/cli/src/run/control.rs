@@ -2,7 +2,8 @@
 
 use super::{
     adding::{Added, Asker},
-    ends::SinkJob, resources,
+    ends::SinkJob,
+    resources,
     session::Session,
     supervise::barrier,
     switch::Wanted,
@@ -317,12 +318,12 @@ impl Shared {
     }
 
     /// What was proven of both sides holds no more.
-    async fn void(&self, who: &str, why: &str) -> Result<(), Refused> {
+    pub(super) async fn void(&self, who: &str, why: &str) -> Result<(), Refused> {
         self.command(who, Command::Void { why: why.to_owned() }).await
     }
 
     /// What somebody asks for goes into the journal under their name.
-    async fn command(&self, who: &str, command: Command) -> Result<(), Refused> {
+    pub(super) async fn command(&self, who: &str, command: Command) -> Result<(), Refused> {
         self.journal.command(command, &By { who: who.to_owned(), ..self.now() }).await.map(drop).map_err(|error| {
             match &error {
                 JournalError::Refused(_) => Refused::new(3, error.to_string()),
@@ -343,7 +344,14 @@ impl Shared {
         answered.await.map_err(|_| gone())?.map_err(|error| refused(&error))
     }
 
-    async fn job<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, CliError>>) -> SinkJob) -> Result<T, Refused> {
+    pub(super) fn log(&self) -> &AnyLog {
+        &self.log
+    }
+
+    pub(super) async fn job<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, CliError>>) -> SinkJob,
+    ) -> Result<T, Refused> {
         let (answer, answered) = oneshot::channel();
         let gone = || Refused::new(1, "the run is ending");
         self.jobs.send(job(answer)).await.map_err(|_| gone())?;
@@ -487,6 +495,7 @@ impl Control for Answers {
                 let Added { tables, begun } = self.0.add_tables().await?;
                 Ok(json!({ "tables": tables, "begun": begun }))
             }
+            "repair" => super::repair::answer(&self.0, body).await,
             "cutover" => self.0.cutover(who, &body).await,
             "approve" => {
                 let approval = serde_json::from_value(body.get("approval").cloned().unwrap_or_default())

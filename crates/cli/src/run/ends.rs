@@ -5,8 +5,8 @@ use crate::{error::CliError, event_log::AnyLog, registry::AnySink};
 use crossfade_connector::{Quarantine, QuarantineFilter, QuarantineOutcome, Sink};
 use crossfade_event::Cut;
 use crossfade_pipeline::{
-    Again, DeliverOptions, Ending, HealReport, PipelineError, Routes, Scratch, Stop, Valve, Watch, deliver,
-    deliver_together, heal, level, stop_channel,
+    Again, DeliverOptions, Ending, HealReport, PipelineError, RepairReport, Routes, Scratch, Stop, Valve, Wanted,
+    Watch, deliver, deliver_together, heal, level, repair, stop_channel,
 };
 use std::{pin::pin, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +18,8 @@ const HEAL_BYTES_MAX: usize = 64 << 20;
 pub(super) enum SinkJob {
     /// Replays from a place in the log.
     Heal(Cut, oneshot::Sender<Result<HealReport, CliError>>),
+    /// Writes rows as they should be.
+    Repair(Vec<Wanted>, oneshot::Sender<Result<RepairReport, CliError>>),
     /// Applies quarantined changes again.
     Retry(QuarantineFilter, oneshot::Sender<Result<QuarantineOutcome, CliError>>),
     /// Goes on by other routes: tables have come.
@@ -91,6 +93,10 @@ async fn run_job(log: &AnyLog, routes: Result<Routes, CliError>, sink: &mut AnyS
             let done = async { replay_into(log, &routes?, sink, &from).await };
             let _ = answer.send(done.await);
         }
+        SinkJob::Repair(wanted, answer) => {
+            let done = async { repair_rows(log, &routes?, sink, &wanted).await };
+            let _ = answer.send(done.await);
+        }
         SinkJob::Retry(filter, answer) => {
             let done = async { retry(log, &routes?, sink, &filter).await };
             let _ = answer.send(done.await);
@@ -128,6 +134,22 @@ pub(crate) async fn retry(
         let outcome = Quarantine::retry(sink, filter).await.map_err(PipelineError::Sink);
         if let Some(outcome) = again.unless_passing(outcome).await? {
             return Ok(outcome);
+        }
+    }
+}
+
+/// Writes rows as they should be; what a passing failure left undone is done again.
+async fn repair_rows(
+    log: &AnyLog,
+    routes: &Routes,
+    sink: &mut AnySink,
+    wanted: &[Wanted],
+) -> Result<RepairReport, CliError> {
+    let mut again = Again::default();
+    loop {
+        let repaired = repair(log, routes, sink, wanted).await;
+        if let Some(report) = again.unless_passing(repaired).await? {
+            return Ok(report);
         }
     }
 }

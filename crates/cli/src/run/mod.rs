@@ -18,6 +18,7 @@ mod keep;
 mod place;
 mod plan_file;
 mod queries;
+mod repair;
 mod replay;
 mod resources;
 mod reverse;

@@ -45,7 +45,8 @@ fn of_group(max: &str, current: &str, stat: &str) -> Option<Percent> {
 
 /// The number after a name at the beginning of a line.
 fn line(text: &str, name: &str) -> Option<u64> {
-    let mut found = text.lines().filter_map(|line| line.split_once(char::is_whitespace)).filter(|(key, _)| *key == name);
+    let mut found =
+        text.lines().filter_map(|line| line.split_once(char::is_whitespace)).filter(|(key, _)| *key == name);
     found.next()?.1.split_whitespace().next()?.parse().ok()
 }
 

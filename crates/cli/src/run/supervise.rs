@@ -17,8 +17,7 @@ use crossfade_event::{Event, TableName};
 use crossfade_log::{EventLog, Lane, LogReader};
 use crossfade_observe::{StatusFile, Terminal, TerminalMode, socket::ControlSocket};
 use crossfade_pipeline::{
-    DeliverOptions, Folds, IngestOptions, PipelineError, Stop, Stopper, ValveHandle, Watch, ingest, stop_channel,
-    valve,
+    DeliverOptions, Folds, IngestOptions, PipelineError, Stop, Stopper, ValveHandle, Watch, ingest, stop_channel, valve,
 };
 use crossfade_state::WorkFolder;
 use std::{

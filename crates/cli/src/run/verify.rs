@@ -3,6 +3,8 @@
 use super::{
     plan_file::{PlanFile, secret_of, write_whole},
     queries,
+    repair::{Repaired, repair},
+    roles,
     session::routes,
     upkeep::{is_followed, while_followed},
 };
@@ -24,9 +26,12 @@ use crossfade_event::{
     catalog::{Catalog, RelationKind, TableDef},
 };
 use crossfade_transform::{BackHow, Note, Plan, Writing};
-use crossfade_verify::{CheckKind, Options, Report, SinkPosition, Subject, TableReport};
+use crossfade_verify::{CheckKind, Options, Report, SinkPosition, Subject, TableReport, verify_rows};
 use serde::Serialize;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+/// How often a repair looks again at what it left to the stream.
+const REPAIR_ROUNDS: usize = 5;
 
 /// How far the sink has come, by its own word.
 pub(super) struct Asking(pub(super) AnySink);
@@ -47,7 +52,7 @@ impl SinkPosition for Asking {
 /// when a latency budget is missed.
 pub(crate) async fn verify(spec: &Spec, args: &VerifyArgs) -> Result<(), CliError> {
     if args.repair {
-        return Err(CliError::not_built("verify --repair"));
+        roles::needs_deliver(spec, "verify --repair")?;
     }
     refuse_inexact(spec)?;
     let pairs = args.queries.as_deref().map(PairsFile::load).transpose()?;
@@ -99,6 +104,7 @@ impl Found {
         Answer {
             report: of_rows.map(|compared| &compared.report),
             dropped: of_rows.map(|compared| compared.dropped.as_slice()).unwrap_or_default(),
+            repaired: of_rows.and_then(|compared| compared.repaired),
             lossy: of_rows.map(|compared| compared.lossy.as_slice()).unwrap_or_default(),
             queries: self.queries.as_deref(),
             caught_up_first,
@@ -145,7 +151,8 @@ impl Found {
         let differ = named(PairReport::differs, "queries that are answered differently");
         let unjudged = named(|report| report.unjudged > 0, "queries whose answers changed too fast to be judged");
         let slow = named(PairReport::is_slow, "queries that are slower on the target than allowed");
-        if let Some(said) = rows.into_iter().chain(broken).chain(differ).reduce(|one, other| format!("{one}; {other}")) {
+        if let Some(said) = rows.into_iter().chain(broken).chain(differ).reduce(|one, other| format!("{one}; {other}"))
+        {
             return Err(CliError::new(Exit::Differences, said));
         }
         if let Some(said) = unjudged {
@@ -179,6 +186,9 @@ struct Answer<'a> {
     dropped: &'a [Dropped],
     /// Columns of which something was lost before it came here: both sides agree, and the database behind may not.
     lossy: &'a [Note],
+    /// What was written, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired: Option<Repaired>,
     /// Where some were asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     queries: Option<&'a [PairReport]>,
@@ -200,6 +210,8 @@ struct Compared {
     report: Report,
     dropped: Vec<Dropped>,
     lossy: Vec<Note>,
+    /// Where that was asked for.
+    repaired: Option<Repaired>,
 }
 
 /// Compares both sides, and has the process that runs the migration note what came of it: a switch asks for the proof.
@@ -241,7 +253,20 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
     let subject = Subject { plan: bound.plan(), source_tables: paired.source_tables, renamed: paired.renamed };
     let options = Options { samples: args.limit, show_keys: args.show_keys, ..Options::default() };
     let mut asking = Asking(AnySink::for_looking(spec)?);
-    let mut report = crossfade_verify::verify(&subject, &mut source, &mut target, &mut asking, &options).await?;
+    let (mut report, mut differences) = verify_rows(&subject, &mut source, &mut target, &mut asking, &options).await?;
+    let mut repaired = args.repair.then(Repaired::default);
+    // A row that changes all the time may be left to the stream again and again.
+    for _ in 0..REPAIR_ROUNDS {
+        let Some(sum) = repaired.as_mut().filter(|_| report.differences > 0) else { break };
+        let round = repair(spec, &subject, &mut source, &mut target, differences).await?;
+        sum.written += round.written;
+        sum.deleted += round.deleted;
+        (sum.refused, sum.left_alone) = (round.refused, round.left_alone);
+        (report, differences) = verify_rows(&subject, &mut source, &mut target, &mut asking, &options).await?;
+        if round.written + round.deleted == round.refused && report.differences == round.refused + round.left_alone {
+            break;
+        }
+    }
     let dropped = match paired.dropped.as_slice() {
         [] => Vec::new(),
         names => {
@@ -249,7 +274,7 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
             left_of(names, whole.plan(), spec.source.by_root(), &mut target, &mut report).await?
         }
     };
-    Ok(Compared { report, dropped, lossy })
+    Ok(Compared { report, dropped, lossy, repaired })
 }
 
 /// Every table of a database.
@@ -349,10 +374,29 @@ impl Compared {
             };
             notes.push(format!("dropped: {} is no longer in the source; {left} left in {}", one.table, one.target));
         }
+        if let Some(done) = &self.repaired {
+            let (written, deleted) = (output::count(done.written), output::count(done.deleted));
+            notes.push(format!("repaired: {written} rows written as they should be, {deleted} deleted"));
+            if done.refused > 0 {
+                notes.push(format!(
+                    "{} rows are refused by the target, or wait in quarantine",
+                    output::count(done.refused)
+                ));
+            }
+            if done.left_alone > 0 {
+                notes.push(format!(
+                    "{} rows cannot be told by a key of their own, or are too large, and were left alone",
+                    output::count(done.left_alone)
+                ));
+            }
+        }
         for check in self.report.checks.iter().filter(|check| check.broken > 0) {
             let (rows, columns) = (output::count(check.broken), check.columns.join(", "));
             notes.push(match &check.references {
-                Some(parent) => format!("dangling: {rows} rows of {} refer by {columns} to rows that {parent} does not have", check.table),
+                Some(parent) => format!(
+                    "dangling: {rows} rows of {} refer by {columns} to rows that {parent} does not have",
+                    check.table
+                ),
                 None => format!("not injective: {rows} new keys stand more than once in {}", check.table),
             });
         }

@@ -42,7 +42,10 @@ pub(super) fn refuse_unbuilt(document: &Document<'_>) -> Result<(), SpecError> {
     }
     for gate in Gates::NOT_BUILT {
         if let Some(span) = document.key_span(&["gates", gate]) {
-            return Err(document.error(span, format!("the gate {gate:?} is not built yet; error_rate, lag, throughput, disk and memory are")));
+            return Err(document.error(
+                span,
+                format!("the gate {gate:?} is not built yet; error_rate, lag, throughput, disk and memory are"),
+            ));
         }
     }
     Ok(())

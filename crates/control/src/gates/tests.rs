@@ -106,10 +106,7 @@ fn the_floor_is_a_mean_over_its_span_and_judges_nothing_shorter() {
     let judged = |rows_per_s| evaluate(&gates, &Measures { rows_per_s, ..Measures::default() });
     assert_eq!(pause_reason(&judged(None)), None);
     assert_eq!(pause_reason(&judged(Some(100))), None);
-    assert_eq!(
-        pause_reason(&judged(Some(99))).unwrap().1,
-        "99 rows/s into the sink, the floor is 100 rows/s over 10s"
-    );
+    assert_eq!(pause_reason(&judged(Some(99))).unwrap().1, "99 rows/s into the sink, the floor is 100 rows/s over 10s");
 }
 
 #[test]
