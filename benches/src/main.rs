@@ -11,6 +11,8 @@ mod servers;
 mod sqlite;
 mod summary;
 mod usage;
+#[cfg(feature = "kafka")]
+mod workers;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -39,6 +41,9 @@ enum Which {
     /// The same from PostgreSQL to PostgreSQL, the log on Kafka against the log on disk
     #[cfg(feature = "kafka")]
     KafkaLog,
+    /// 500,000 changes whose rows are masked, over topics by roles: no transform worker, one, two
+    #[cfg(feature = "kafka")]
+    Workers,
 }
 
 /// Benchmarks against the peers.
@@ -74,6 +79,8 @@ async fn main() -> Result<()> {
             Which::OverTopics => kafka::over_topics(options.rounds, sized(500_000)).await?,
             #[cfg(feature = "kafka")]
             Which::KafkaLog => kafka::log(options.rounds, sized(500_000)).await?,
+            #[cfg(feature = "kafka")]
+            Which::Workers => workers::run(options.rounds, sized(500_000)).await?,
         }
     }
     Ok(())
