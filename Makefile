@@ -10,16 +10,16 @@ demo: build
 build:
 	cargo build --release -p crossfade-cli
 
-# Every test, against real servers. As root it installs what is missing; otherwise it ends with the exact list.
-# The release build has Kafka in it, which needs a C++ compiler as well.
+# Every test, against real servers, but for the long ones over Kafka (`make test-kafka`), of which it has a short round. As root
+# it installs what is missing; otherwise it ends with the exact list. The release build has Kafka in it: a C++ compiler.
 test:
 	ci/prepare
 	cargo build --release -p crossfade-cli --features kafka
 	ci/test
 
-# The log on Kafka against a real broker: the provider, a crossfade that is built with it, journeys and kills. Needs Java.
+# All that goes over real brokers, and Debezium: the provider, a crossfade that is built with it, journeys and kills.
 test-kafka:
-	CROSSFADE_WITH_KAFKA=1 ci/prepare
+	CROSSFADE_WITH_DEBEZIUM=1 ci/prepare
 	cargo build --release -p crossfade-cli --features kafka
 	ci/test-kafka
 
@@ -29,7 +29,7 @@ lint:
 # The long rounds of tests/recovery (at least 200 kills under live writers, with a report of kills per phase; builds with a
 # defect, which must be found; at least 200 over two roles and three brokers) and of tests/journey.
 soak:
-	CROSSFADE_WITH_KAFKA=1 ci/prepare
+	CROSSFADE_WITH_DEBEZIUM=1 ci/prepare
 	cargo build --release -p crossfade-cli --features kafka
 	CROSSFADE_SOAK=1 CI=true cargo test -p crossfade-tests-recovery -p crossfade-tests-journey \
 	  --features crossfade-tests-journey/kafka,crossfade-tests-recovery/kafka -- --nocapture --test-threads=1
@@ -47,6 +47,6 @@ bench: build
 
 # The same with Kafka at the end or between, against Debezium. Needs Java.
 bench-kafka:
-	CROSSFADE_WITH_KAFKA=1 ci/prepare
+	CROSSFADE_WITH_DEBEZIUM=1 ci/prepare
 	cargo build --release -p crossfade-cli --features kafka
-	cargo run --release -p crossfade-benches --features kafka -- to-topics over-topics kafka-log
+	cargo run --release -p crossfade-benches --features kafka -- to-topics over-topics kafka-log workers

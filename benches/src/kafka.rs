@@ -9,7 +9,7 @@ use crate::{
     backlog::{SCHEMA, fill, write},
     servers::{Databases, Pair, spawn, until_caught_up, until_true},
     summary::row,
-    usage::peak_bytes,
+    usage::{MIB, peak_bytes},
 };
 use anyhow::{Context, Result, ensure};
 use crossfade_testkit::{debezium::Debezium, kafka::Kafka};
@@ -19,7 +19,6 @@ use rdkafka::{
 };
 use std::time::{Duration, Instant};
 
-const MIB: f64 = 1_048_576.0;
 const PER_TRANSACTION: u64 = 100;
 
 /// Without schemas, and only what the backlog touches; the slot begins where the stream does.

@@ -12,6 +12,8 @@ mod sqlite;
 mod summary;
 mod usage;
 mod verify;
+#[cfg(feature = "kafka")]
+mod workers;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -42,6 +44,9 @@ enum Which {
     /// The same from PostgreSQL to PostgreSQL, the log on Kafka against the log on disk
     #[cfg(feature = "kafka")]
     KafkaLog,
+    /// 500,000 changes whose rows are masked, over topics by roles: no transform worker, one, two
+    #[cfg(feature = "kafka")]
+    Workers,
 }
 
 /// Benchmarks against the peers.
@@ -82,6 +87,8 @@ async fn main() -> Result<()> {
             Which::OverTopics => kafka::over_topics(options.rounds, sized(500_000)).await?,
             #[cfg(feature = "kafka")]
             Which::KafkaLog => kafka::log(options.rounds, sized(500_000)).await?,
+            #[cfg(feature = "kafka")]
+            Which::Workers => workers::run(options.rounds, sized(500_000)).await?,
         }
     }
     Ok(())

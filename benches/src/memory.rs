@@ -3,13 +3,12 @@
 use crate::{
     servers::{Databases, Pair, spawn, until_true},
     summary::row,
-    usage::{peak_bytes, private_bytes, resident_bytes},
+    usage::{MIB, peak_bytes, private_bytes, resident_bytes},
 };
 use anyhow::{Context, Result};
 use std::time::Duration;
 
 const SCHEMA: &str = "CREATE TABLE items (id bigint PRIMARY KEY, name text NOT NULL, body text NOT NULL); CREATE TABLE done (id int PRIMARY KEY)";
-const MIB: f64 = 1_048_576.0;
 
 pub(crate) async fn run(rows: u64) -> Result<()> {
     let pair = Pair::start()?;

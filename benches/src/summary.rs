@@ -20,7 +20,8 @@ pub(crate) fn row(work: &str, unit: &str, peer: &[f64], ours: &[f64]) {
     println!("| {work} | {unit} | {} | {} | {:.2} |", spread(peer), spread(ours), median(&ratios));
 }
 
-fn spread(figures: &[f64]) -> String {
+/// The median with the least and the most.
+pub(crate) fn spread(figures: &[f64]) -> String {
     let min = figures.iter().copied().fold(f64::INFINITY, f64::min);
     let max = figures.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let digits = if max >= 100.0 { 0 } else { 2 };

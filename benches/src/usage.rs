@@ -6,6 +6,9 @@ use std::fs;
 /// Clock ticks a second, as Linux reports processor time to programs on every common machine.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// Bytes of one.
+pub(crate) const MIB: f64 = 1_048_576.0;
+
 /// Processor seconds of a process, its living children, and the children that it has waited for.
 pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     let own = ticks(pid, true).unwrap_or(0.0);

@@ -100,13 +100,18 @@ fn wait(desk: &Desk, name: &str, running: &mut [&mut Running]) {
     assert!(waited.code == Some(0) && live, "they do not catch up\n{waited}\n{}", said.join("\n---\n"));
 }
 
-/// What the process that runs it tells Prometheus.
-fn metrics(desk: &Desk) -> String {
-    let mut socket = UnixStream::connect(desk.work().join("control.sock")).unwrap();
-    socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut page = String::new();
-    socket.read_to_string(&mut page).unwrap();
-    page
+/// Waits until the process that runs it tells Prometheus that its clients of this purpose have counted more than that.
+pub(crate) async fn until_counted(desk: &Desk, what: &str, client: &str, more_than: f64) {
+    let name = format!("crossfade_log_client_{what}_records_total{{migration=\"{}\",client=\"{client}\"}}", desk.name);
+    wait_for("the metrics to say what the clients have sent or received", async || {
+        let mut socket = UnixStream::connect(desk.work().join("control.sock")).unwrap();
+        socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut page = String::new();
+        socket.read_to_string(&mut page).unwrap();
+        let count = page.lines().find_map(|line| line.strip_prefix(&name)?.trim().parse::<f64>().ok());
+        count.filter(|count| *count > more_than)
+    })
+    .await;
 }
 
 fn stop(running: Running) {
@@ -179,13 +184,7 @@ async fn one_process_has_the_rights_of_ingest_and_deliver_and_a_wipe_its_own() {
     let status = user(&desk, "whole").json(&["status", SPEC]);
     let partitions = status["log"]["behind"].as_object().map(serde_json::Map::len);
     assert_eq!(partitions, Some(4), "{status}");
-    let sent = format!("crossfade_log_client_sent_records_total{{migration=\"{}\",client=\"writer\"}}", desk.name);
-    wait_for("the metrics to say what the clients have sent", async || {
-        let page = metrics(&desk);
-        let count = page.lines().find_map(|line| line.strip_prefix(&sent)?.trim().parse::<f64>().ok());
-        count.filter(|count| *count > 40.0)
-    })
-    .await;
+    until_counted(&desk, "sent", "writer", 40.0).await;
     stop(run);
     desk.crossfade = user(&desk, "whole");
     assert_equal(&desk, &source, &target).await;

@@ -4,6 +4,7 @@
 use crate::{
     debezium::{TYPES, same, source as as_source},
     desk::{Desk, SPEC, Writer, postgres, rows, two_databases},
+    rights::until_counted,
     shop::{SHOP, TABLES, work},
 };
 use crossfade_testkit::{debezium::Debezium, kafka::Kafka, postgres::Database, seeded};
@@ -180,6 +181,8 @@ async fn what_is_written_to_topics_is_read_by_our_own_source_and_is_what_the_dat
             let query = format!("SELECT * FROM {table}");
             same(&source, &target, &query, &query, &mut reading, None).await;
         }
+        until_counted(&second, "received", "source", 100.0).await;
+        until_counted(&desk, "sent", "sink", 100.0).await;
         second.stop(reading);
         desk.stop(run);
         desk.expect(3, &["rollback"], &["--undo", "--yes"]);

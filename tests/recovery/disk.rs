@@ -24,12 +24,12 @@ use std::{
 };
 
 const BALLAST: i64 = 4_000;
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// A file system of so many bytes.
 #[derive(Debug)]
-struct Disk {
-    at: PathBuf,
+pub(crate) struct Disk {
+    pub(crate) at: PathBuf,
     /// Unmounts when its input ends.
     watchdog: Child,
 }
@@ -39,7 +39,7 @@ const UNMOUNT: &str = r#"read -r word; umount "$1" 2>/dev/null || umount -l "$1"
 impl Disk {
     /// Over the folder `at`, which is made, for the user who owns `like`. `None` where nothing may be mounted, which has been
     /// said.
-    fn mount(at: PathBuf, bytes: u64, like: &Path) -> Option<Self> {
+    pub(crate) fn mount(at: PathBuf, bytes: u64, like: &Path) -> Option<Self> {
         fs::create_dir_all(&at).unwrap();
         let owner = fs::metadata(like).unwrap();
         let options = format!("size={bytes},mode=0755,uid={},gid={}", owner.uid(), owner.gid());
@@ -74,7 +74,7 @@ impl Disk {
     }
 
     /// Takes all room but `left` bytes.
-    fn fill(&self, left: u64) {
+    pub(crate) fn fill(&self, left: u64) {
         let mut file = File::create(self.filler()).unwrap();
         let block = vec![0xa5; 4096];
         loop {
@@ -89,7 +89,7 @@ impl Disk {
     }
 
     /// Gives the room back.
-    fn free(&self) {
+    pub(crate) fn free(&self) {
         fs::remove_file(self.filler()).unwrap();
     }
 }

@@ -2,11 +2,19 @@
 //! `kafka` (`make test-kafka`).
 
 use crate::{
-    bank, is_soak,
+    bank,
+    disk::{Disk, MIB},
+    hand::Hand,
+    is_soak,
     setup::Direction,
     stand::{SPEC, Stand},
 };
-use crossfade_testkit::{kafka::Kafka, seeded};
+use crossfade_testkit::{
+    crossfade::Running,
+    kafka::{Cluster, Kafka},
+    seeded,
+    wait::wait_until,
+};
 use rand::Rng;
 use std::time::Duration;
 
@@ -22,10 +30,10 @@ enum Fault {
 
 const FAULTS: [Fault; 4] = [Fault::Run, Fault::Broker, Fault::Both, Fault::Hang];
 
-/// A stand whose log is on a broker of this test's own.
-async fn stand_over(kafka: &Kafka) -> Option<Stand> {
+/// A stand whose log is on brokers of this test's own.
+async fn stand_over(brokers: &str, more: &str) -> Option<Stand> {
     let mut stand = Stand::new(Direction::PostgresToPostgres).await?;
-    stand.log = format!("[log]\nkind = \"kafka\"\nbrokers = \"{}\"\n", kafka.brokers());
+    stand.log = format!("[log]\nkind = \"kafka\"\nbrokers = \"{brokers}\"\n{more}");
     stand.write_spec(&stand.source.spec(), &stand.target.spec());
     Some(stand)
 }
@@ -33,7 +41,7 @@ async fn stand_over(kafka: &Kafka) -> Option<Stand> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_run_and_the_broker_may_be_killed_at_any_moment() {
     let Some(kafka) = Kafka::start(&[]) else { return };
-    let Some(stand) = stand_over(&kafka).await else { return };
+    let Some(stand) = stand_over(&kafka.brokers(), "").await else { return };
     let (rounds, ballast) = if is_soak() { (60, 120_000) } else { (8, 40_000) };
     bank::create(&stand.source, ballast).await;
     let seed = seeded::seed("kills with the log on Kafka");
@@ -94,4 +102,73 @@ async fn the_run_and_the_broker_may_be_killed_at_any_moment() {
     assert_eq!(ended.code, Some(0), "{ended}");
     let sound = stand.crossfade.succeed(&["log", "verify", SPEC]);
     println!("{tally:?} of {FAULTS:?}, both sides equal; {}", sound.stdout.trim());
+}
+
+/// Waits until the run sounds an alarm because nothing is taken, and the status says that this is the log's matter.
+async fn until_it_says_nothing_is_taken(stand: &Stand, run: &mut Running) {
+    wait_until("the run to say that Kafka takes nothing", async || {
+        assert!(run.is_running(), "the run has ended\n{}", run.stderr());
+        let said = stand.crossfade.run(&["status", SPEC, "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&said.stdout).unwrap_or_default();
+        status["retrying"]["side"] == "log"
+            && status.to_string().contains("Kafka takes nothing")
+            && run.stderr().contains("reading the source waits until it does")
+    })
+    .await;
+}
+
+/// The writers end; what was written meanwhile arrives by itself, in the same run.
+async fn assert_goes_on(stand: &Stand, mut run: Running, teller: Hand) {
+    teller.wait_for_more(20);
+    teller.stop();
+    stand.until_caught_up(&mut run, 2).await;
+    stand.wait_caught_up();
+    stand.assert_equal(false).await;
+    let status = stand.crossfade.json(&["status", SPEC]);
+    assert!(status["retrying"].is_null(), "{status}");
+    run.terminate();
+    let ended = run.wait();
+    assert_eq!(ended.code, Some(0), "{ended}");
+    stand.crossfade.succeed(&["log", "verify", SPEC]);
+}
+
+/// All three copies must be in step for a write to count, and one of the three is gone: the brokers answer, everything can be
+/// read, and they take no record.
+#[tokio::test(flavor = "multi_thread")]
+async fn brokers_with_too_few_copies_in_step_take_nothing_and_the_run_waits_with_an_alarm_and_goes_on_by_itself() {
+    let Some(kafka) = Cluster::start(3) else { return };
+    let Some(stand) = stand_over(&kafka.brokers(), "replication = 3\nmin_insync_replicas = 3\n").await else { return };
+    bank::create(&stand.source, 10_000).await;
+    let teller = bank::teller(&stand.source, seeded::seed("too few copies"), 120);
+    let mut run = stand.start();
+    stand.until_caught_up(&mut run, 1).await;
+    kafka.node(2).kill();
+    until_it_says_nothing_is_taken(&stand, &mut run).await;
+    let arrived = stand.target.number("SELECT count(*) FROM movements").await;
+    teller.wait_for_more(40);
+    assert_eq!(stand.target.number("SELECT count(*) FROM movements").await, arrived, "something was taken");
+    kafka.node(2).start_again();
+    assert_goes_on(&stand, run, teller).await;
+}
+
+/// A broker whose disk is full ends itself; with room it is started again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_whose_disk_is_full_takes_nothing_and_the_run_waits_with_an_alarm_and_goes_on_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = Disk::mount(folder.path().join("disk"), 256 * MIB, folder.path()) else { return };
+    let data = disk.at.join("data");
+    let Some(kafka) = Kafka::start(&[("log.dirs", &data.display().to_string())]) else { return };
+    let Some(stand) = stand_over(&kafka.brokers(), "").await else { return };
+    bank::create(&stand.source, 10_000).await;
+    let teller = bank::teller(&stand.source, seeded::seed("a broker's full disk"), 120);
+    let mut run = stand.start();
+    stand.until_caught_up(&mut run, 1).await;
+    disk.fill(0);
+    until_it_says_nothing_is_taken(&stand, &mut run).await;
+    teller.wait_for_more(40);
+    // It may have ended by itself already.
+    kafka.kill();
+    disk.free();
+    kafka.start_again();
+    assert_goes_on(&stand, run, teller).await;
 }

@@ -8,6 +8,8 @@
 #![cfg(test)]
 
 mod bank;
+#[cfg(feature = "kafka")]
+mod crew;
 mod disk;
 mod ends;
 mod growing;
@@ -26,6 +28,8 @@ mod shadow;
 mod stand;
 mod state;
 mod tally;
+#[cfg(feature = "kafka")]
+mod workers;
 mod yard;
 
 /// Whether this is the long round.

@@ -37,13 +37,16 @@ use crossfade_connector::{
 use crossfade_event::{Change, Key, Row, TableId, TableName};
 use envelope::{Manner, Table};
 use prepared::{Prepared, View};
-use std::sync::mpsc;
+use std::{sync::mpsc, time::Duration};
 use tokio::sync::oneshot;
 use topics::For;
 use writer::Writer;
 
 /// The name under which consumers appear; no group is ever joined.
 const GROUP: &str = "crossfade-sink";
+
+/// How long the producers are left alone while there is nothing to write.
+const IDLE: Duration = Duration::from_secs(1);
 
 type Job = Box<dyn FnOnce(&mut Writer) + Send>;
 
@@ -295,8 +298,12 @@ impl KafkaSink {
         std::thread::Builder::new()
             .name("kafka-sink".to_owned())
             .spawn(move || {
-                for job in receiver {
-                    job(&mut writer);
+                loop {
+                    match receiver.recv_timeout(IDLE) {
+                        Ok(job) => job(&mut writer),
+                        Err(mpsc::RecvTimeoutError::Timeout) => writer.hear(),
+                        Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                    }
                 }
                 writer.abandon();
             })

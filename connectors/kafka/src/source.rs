@@ -31,7 +31,7 @@ pub use wire::{BinaryMode, DecimalMode, Handling, TimePrecision};
 
 use crate::{
     Connection,
-    client::{Clients, LogConsumer, assignment, scan, server},
+    client::{Clients, LogConsumer, Purpose, assignment, scan, server},
 };
 use crossfade_connector::{Failure, Refusal, Resume, Source, SourceHealth};
 use crossfade_event::{
@@ -186,7 +186,7 @@ struct Begun {
 }
 
 fn begin(config: &DebeziumConfig, planned: &[TableDef], resume: &Resume) -> Result<Begun, Failure> {
-    let clients = Clients::new(config.connection.clone()).map_err(failure)?;
+    let clients = Clients::new(config.connection.clone()).map_err(failure)?.counting_as_an_end();
     let consumer = clients.asking(GROUP).map_err(failure)?;
     let schemas = schemas(planned, resume);
     let names: Vec<String> = schemas.iter().map(|schema| topic_of(&config.topic_prefix, &schema.name)).collect();
@@ -235,6 +235,7 @@ fn begin(config: &DebeziumConfig, planned: &[TableDef], resume: &Resume) -> Resu
         .collect::<Vec<_>>();
     keyless(&tables, config)?;
     let figures = Arc::new(Figures::default());
+    let beside = follow::beside(consumer.clone(), &parts);
     let follower = Follower {
         consumer,
         parts,
@@ -244,7 +245,7 @@ fn begin(config: &DebeziumConfig, planned: &[TableDef], resume: &Resume) -> Resu
         placeholder: Placeholder::new(&config.unavailable),
         note,
         done,
-        out: Out::new(sender, first.back().and_then(|batch| batch.upto).unwrap_or(at)),
+        out: Out::new(sender, beside, first.back().and_then(|batch| batch.upto).unwrap_or(at)),
         figures: figures.clone(),
     };
     Ok(Begun { follower, first, batches, figures })
@@ -331,7 +332,7 @@ fn whole(events: Vec<Stamped>) -> Batch {
 
 /// Assigns every partition from where it was read up to, each with a queue of its own.
 fn parts(clients: &Clients, names: &[String], note: &Note) -> Result<(Vec<Part>, Arc<LogConsumer>), Failure> {
-    let consumer = Arc::new(clients.consumer(GROUP, true, None).map_err(failure)?);
+    let consumer = Arc::new(clients.consumer(GROUP, true, Some(Purpose::Source)).map_err(failure)?);
     let doing = |error| failure(server("assigning the topics that Debezium writes", error));
     let mut all = rdkafka::TopicPartitionList::new();
     for (name, place) in &note.topics {

@@ -458,12 +458,15 @@ impl AnyLog {
         }
     }
 
-    /// What the clients of this process have counted, where servers hold the log.
+    /// What the clients of this process have counted: those of a log on servers, and of topics at either end.
     pub(crate) fn clients(&self) -> Vec<ClientStatus> {
         match self {
+            #[cfg(not(feature = "kafka"))]
             Self::Embedded(_) => Vec::new(),
             #[cfg(feature = "kafka")]
-            Self::Kafka(log, _) => kafka::clients(log),
+            Self::Embedded(_) => kafka::ends_clients(),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => kafka::clients(log).into_iter().chain(kafka::ends_clients()).collect(),
         }
     }
 

@@ -177,7 +177,7 @@ pub struct LogStatus {
 /// The clients for one purpose, together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientStatus {
-    /// What they are for: `writer`, `reader`, `made`, `follower` or `worker`.
+    /// What they are for: `writer`, `reader`, `made`, `follower` or `worker` of a log; `source`, `sink`.
     pub purpose: String,
     /// How many there are now.
     pub clients: u64,

@@ -7,7 +7,7 @@
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -27,6 +27,10 @@ pub(crate) enum Purpose {
     Follower,
     /// Writes what this worker makes.
     Worker,
+    /// Reads topics that are the migration's source.
+    Source,
+    /// Writes topics that are its sink.
+    Sink,
 }
 
 impl Purpose {
@@ -37,6 +41,8 @@ impl Purpose {
             Self::Made => "made",
             Self::Follower => "follower",
             Self::Worker => "worker",
+            Self::Source => "source",
+            Self::Sink => "sink",
         }
     }
 }
@@ -44,7 +50,7 @@ impl Purpose {
 /// The clients for one purpose, together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientFigures {
-    /// What they are for: `writer`, `reader`, `made`, `follower` or `worker`.
+    /// What they are for: `writer`, `reader`, `made`, `follower` or `worker` of a log; `source`, `sink`.
     pub purpose: &'static str,
     /// How many there are now.
     pub clients: u64,
@@ -85,6 +91,14 @@ pub struct BrokerFigures {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Figures(Arc<Mutex<All>>);
 
+/// Those of a source and of a sink. A process runs one migration: there is one of each, whoever made it.
+static ENDS: LazyLock<Figures> = LazyLock::new(Figures::default);
+
+/// What the clients of a source and a sink in this process have counted, whatever the log is kept in.
+pub fn ends_figures() -> Vec<ClientFigures> {
+    ENDS.sums()
+}
+
 #[derive(Debug, Default)]
 struct All {
     last: u64,
@@ -101,6 +115,11 @@ pub(crate) struct Counting {
 }
 
 impl Figures {
+    /// Those of a source and of a sink.
+    pub(crate) fn of_ends() -> Self {
+        ENDS.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, All> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

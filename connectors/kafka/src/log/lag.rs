@@ -88,8 +88,8 @@ impl Lag {
         if is_denied(&error) {
             self.denied = true;
             self.clerk = None;
-            let rights = [Right::Group(&names.delivered), Right::Topic("Read", &names.changes)];
-            let doing = format!("committing how far the sink has come to the group {}", names.delivered);
+            let rights = [Right::Group(&names.delivers), Right::Topic("Read", &names.changes)];
+            let doing = format!("committing how far the sink has come to the group {}", names.delivers);
             tracing::warn!("tools show no lag of the sink: {}", needing(&rights, doing, error));
             return;
         }
@@ -102,7 +102,7 @@ impl Lag {
     fn say(&mut self, shared: &Shared, cut: &Cut) -> Result<(), Box<dyn std::error::Error>> {
         let names = &shared.names;
         if self.clerk.is_none() {
-            self.clerk = Some(Clerk::start(shared.clients.consumer(&names.delivered, false, None)?)?);
+            self.clerk = Some(Clerk::start(shared.clients.consumer(&names.delivers, false, None)?)?);
         }
         let Some(clerk) = &self.clerk else { return Ok(()) };
         let end = shared.end().cut;

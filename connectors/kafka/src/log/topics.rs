@@ -37,11 +37,9 @@ pub(super) struct Names {
     pub(super) readers: String,
     /// What workers make.
     pub(super) transformed: String,
-    /// The group under which it is told how far the sink has come.
-    pub(super) delivered: String,
     /// The workers' group, and what their `transactional.id`s begin with.
     pub(super) workers: String,
-    /// The group of those that deliver and share the stream.
+    /// The group of those that deliver and share the stream, under which it is told how far the sink has come.
     pub(super) delivers: String,
 }
 
@@ -73,7 +71,6 @@ impl Names {
             writer: format!("{prefix}.ingest"),
             readers: format!("{prefix}.readers"),
             transformed: format!("{prefix}.transformed"),
-            delivered: format!("{prefix}.deliver"),
             workers: format!("{prefix}.transform"),
             delivers: format!("{prefix}.deliver"),
         })
@@ -248,36 +245,33 @@ pub(super) fn wait_for(
 
 /// Deletes the topics that are pinned, and those alone. Returns their names.
 pub(super) fn delete(clients: &Clients, names: &Names, pin: &Pin) -> Result<Vec<String>, LogError> {
-    let (changes, meta) = look(clients, names, "Delete")?;
+    let mut pinned = vec![(names.changes.as_str(), &pin.changes), (names.meta.as_str(), &pin.meta)];
+    pinned.extend(pin.transformed.as_ref().map(|id| (names.transformed.as_str(), id)));
+    let asked: Vec<&str> = pinned.iter().map(|(name, _)| *name).collect();
     let mut deleted = Vec::new();
-    for (name, pinned, there) in [(&names.changes, &pin.changes, changes), (&names.meta, &pin.meta, meta)] {
+    // One that a single broker has not heard of yet must not stay.
+    for ((name, id), there) in pinned.iter().zip(clients.describe_known(&asked, "Delete")?) {
         match there {
-            Some(there) if there.id == *pinned => {
+            Some(there) if there.id == **id => {
                 clients.delete(name)?;
-                deleted.push(name.clone());
+                deleted.push((*name).to_owned());
             }
             Some(_) => tracing::warn!(topic = %name, "the topic is not the one that was made here; it is left alone"),
             None => {}
         }
     }
-    if let (Some(pinned), Some(there)) = (&pin.transformed, clients.describe_one(&names.transformed, "Delete")?)
-        && there.id == *pinned
-    {
-        clients.delete(&names.transformed)?;
-        deleted.push(names.transformed.clone());
-    }
     // All brokers hear of it a moment later.
     let began = Instant::now();
     loop {
-        let (changes, meta) = look(clients, names, "Delete")?;
+        let there = clients.describe(&asked, "Delete")?;
         let is_there =
-            |there: &Option<ids::Topic>, pinned: &str| there.as_ref().is_some_and(|there| there.id == pinned);
-        if !is_there(&changes, &pin.changes) && !is_there(&meta, &pin.meta) {
+            |((_, id), there): (&(&str, &String), Option<ids::Topic>)| there.is_some_and(|there| there.id == **id);
+        if !pinned.iter().zip(there).any(is_there) {
             return Ok(deleted);
         }
         if began.elapsed() > crate::client::PATIENCE {
             return Err(LogError::Server {
-                doing: format!("deleting the topics {} and {}", names.changes, names.meta),
+                doing: format!("deleting the topics {}", asked.join(", ")),
                 cause: "they are still there".into(),
                 passing: true,
             });

@@ -15,27 +15,27 @@
 //! The group's own offsets are committed in the same transaction, for tools that show lag; they are asked for nothing, so it
 //! does no harm when they expire.
 
+mod hand;
+
 use super::{
     KafkaLog,
-    ended::Ended,
-    made::{self, NOTE, Note},
+    made::{self, Note},
     members::{Member, Turn},
     reader::KafkaReader,
     shared::{Shared, Waiter, lock},
     start,
-    topics::Names,
 };
 use crate::{
-    client::{LogProducer, PATIENCE, Purpose, Right, assignment, code_of, flush, is_passing, needing, reason, send},
+    client::{Right, is_passing, needing},
     codec::{Head, What},
 };
 use bytes::Bytes;
 use crossfade_event::{Cut, Event, Partition, SchemaVersion, TableId};
 use crossfade_log::{Entries, Entry, Lane, LogError, LogReader, record::kind_of};
+use hand::{Batch, Broken, Hand};
 use rdkafka::{
     consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
-    error::{KafkaError, RDKafkaErrorCode},
-    producer::{BaseRecord, Producer},
+    error::KafkaError,
 };
 use std::{
     collections::BTreeMap,
@@ -50,12 +50,6 @@ use tokio::runtime::Handle;
 
 /// A transaction is ended once so much was made.
 const BATCH_BYTES: usize = 2 << 20;
-
-/// How long one step of a transaction may take before it is held to have failed.
-const STEP: Duration = Duration::from_secs(50);
-
-/// How long what was committed may take until it can be read.
-const READABLE: Duration = Duration::from_secs(10);
 
 /// How often the group is listened to, and an idle partition is looked at.
 const LISTEN: Duration = Duration::from_millis(100);
@@ -249,41 +243,11 @@ impl Crew {
     }
 }
 
-/// Why a partition is begun anew, or left.
-enum Broken {
-    /// Somebody else has it now.
-    Fenced(KafkaError),
-    Log(LogError),
-}
-
-impl From<LogError> for Broken {
-    fn from(error: LogError) -> Self {
-        Self::Log(error)
-    }
-}
-
 /// What a member of the group meets.
 fn in_the_group(shared: &Shared, error: KafkaError) -> LogError {
     let names = &shared.names;
     let rights = [Right::Group(&names.workers), Right::Topic("Read", &names.changes)];
     needing(&rights, format!("working in the group {}", names.workers), error)
-}
-
-impl Broken {
-    fn of(rights: &[Right<'_>], doing: String, error: KafkaError) -> Self {
-        use RDKafkaErrorCode as Code;
-        match code_of(&error) {
-            Some(
-                Code::Fenced
-                | Code::ProducerFenced
-                | Code::InvalidProducerEpoch
-                | Code::IllegalGeneration
-                | Code::UnknownMemberId
-                | Code::FencedInstanceId,
-            ) => Self::Fenced(error),
-            _ => Self::Log(needing(rights, doing, error)),
-        }
-    }
 }
 
 /// A partition and whoever works on it.
@@ -426,100 +390,6 @@ fn head_of(entry: &Entry, round: u64) -> Head {
     };
     let what = What::Event { kind: kind_of(&entry.event), bits: 0, table, schema, position: entry.position };
     Head { round, place: Head::place_of(entry.sequence), what }
-}
-
-/// What goes to the broker in one transaction.
-#[derive(Default)]
-struct Batch {
-    records: Vec<(Vec<u8>, i64)>,
-    bytes: usize,
-    /// The log has come further.
-    moved: bool,
-}
-
-impl Batch {
-    fn is_empty(&self) -> bool {
-        self.records.is_empty()
-    }
-}
-
-/// The `transactional.id` of a partition.
-fn transaction_of(names: &Names, partition: Partition) -> String {
-    format!("{}.{}", names.workers, partition.0)
-}
-
-/// Writes one partition; whoever took it last.
-struct Hand<'a> {
-    shared: &'a Shared,
-    partition: Partition,
-    producer: LogProducer,
-    ended: Ended,
-}
-
-impl<'a> Hand<'a> {
-    /// Takes a partition over: whoever had it is shut out, and what was begun there is ended.
-    fn take(shared: &'a Shared, partition: Partition) -> Result<Self, LogError> {
-        let names = &shared.names;
-        let id = transaction_of(names, partition);
-        let producer = shared.clients.transactional(&id, shared.standing.message_bytes_max, Purpose::Worker)?;
-        let doing = || format!("beginning to write to {}", names.transformed);
-        let rights = [Right::Transaction(&id)];
-        producer.init_transactions(PATIENCE).map_err(|error| needing(&rights, doing(), error))?;
-        let ended = Ended::new(&shared.clients, names)?;
-        ended.abort_hanging_in(&producer, &[(&names.transformed, partition.0)])?;
-        Ok(Self { shared, partition, producer, ended })
-    }
-
-    /// What was noted last: nobody else can note anything any more.
-    fn note(&self) -> Result<Option<Note>, LogError> {
-        let consumer = self.shared.clients.asking(&self.shared.names.readers)?;
-        Note::last(&consumer, self.shared, self.partition)
-    }
-
-    /// Writes what was made, the note behind it and the group's place, all or nothing.
-    fn write(&self, batch: &Batch, note: &Note, group: &ConsumerGroupMetadata) -> Result<(), Broken> {
-        let (producer, names) = (&self.producer, &self.shared.names);
-        let id = transaction_of(names, self.partition);
-        let rights = [
-            Right::Topic("Write", &names.transformed),
-            Right::Topic("Read", &names.changes),
-            Right::Group(&names.workers),
-            Right::Transaction(&id),
-        ];
-        let doing = || format!("writing to {}", names.transformed);
-        let broken = |error| Broken::of(&rights, doing(), error);
-        // Of a record.
-        let refused = |error| broken(reason(producer, error));
-        producer.context().reset();
-        producer.begin_transaction().map_err(broken)?;
-        for (value, at_ms) in &batch.records {
-            self.send(None, value, *at_ms).map_err(refused)?;
-        }
-        self.send(Some(NOTE), &note.to_bytes()?, note.at_ms).map_err(refused)?;
-        flush(producer, STEP).map_err(broken)?;
-        producer.context().offsets().map_err(refused)?;
-        let place = assignment(&names.changes, [(self.partition.0 as i32, note.own.0)]).map_err(broken)?;
-        producer.send_offsets_to_transaction(&place, group, STEP).map_err(broken)?;
-        producer.commit_transaction(STEP).map_err(broken)?;
-        let ends = producer.context().ends().into_iter().map(|((_, partition), end)| (partition, end)).collect();
-        match self.ended.reaches(&names.transformed, &ends, READABLE)? {
-            true => Ok(()),
-            // Whether it counts is seen when the partition is begun anew.
-            false => Err(broken(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut))),
-        }
-    }
-
-    fn send(&self, key: Option<&[u8]>, value: &[u8], at_ms: i64) -> Result<(), KafkaError> {
-        let topic = &self.shared.names.transformed;
-        let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, 0)
-            .partition(self.partition.0 as i32)
-            .payload(value)
-            .timestamp(at_ms);
-        if let Some(key) = key {
-            record = record.key(key);
-        }
-        send(&self.producer, record, STEP)
-    }
 }
 
 #[cfg(test)]

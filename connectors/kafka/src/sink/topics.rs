@@ -175,7 +175,9 @@ pub(super) fn same(name: &str, noted: &Made, there: Option<&ids::Topic>) -> Resu
 pub(super) fn wipe(clients: &Clients, birth: &Birth, own: &str) -> Result<Vec<String>, Failure> {
     let mut dropped = Vec::new();
     for (name, made) in &birth.topics {
-        match find(clients, name)? {
+        // One that was made and that a single broker has not heard of yet must not stay.
+        let there = if made.id.is_some() { find_known(clients, name)? } else { find(clients, name)? };
+        match there {
             Some(there) if !made.was_there && made.id.as_ref().is_none_or(|id| *id == there.id) => {
                 clients.delete(name).map_err(failure)?;
                 dropped.push(name.clone());

@@ -20,7 +20,7 @@ use super::{
     settled, topics,
 };
 use crate::{
-    client::{Clients, LogConsumer, PATIENCE, Right, code_of, needing},
+    client::{Clients, LogConsumer, PATIENCE, Purpose, Right, code_of, needing},
     source::topics::failure,
 };
 use crossfade_connector::{Failure, Progress};
@@ -70,7 +70,7 @@ impl Writer {
 
     pub(super) fn asking(&mut self) -> Result<&Asking, Failure> {
         if self.asking.is_none() {
-            let clients = Clients::new(self.config.connection.clone()).map_err(failure)?;
+            let clients = Clients::new(self.config.connection.clone()).map_err(failure)?.counting_as_an_end();
             let stable = clients.asking(GROUP).map_err(failure)?;
             self.asking = Some(Asking { clients, stable });
         }
@@ -115,7 +115,8 @@ impl Writer {
         let own = self.own.clone();
         let asking = self.asking()?;
         let clients = &asking.clients;
-        let producer = clients.transactional_for(&own, MESSAGE_BYTES_MAX, LASTING, None).map_err(failure)?;
+        let producer =
+            clients.transactional_for(&own, MESSAGE_BYTES_MAX, LASTING, Some(Purpose::Sink)).map_err(failure)?;
         let doing = || format!("beginning to write to {}", clients.brokers());
         producer.init_transactions(PATIENCE).map_err(|error| match code_of(&error) {
             Some(RDKafkaErrorCode::InvalidTransactionTimeout) => Failure::misconfigured(
@@ -128,7 +129,7 @@ impl Writer {
             ),
             _ => failure(clients.unreachable(&[Right::Transaction(&own)], doing(), error)),
         })?;
-        let plain = clients.producer(MESSAGE_BYTES_MAX).map_err(failure)?;
+        let plain = clients.producer_for(MESSAGE_BYTES_MAX, Some(Purpose::Sink)).map_err(failure)?;
         // From here on nobody else can commit: what is read now stays.
         let notes = self.notes()?.unwrap_or_default();
         let birth = notes.birth.clone().unwrap_or_else(|| Birth {
@@ -175,6 +176,14 @@ impl Writer {
             let told = format!("table {} is not among the prepared ones", id.0);
             Failure::halt("applying changes", told, "Report this: a table must be prepared before its rows come")
         })
+    }
+
+    /// Hears what the producers have to say beside, while nothing is to be written: figures would pile up.
+    pub(super) fn hear(&self) {
+        if let Some(live) = &self.live {
+            live.producer.poll(Duration::ZERO);
+            live.plain.poll(Duration::ZERO);
+        }
     }
 
     /// Nothing of an open transaction stays.

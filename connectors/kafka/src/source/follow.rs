@@ -7,7 +7,7 @@
 use super::{
     envelope::{self, Change, Marked, Op},
     note::{Note, kept, lost},
-    out::{Ended, Out},
+    out::{Beside, Ended, Out},
     record::{Moved, Record, What, decode},
     shape::{Misfit, Shape},
     value::Placeholder,
@@ -430,19 +430,33 @@ impl Follower {
 
     /// Lets the client work; errors that belong to no partition come here.
     fn serve(&mut self, limit: Duration) -> Step {
-        match self.consumer.poll(limit) {
-            None | Some(Err(KafkaError::PartitionEOF(_))) => Ok(()),
-            Some(Err(error)) => {
-                let mut topics: Vec<&str> = self.parts.iter().map(|part| &*part.topic).collect();
-                topics.dedup();
-                heard(&topics, error)
-            }
-            Some(Ok(message)) => Err(Failure::reconnect(
-                format!("reading {}", message.topic()),
-                "a record came another way than its partition's own",
-            )
-            .into()),
+        serve(&self.consumer, self.parts.iter().map(|part| &part.topic), limit)
+    }
+}
+
+/// How long what comes beside is waited for at once while a batch is not taken.
+const A_MOMENT: Duration = Duration::from_millis(5);
+
+/// Serves the consumer while nobody takes a batch: errors are heard, and figures do not pile up in a run that is paused.
+pub(super) fn beside(consumer: Arc<LogConsumer>, parts: &[Part]) -> Beside {
+    let topics: Vec<Arc<str>> = parts.iter().map(|part| part.topic.clone()).collect();
+    Box::new(move || serve(&consumer, topics.iter(), A_MOMENT))
+}
+
+/// Hears what comes beside the partitions' own queues.
+fn serve<'a>(consumer: &LogConsumer, topics: impl Iterator<Item = &'a Arc<str>>, limit: Duration) -> Step {
+    match consumer.poll(limit) {
+        None | Some(Err(KafkaError::PartitionEOF(_))) => Ok(()),
+        Some(Err(error)) => {
+            let mut topics: Vec<&str> = topics.map(|topic| &**topic).collect();
+            topics.dedup();
+            heard(&topics, error)
         }
+        Some(Ok(message)) => Err(Failure::reconnect(
+            format!("reading {}", message.topic()),
+            "a record came another way than its partition's own",
+        )
+        .into()),
     }
 }
 

@@ -23,9 +23,13 @@ impl From<Failure> for Ended {
     }
 }
 
+/// What is done, for a moment, while nobody takes a batch.
+pub(super) type Beside = Box<dyn FnMut() -> Result<(), Ended> + Send>;
+
 /// Batches under way.
 pub(super) struct Out {
     sender: mpsc::Sender<Result<Batch, Failure>>,
+    beside: Beside,
     source: SourceId,
     commit: u64,
     ordinal: u32,
@@ -35,9 +39,9 @@ pub(super) struct Out {
 }
 
 impl Out {
-    pub(super) fn new(sender: mpsc::Sender<Result<Batch, Failure>>, at: Position) -> Self {
+    pub(super) fn new(sender: mpsc::Sender<Result<Batch, Failure>>, beside: Beside, at: Position) -> Self {
         let Position { source, commit, ordinal, .. } = at;
-        Self { sender, source, commit, ordinal, events: Vec::new(), bytes: 0, last: None }
+        Self { sender, beside, source, commit, ordinal, events: Vec::new(), bytes: 0, last: None }
     }
 
     /// One event, after all others.
@@ -83,8 +87,16 @@ impl Out {
         self.send(Batch { events, upto: self.last, whole: true })
     }
 
-    fn send(&self, batch: Batch) -> Result<(), Ended> {
-        self.sender.blocking_send(Ok(batch)).map_err(|_| Ended::Closed)
+    fn send(&mut self, batch: Batch) -> Result<(), Ended> {
+        let mut batch = Ok(batch);
+        loop {
+            match self.sender.try_send(batch) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::error::TrySendError::Closed(_)) => return Err(Ended::Closed),
+                Err(mpsc::error::TrySendError::Full(back)) => batch = back,
+            }
+            (self.beside)()?;
+        }
     }
 
     /// Whether anybody still listens.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crossfade_event::{Event, Offset, SchemaVersion, TableId};
 use crossfade_kafka::{
     Connection, LogOptions, Mechanism as KafkaMechanism, Retention, Sasl, Tls, Workers,
-    client::{BrokerFigures, ClientFigures},
+    client::{BrokerFigures, ClientFigures, ends_figures},
     log::{KafkaLog, Make, Process, Share, delete, examine},
 };
 use crossfade_log::{Entry, EventLog, Lane, LogError, LogReader};
@@ -137,13 +137,22 @@ pub(crate) fn connection(brokers: &str, tls: Option<&KafkaTls>, sasl: Option<&Ka
     Connection { brokers: brokers.to_owned(), tls, sasl }
 }
 
-/// What the clients of this process have counted.
+/// What the log's clients in this process have counted.
 pub(super) fn clients(log: &KafkaLog) -> Vec<ClientStatus> {
+    log.figures().into_iter().map(client).collect()
+}
+
+/// What those of a source and a sink over topics have.
+pub(super) fn ends_clients() -> Vec<ClientStatus> {
+    ends_figures().into_iter().map(client).collect()
+}
+
+fn client(figures: ClientFigures) -> ClientStatus {
     let broker = |(number, seen): (i32, BrokerFigures)| {
         let BrokerFigures { connected, outstanding, rtt_us, rtt_p99_us, errors } = seen;
         (number, BrokerStatus { connected, outstanding, rtt_us, rtt_p99_us, errors })
     };
-    let client = |figures: ClientFigures| ClientStatus {
+    ClientStatus {
         purpose: figures.purpose.to_owned(),
         clients: figures.clients,
         queued_records: figures.queued_records,
@@ -154,8 +163,7 @@ pub(super) fn clients(log: &KafkaLog) -> Vec<ClientStatus> {
         received_bytes: figures.received_bytes,
         transactions: figures.transactions,
         brokers: figures.brokers.into_iter().map(broker).collect(),
-    };
-    log.figures().into_iter().map(client).collect()
+    }
 }
 
 /// All processes of the migration, as they say themselves.

@@ -1,10 +1,14 @@
 //! Whoever has lost a partition commits nothing in it any more. Against a real broker: the mock knows no fences.
 
-use super::*;
-use crate::{Connection, LogOptions, Workers, client::scan};
+use super::{hand::STEP, *};
+use crate::{
+    Connection, LogOptions, Workers,
+    client::{assignment, flush, scan},
+};
 use crossfade_event::Offset;
 use crossfade_log::EventLog;
 use crossfade_testkit::{kafka::Kafka, wait::GENEROUS};
+use rdkafka::producer::Producer;
 
 fn log(kafka: &Kafka, hint: &str, partitions: u32) -> KafkaLog {
     let workers = Some(Workers { silent: Duration::from_secs(6) });

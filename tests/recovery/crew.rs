@@ -1,0 +1,161 @@
+//! The five processes of one migration: ingest, two transform workers, and two delivers, of which the second is on a machine of
+//! its own. Each may be killed, frozen and begun again.
+
+use crate::stand::{SPEC, Stand};
+use crossfade_testkit::{
+    crossfade::{Crossfade, Running, binary},
+    wait::{GENEROUS, wait_until},
+};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// Who works for a migration, by their place in [`Crew::posts`].
+pub(crate) const INGEST: usize = 0;
+pub(crate) const WORKERS: [usize; 2] = [1, 2];
+pub(crate) const DELIVERS: [usize; 2] = [3, 4];
+
+/// Somebody who works, or did.
+struct Post {
+    role: &'static str,
+    there: Crossfade,
+    running: Option<Running>,
+}
+
+/// All of them.
+pub(crate) struct Crew {
+    posts: Vec<Post>,
+    _elsewhere: TempDir,
+}
+
+impl Crew {
+    /// Begins the migration: what the other machine needs is brought there once it is planned.
+    pub(crate) async fn begin(stand: &Stand) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = Crossfade::with_binary(binary(), folder.path());
+        elsewhere.write(SPEC, &fs::read_to_string(stand.folder().join(SPEC)).unwrap());
+        let here = |role| Post { role, there: stand.crossfade.clone(), running: None };
+        let other = Post { role: "deliver", there: elsewhere, running: None };
+        let posts = vec![here("ingest"), here("transform"), here("transform"), here("deliver"), other];
+        let base = folder.path().join("crossfade-data").join(&stand.name);
+        let mut crew = Self { posts, _elsewhere: folder };
+        crew.start(INGEST);
+        let (planned, secret) = (stand.work().join("topics.json"), stand.work().join("secret"));
+        crew.until("the log is there", async || planned.exists() && secret.exists()).await;
+        fs::create_dir_all(&base).unwrap();
+        fs::copy(secret, base.join("secret")).unwrap();
+        crew.start_all();
+        crew
+    }
+
+    fn post(&mut self, who: usize) -> &mut Post {
+        &mut self.posts[who]
+    }
+
+    /// Starts one that does not run.
+    pub(crate) fn start(&mut self, who: usize) {
+        let post = self.post(who);
+        assert!(post.running.is_none(), "{} runs already", post.role);
+        post.running = Some(post.there.spawn(&["run", SPEC, "--quiet", "--role", post.role]));
+    }
+
+    /// Starts all that do not run.
+    pub(crate) fn start_all(&mut self) {
+        for who in 0..self.posts.len() {
+            if self.posts[who].running.is_none() {
+                self.start(who);
+            }
+        }
+    }
+
+    /// Ends one by SIGKILL; it must have been at work.
+    pub(crate) fn kill(&mut self, who: usize) {
+        let post = self.post(who);
+        if let Some(running) = post.running.take() {
+            let finished = running.kill();
+            assert_eq!(finished.code, None, "{} ended by itself before it was killed\n{finished}", post.role);
+        }
+    }
+
+    /// Ends all of them so, at once.
+    pub(crate) fn kill_all(&mut self) {
+        (0..self.posts.len()).for_each(|who| self.kill(who));
+    }
+
+    /// Stops one where it is, for so long.
+    pub(crate) async fn freeze(&mut self, who: usize, lasts: Duration) {
+        let Some(running) = &self.post(who).running else { return };
+        running.freeze();
+        tokio::time::sleep(lasts).await;
+        running.thaw();
+    }
+
+    /// Waits until `reached`, while all that were started are alive.
+    pub(crate) async fn until(&mut self, what: &str, mut reached: impl AsyncFnMut() -> bool) {
+        let began = Instant::now();
+        while !reached().await {
+            let late = began.elapsed() > LONGEST;
+            for post in &mut self.posts {
+                let Some(running) = &mut post.running else { continue };
+                assert!(running.is_running(), "{} ended before: {what}\n{}", post.role, running.stderr());
+            }
+            assert!(!late, "in vain waited for: {what}\n{}", self.said());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// What all of them have said, for a test that fails.
+    fn said(&self) -> String {
+        let said = |post: &Post| {
+            let stderr = post.running.as_ref().map(Running::stderr).unwrap_or_default();
+            format!("--- {} says\n{stderr}\n{}", post.role, post.there.run(&["status", SPEC]))
+        };
+        self.posts.iter().map(said).collect()
+    }
+
+    /// Waits until the two delivers have all partitions among them.
+    pub(crate) async fn until_shared(&mut self) {
+        let there = self.posts[DELIVERS[0]].there.clone();
+        self.until("both delivers to have partitions", async || {
+            let said = there.run(&["status", SPEC, "--json"]);
+            let status: serde_json::Value = serde_json::from_str(&said.stdout).unwrap_or_default();
+            let shares: Vec<usize> = status["delivers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|one| Some(one["partitions"].as_object()?.len()))
+                .filter(|share| *share > 0)
+                .collect();
+            shares.len() == 2 && shares.iter().sum::<usize>() == 8
+        })
+        .await;
+    }
+
+    /// Ends all of them in order; each must drain and say so by its code.
+    pub(crate) async fn stop(mut self) {
+        for post in &mut self.posts {
+            let Some(running) = post.running.take() else { continue };
+            running.terminate();
+            let ended = running.wait();
+            assert_eq!(ended.code, Some(0), "{}\n{ended}", post.role);
+        }
+    }
+
+    /// How many changes came as workers had made them, in the runs of now.
+    pub(crate) async fn until_made(&self) {
+        wait_until("what a worker has made to be taken", async || {
+            DELIVERS.iter().any(|who| {
+                let said = self.posts[*who].there.run(&["status", SPEC, "--json"]);
+                let status: serde_json::Value = serde_json::from_str(&said.stdout).unwrap_or_default();
+                status["made"].as_u64() > Some(0)
+            })
+        })
+        .await;
+    }
+}
+
+/// Whoever is frozen or cut off is missed after a while, and then it all begins: on a busy machine more than [`GENEROUS`] can
+/// pass without anything being wrong.
+const LONGEST: Duration = GENEROUS.saturating_mul(3);
