@@ -8,6 +8,7 @@ mod bench;
 mod beside;
 mod changes;
 mod cowrie;
+mod cycle_reports;
 #[cfg(feature = "kafka")]
 mod debezium;
 mod defaults;
@@ -17,6 +18,7 @@ mod demo;
 mod desk;
 #[cfg(feature = "kafka")]
 mod dual;
+mod example;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod lookups;
@@ -24,6 +26,7 @@ mod planned;
 mod queries;
 mod renames;
 mod replayed;
+mod reporters;
 mod reverse;
 #[cfg(feature = "kafka")]
 mod rights;
