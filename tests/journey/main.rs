@@ -9,6 +9,7 @@ mod beside;
 mod changes;
 mod compared;
 mod cowrie;
+mod cycle_reports;
 #[cfg(feature = "kafka")]
 mod debezium;
 mod defaults;
@@ -18,6 +19,7 @@ mod demo;
 mod desk;
 #[cfg(feature = "kafka")]
 mod dual;
+mod example;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod lookups;
@@ -25,6 +27,7 @@ mod planned;
 mod queries;
 mod renames;
 mod replayed;
+mod reporters;
 mod reverse;
 #[cfg(feature = "kafka")]
 mod rights;

@@ -9,10 +9,11 @@ use crate::{
     run::{PlanFile, secret_of},
     spec::{DualLayout, Existing, SinkSpec, SourceSpec, Spec, WriteRecords, WriteTo},
 };
-use crossfade_connector::{Inspect, Refusal, Target, Verdict};
+use crossfade_connector::{Inspect, Query, Refusal, Target, Verdict};
 use crossfade_event::{
-    TableName,
+    Cell, TableName, Value,
     catalog::{Catalog, Dialect},
+    codec,
 };
 use crossfade_pipeline::Routes;
 use crossfade_transform::{Fidelity, Note, Plan, PlanOptions, WriteKind, Writing, plan};
@@ -202,8 +203,39 @@ pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
     if !begun && !into_existing(spec) {
         findings.extend(tables_with_rows(spec, &planned.plan).await?);
     }
+    findings.extend(unmet(spec).await?);
     let tables = planned.plan.tables().iter().filter(|table| table.source.is_some()).count();
     Ok(Preflight { tables, findings })
+}
+
+/// The spec's own requirements that do not hold in the source.
+async fn unmet(spec: &Spec) -> Result<Vec<Finding>, CliError> {
+    let mut found = Vec::new();
+    for asked in &spec.require {
+        let named = |error: CliError| {
+            let message = format!("[[require]] that = {:?}: {}", asked.that, error.message);
+            CliError { message, ..error }
+        };
+        let answer = source_inspect(spec)?.query(&asked.counting(), &[], 1 << 16).await;
+        let answer = answer.map_err(|failure| named(failure.into()))?;
+        let count = answer.rows.first().zip(answer.columns.first()).and_then(|(row, column)| match row.cell(0)? {
+            Cell::Bytes(bytes) => codec::decode(&column.type_, bytes).ok(),
+            _ => None,
+        });
+        let Some(Value::Int(rows)) = count else {
+            return Err(named(CliError::failed("the source did not count the rows of its question")));
+        };
+        if rows > 0 {
+            found.push(Finding {
+                end: "source",
+                object: format!("required that {}", asked.that),
+                problem: format!("it is not so: {rows} rows say otherwise"),
+                remedy: format!("mend what this gives: {}", asked.no_rows.trim()),
+                fatal: true,
+            });
+        }
+    }
+    Ok(found)
 }
 
 /// Checks what tables that come while a migration runs need at both ends, and refuses what is in the way.

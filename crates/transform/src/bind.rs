@@ -61,8 +61,11 @@ pub struct Bound {
 struct Image {
     passes: Truth,
     row: Row,
-    mapping: Option<(Value, String)>,
+    mapping: Option<Mapped>,
 }
+
+/// A new key, and the old one as people read it; an old image may not have that.
+type Mapped = (Value, Option<String>);
 
 impl Bound {
     pub(crate) fn new(plan: Arc<TablePlan>, schema: &TableSchema) -> Self {
@@ -230,12 +233,16 @@ impl Bound {
     fn mapped_again(
         &self,
         before: Option<&Image>,
-        after: Option<(Value, String)>,
+        after: Option<Mapped>,
         out: &mut Vec<Output>,
     ) -> Result<(), String> {
+        let takes = self.plan.mapping.as_ref().is_some_and(|mapping| mapping.old.is_some());
         match (before.and_then(|image| image.mapping.as_ref()), &after) {
             (Some((old_new, old)), Some((new_new, new))) if old == new && old_new != new_new => {
                 Err("the column that its key takes the time from has changed, and with it the key".to_owned())
+            }
+            (Some((old_new, _)), Some((new_new, _))) if takes && old_new != new_new => {
+                Err("it takes the key of another row than before, and the mapping has the former one".to_owned())
             }
             _ => self.mapped(after, out),
         }
@@ -290,7 +297,7 @@ impl Bound {
     }
 
     /// The output cells, and the old and the new key for the mapping.
-    fn write(&self, run: &Run<'_, '_>, keys_only: bool) -> Result<(Row, Option<(Value, String)>), String> {
+    fn write(&self, run: &Run<'_, '_>, keys_only: bool) -> Result<(Row, Option<Mapped>), String> {
         let mut row = RowBuilder::with_capacity(self.plan.outs.len(), 128);
         let mut bytes = BytesMut::new();
         let mut mapping = None;
@@ -303,10 +310,14 @@ impl Bound {
                 From::Register(register) => self.write_register(run, *register, place, &mut bytes, &mut row)?,
                 From::Key(from) => {
                     let made = run.make_key(from)?;
-                    if let Made::Key { new, old } = &made
-                        && self.plan.mapping.as_ref().is_some_and(|mapping| mapping.out == place)
+                    if let (Made::Key { new, old }, Some(to)) = (&made, &self.plan.mapping)
+                        && to.out == place
                     {
-                        mapping = Some((new.clone(), old.clone()));
+                        let old = match &to.old {
+                            None => Some(old.clone()),
+                            Some(registers) => run.shown(registers)?,
+                        };
+                        mapping = Some((new.clone(), old));
                     }
                     write_made(made, &out.column.type_, &mut bytes, &mut row)?;
                 }
@@ -359,8 +370,8 @@ impl Bound {
     }
 
     /// One row of the mapping table.
-    fn mapped(&self, mapping: Option<(Value, String)>, out: &mut Vec<Output>) -> Result<(), String> {
-        let (Some(target), Some((new, old))) = (&self.plan.mapping, mapping) else { return Ok(()) };
+    fn mapped(&self, mapping: Option<Mapped>, out: &mut Vec<Output>) -> Result<(), String> {
+        let (Some(target), Some((new, Some(old)))) = (&self.plan.mapping, mapping) else { return Ok(()) };
         let mut row = RowBuilder::with_capacity(3, 96);
         let mut bytes = BytesMut::new();
         let values = [Value::Text(self.plan.source.to_string()), Value::Text(old), new];

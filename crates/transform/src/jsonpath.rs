@@ -41,6 +41,14 @@ impl Path {
         Some(Self(segments))
     }
 
+    /// The name, where the path is `$.name` and goes no deeper.
+    pub(crate) fn member(&self) -> Option<&str> {
+        match self.0.as_slice() {
+            [Segment::Field(name)] => Some(name),
+            _ => None,
+        }
+    }
+
     /// The value's text as PostgreSQL's `#>>` gives it: a string without quotes, anything else as JSON; `None` for
     /// JSON's null and for a path that leads nowhere.
     pub(crate) fn text_of(&self, document: &Json) -> Option<String> {

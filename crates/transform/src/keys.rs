@@ -51,14 +51,13 @@ pub(crate) fn canonical(table: &str, parts: &[Part<'_>]) -> Vec<u8> {
 pub(crate) fn canonical_sha256(
     version: u32,
     table: Option<&str>,
-    parts: &[Part<'_>],
-    normalise: &[Normalise],
+    parts: &[(Part<'_>, &[Normalise])],
 ) -> String {
     let mut out = format!("key:v{version};").into_bytes();
     if let Some(table) = table {
         push(&mut out, b'n', table);
     }
-    for part in parts {
+    for (part, normalise) in parts {
         push_part(&mut out, *part, normalise);
     }
     format!("sha256:{}", hex(&Sha256::digest(&out)))
@@ -72,7 +71,39 @@ pub(crate) fn normalised(text: &str, how: &[Normalise]) -> String {
         Normalise::Lower => text.to_lowercase(),
         Normalise::Nfc => text.nfc().collect(),
         Normalise::Nfkc => text.nfkc().collect(),
+        Normalise::Email => text.trim().nfc().collect::<String>().to_lowercase(),
+        Normalise::Phone => phone(&text),
+        Normalise::Number => number(text.trim()).unwrap_or(text),
     })
+}
+
+fn phone(text: &str) -> String {
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    let begins = text.trim_start();
+    match digits.strip_prefix("00") {
+        _ if digits.is_empty() => text.to_owned(),
+        _ if begins.starts_with('+') => format!("+{digits}"),
+        Some(rest) if begins.starts_with("00") => format!("+{rest}"),
+        _ => digits,
+    }
+}
+
+/// `None` where the text is no plain decimal number.
+fn number(text: &str) -> Option<String> {
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => ("-", digits),
+        None => ("", text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let all_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if (whole.is_empty() && fraction.is_empty()) || !all_digits(whole) || !all_digits(fraction) {
+        return None;
+    }
+    let (whole, fraction) = (whole.trim_start_matches('0'), fraction.trim_end_matches('0'));
+    let whole = if whole.is_empty() { "0" } else { whole };
+    let point = if fraction.is_empty() { "" } else { "." };
+    let sign = if whole == "0" && fraction.is_empty() { "" } else { sign };
+    Some(format!("{sign}{whole}{point}{fraction}"))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -130,7 +161,8 @@ impl Maker {
                 uuid(Uuid::new_v8(first(hash.finalize().into())))
             }
             KeyMaker::CanonicalSha256 => {
-                Value::Text(canonical_sha256(self.version, Some(table), parts, &self.normalise))
+                let parts: Vec<_> = parts.iter().map(|part| (*part, self.normalise.as_slice())).collect();
+                Value::Text(canonical_sha256(self.version, Some(table), &parts))
             }
         }
     }
@@ -187,6 +219,40 @@ mod tests {
         assert_ne!(canonical("t", &[Some(&Value::Int(1))]), canonical("t", &[Some(&text("1"))]));
         assert_ne!(canonical("t", &[None]), canonical("t", &[Some(&text(""))]));
         assert_eq!(canonical("public.users", &[Some(&Value::Int(42))]), b"key:v1;n12:public.users,i2:42,");
+    }
+
+    #[test]
+    fn spellings_become_one() {
+        let one = |how: Normalise, text: &str| normalised(text, &[how]);
+        for (text, wanted) in [(" User@Example.COM\n", "user@example.com"), ("ZOE\u{308}@x", "zo\u{eb}@x")] {
+            assert_eq!(one(Normalise::Email, text), wanted);
+        }
+        let phones = [
+            ("+49 (30) 123-456", "+4930123456"),
+            (" 0049 30 123456", "+4930123456"),
+            ("030/123456", "030123456"),
+            ("0 049", "0049"),
+            ("+", "+"),
+            ("none", "none"),
+        ];
+        for (text, wanted) in phones {
+            assert_eq!(one(Normalise::Phone, text), wanted, "{text}");
+        }
+        let numbers = [
+            ("007", "7"),
+            (" +1.50 ", "1.5"),
+            ("-0.00", "0"),
+            ("-.5", "-0.5"),
+            ("5.", "5"),
+            ("0", "0"),
+            ("1e3", "1e3"),
+            (" x ", " x "),
+            (".", "."),
+            ("\u{663}", "\u{663}"),
+        ];
+        for (text, wanted) in numbers {
+            assert_eq!(one(Normalise::Number, text), wanted, "{text}");
+        }
     }
 
     #[test]

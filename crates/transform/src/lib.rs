@@ -10,6 +10,7 @@
 
 mod bind;
 mod cast;
+mod document;
 mod jsonpath;
 mod keys;
 mod pattern;
@@ -28,6 +29,6 @@ pub use plan::{
 };
 pub use rules::{KeyMaker, KeyRule, Rekey, Rules, TableRule, WriteKind};
 pub use step::{
-    CanonicalKey, Cast, Constant, DropColumns, Extract, Filter, Literal, Lookup, MapValues, Mask, MaskColumn, Merge,
-    Normalise, NullIf, OneOrMany, Rename, Split, Step,
+    CanonicalKey, Cast, Constant, DropColumns, Extract, Filter, KeyPart, Literal, Lookup, MapValues, Mask, MaskColumn, Merge,
+    Normalise, NullIf, OneOrMany, Pack, Rename, Split, Step,
 };

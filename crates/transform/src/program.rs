@@ -6,6 +6,7 @@
 use crate::{
     bind::Views,
     cast::{carry, cast},
+    document,
     jsonpath::Path,
     keys::{self, Maker, Part},
     predicate::{Predicate, Truth, ask},
@@ -13,7 +14,7 @@ use crate::{
     types::{Affinity, TypeSpec, affinity},
 };
 use bytes::BytesMut;
-use crossfade_event::{Cell, ColumnType, Key, Logical, RowBuilder, Value, codec};
+use crossfade_event::{Cell, ColumnType, Key, Logical, Numeric, RowBuilder, Value, codec};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
@@ -70,8 +71,34 @@ pub(crate) enum Op {
     Merge { from: Vec<usize>, with: String, to: usize },
     Lookup(Lookup),
     Mask { register: usize, with: Mask, secret: Arc<Vec<u8>> },
-    CanonicalKey { to: usize, of: Vec<usize>, version: u32, normalise: Vec<Normalise> },
+    /// Each part with how it is normalised.
+    CanonicalKey { to: usize, of: Vec<(usize, Vec<Normalise>)>, version: u32 },
+    /// Into a document; what is the same in every row is there already where the document has not changed.
+    Pack { from: usize, name: String, into: usize, constant: bool },
+    /// Out of a document: a member goes.
+    Unpack { from: usize, name: String },
     Filter(Predicate),
+}
+
+impl Op {
+    /// Whether it gives the register a value.
+    pub(crate) fn writes(&self, register: usize) -> bool {
+        match self {
+            Self::Extract { to, .. }
+            | Self::Constant { to, .. }
+            | Self::Merge { to, .. }
+            | Self::CanonicalKey { to, .. }
+            | Self::Pack { into: to, .. }
+            | Self::Cast { register: to, .. }
+            | Self::NullIf { register: to, .. }
+            | Self::MapValues { register: to, .. }
+            | Self::Mask { register: to, .. }
+            | Self::Unpack { from: to, .. } => *to == register,
+            Self::Split { into, .. } => into.contains(&register),
+            Self::Lookup(lookup) => lookup.take.iter().any(|(to, ..)| *to == register),
+            Self::Filter(_) => false,
+        }
+    }
 }
 
 /// Columns taken from another table of the source.
@@ -236,15 +263,22 @@ impl Run<'_, '_> {
                     Mask::Hmac => Some(Value::Text(keys::masked(secret, &text))),
                 })
             })?,
-            Op::CanonicalKey { to, of, version, normalise } => match self.inputs(of.iter().copied())? {
+            Op::CanonicalKey { to, of, version } => match self.inputs(of.iter().map(|(register, _)| *register))? {
                 Inputs::Ready => {
-                    let values: Vec<Option<Value>> = of.iter().map(|reg| self.value(*reg)).collect::<Result<_, _>>()?;
-                    let parts: Vec<Part<'_>> = values.iter().map(Option::as_ref).collect();
-                    let key = keys::canonical_sha256(*version, None, &parts, normalise);
+                    let values: Vec<Option<Value>> =
+                        of.iter().map(|(register, _)| self.value(*register)).collect::<Result<_, _>>()?;
+                    let parts: Vec<(Part<'_>, &[Normalise])> =
+                        values.iter().zip(of).map(|(value, (_, how))| (value.as_ref(), how.as_slice())).collect();
+                    let key = keys::canonical_sha256(*version, None, &parts);
                     self.set(*to, Some(Value::Text(key)));
                 }
                 inputs => self.pass_on(&inputs, *to),
             },
+            Op::Pack { from, name, into, constant } => self.pack(*from, name, *into, *constant)?,
+            Op::Unpack { from, name } => self.change(*from, *from, |value| {
+                let Value::Jsonb(object) = &value else { return Ok(Some(value)) };
+                Ok(Some(document::without(object, name).map_or(value, Value::Jsonb)))
+            })?,
             Op::Lookup(lookup) => self.look_up(lookup)?,
         }
         Ok(())
@@ -272,6 +306,28 @@ impl Run<'_, '_> {
             }
             inputs => self.pass_on(&inputs, to),
         }
+        Ok(())
+    }
+
+    /// A member of the document: none where the value is NULL. A document that is NULL becomes one.
+    fn pack(&mut self, from: usize, name: &str, into: usize, constant: bool) -> Result<(), String> {
+        let inputs = [into].into_iter().chain((!constant).then_some(from));
+        let inputs = self.inputs(inputs)?;
+        if !matches!(inputs, Inputs::Ready) {
+            self.pass_on(&inputs, into);
+            return Ok(());
+        }
+        let object = match self.value(into)? {
+            None => "{}".to_owned(),
+            Some(Value::Jsonb(object)) => object,
+            Some(other) => return Err(format!("a {} value is no jsonb document", other.kind())),
+        };
+        let packed = match self.value(from)? {
+            None => document::without(&object, name),
+            Some(value) => document::with(&object, name, &as_json(&value)?),
+        };
+        let packed = packed.ok_or("the document that a column is packed into is no object")?;
+        self.set(into, Some(Value::Jsonb(packed)));
         Ok(())
     }
 
@@ -351,6 +407,16 @@ impl Run<'_, '_> {
             key.push(Cell::Bytes(&bytes));
         }
         Ok(Some(Key::from(key.finish())))
+    }
+
+    /// An old key as people read it; `None` where the image does not have all of it.
+    pub(crate) fn shown(&self, registers: &[usize]) -> Result<Option<String>, String> {
+        if !matches!(self.inputs(registers.iter().copied())?, Inputs::Ready) {
+            return Ok(None);
+        }
+        let values: Vec<Option<Value>> = registers.iter().map(|register| self.value(*register)).collect::<Result<_, _>>()?;
+        let parts: Vec<Part<'_>> = values.iter().map(Option::as_ref).collect();
+        Ok(Some(keys::shown(&parts)))
     }
 
     /// A new key, or how it is not there.
@@ -438,6 +504,18 @@ fn same_kind(value: Value, type_: &ColumnType) -> Option<Value> {
             crossfade_event::Numeric::Finite(text.trim_end_matches('0').trim_end_matches('.').to_owned()),
         ),
         value => value,
+    })
+}
+
+/// A value as PostgreSQL's `to_jsonb` has it.
+fn as_json(value: &Value) -> Result<String, String> {
+    Ok(match value {
+        Value::Jsonb(text) => text.clone(),
+        Value::Int(_) | Value::Numeric(Numeric::Finite(_)) => codec::to_text(value),
+        Value::Bool(value) => value.to_string(),
+        Value::Text(text) => document::quoted(text),
+        Value::Uuid(_) => document::quoted(&codec::to_text(value)),
+        other => return Err(format!("a {} value has no one form in a document", other.kind())),
     })
 }
 

@@ -38,6 +38,8 @@ pub enum Step {
     Mask(MaskColumn),
     /// A hash of some columns, versioned and normalised.
     CanonicalKey(CanonicalKey),
+    /// A column into a JSON column.
+    Pack(Pack),
 }
 
 macro_rules! steps {
@@ -167,13 +169,56 @@ steps! {
         /// The new column.
         canonical_key: String,
         /// The columns whose values are hashed, in this order.
-        of: Vec<String>,
+        of: Vec<KeyPart>,
         /// The version of the key: part of what is hashed.
         #[serde(default = "first_version")]
         version: u32,
-        /// How each value is normalised, in this order.
+        /// How each value is normalised that says nothing of its own, in this order.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         normalise: Vec<Normalise>,
+    }
+    /// `{ pack = "canonical_key", into = "properties", path = "$.canonical_key" }`
+    Pack {
+        /// The column.
+        pack: String,
+        /// The `jsonb` column that takes it.
+        into: String,
+        /// Where: `$.name`, a member of the document itself; the column's own name unless said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<String>,
+        /// Whether the column stays.
+        #[serde(default)]
+        keep: bool,
+    }
+}
+
+/// A part of a canonical key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum KeyPart {
+    /// A column.
+    Column(String),
+    /// A column that is normalised in a way of its own.
+    Normalised(NormalisedPart),
+}
+
+/// `{ column = "value", normalise = ["email"] }`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NormalisedPart {
+    /// The column.
+    pub column: String,
+    /// How its value is normalised, in this order.
+    pub normalise: Vec<Normalise>,
+}
+
+impl KeyPart {
+    /// The column, and how its value is normalised where the step says `otherwise`.
+    pub(crate) fn read<'p>(&'p self, otherwise: &'p [Normalise]) -> (&'p str, &'p [Normalise]) {
+        match self {
+            Self::Column(column) => (column, otherwise),
+            Self::Normalised(part) => (&part.column, &part.normalise),
+        }
     }
 }
 
@@ -207,6 +252,12 @@ pub enum Normalise {
     Nfc,
     /// Unicode NFKC.
     Nfkc,
+    /// An e-mail address: white space at both ends goes, NFC, lower case.
+    Email,
+    /// A telephone number: its digits, with `+` in front where it has `+` or `00` there; a text without a digit stays.
+    Phone,
+    /// A decimal number: no `+`, no zeros in front, none behind the point; what is none stays.
+    Number,
 }
 
 /// A name or a list of names.
@@ -264,7 +315,7 @@ impl<'de> Deserialize<'de> for Literal {
     }
 }
 
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 14] = [
     "rename",
     "extract",
     "cast",
@@ -278,6 +329,7 @@ const VERBS: [&str; 13] = [
     "lookup",
     "mask",
     "canonical_key",
+    "pack",
 ];
 
 impl<'de> Deserialize<'de> for Step {
@@ -312,6 +364,7 @@ impl<'de> Deserialize<'de> for Step {
             "merge" => serde_json::from_value(fields).map(Self::Merge),
             "lookup" => serde_json::from_value(fields).map(Self::Lookup),
             "mask" => serde_json::from_value(fields).map(Self::Mask),
+            "pack" => serde_json::from_value(fields).map(Self::Pack),
             _ => serde_json::from_value(fields).map(Self::CanonicalKey),
         }
         .map_err(|error| D::Error::custom(error.to_string()))

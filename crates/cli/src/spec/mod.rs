@@ -6,6 +6,7 @@
 mod document;
 mod error;
 mod log;
+mod require;
 mod reversed;
 mod rules;
 mod scalar;
@@ -29,6 +30,7 @@ pub(crate) use sink::{Cleanup, KafkaSink, SinkDecimal, SinkFormat};
 #[cfg(feature = "kafka")]
 pub(crate) use source::{BinaryHandling, DebeziumSource, DecimalHandling, TimePrecision};
 pub(crate) use source::{OnRewrite, PostgresSource, SourceSpec};
+pub(crate) use require::Requirement;
 pub(crate) use switch::{DEADLINE_MAX, DEADLINE_MIN, SwitchSpec};
 
 use document::Document;
@@ -39,8 +41,8 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 /// The keys of the top level.
-const SECTIONS: [&str; 11] =
-    ["name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates", "switch"];
+const SECTIONS: [&str; 12] =
+    ["name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates", "switch", "require"];
 
 /// What one process does of a migration where it does not do all of it. Each has a folder of its own in the migration's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +88,8 @@ pub(crate) struct Spec {
     pub(crate) gates: Gates,
     /// How the new side gets the authority; without it, it does not.
     pub(crate) switch: Option<SwitchSpec>,
+    /// What must hold in the source before it begins.
+    pub(crate) require: Vec<Requirement>,
     /// The migration that this one takes back; `None` for one that a file says.
     pub(crate) reverse: Option<Arc<Reverse>>,
     /// What is worth knowing, though it works.
@@ -140,11 +144,13 @@ impl Spec {
         let mut sink = read_sink(&mut document)?;
         let gates = optional(&mut document, "gates")?.unwrap_or_default();
         let switch = optional(&mut document, "switch")?;
+        let require: Vec<Requirement> = optional(&mut document, "require")?.unwrap_or_default();
         let transforms = rules::read_transforms(&mut document)?;
         rules::check(&document, &source, &sink, &transforms)?;
         rules::check_secret(&document, secret.as_ref())?;
         rules::check_log(&document, &log, &sink, &transforms)?;
         switch::check(&document, switch.as_ref(), &source, &sink, &transforms)?;
+        require::check(&document, &require, &source)?;
         let folder = document.folder();
         anchor_source(&mut source, &folder);
         anchor_sink(&mut sink, &folder);
@@ -162,6 +168,7 @@ impl Spec {
             rules: transforms,
             gates,
             switch,
+            require,
             reverse: None,
             warnings: document.warnings,
         })

@@ -83,6 +83,7 @@ impl Spec {
             log: LogSpec::Embedded(log),
             sink: SinkSpec::Postgres(sink),
             rules: crossfade_transform::Rules::default(),
+            require: Vec::new(),
             reverse: Some(Arc::new(reverse)),
             warnings: Vec::new(),
             ..self.clone()

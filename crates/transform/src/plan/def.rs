@@ -133,6 +133,7 @@ impl Maker<'_, '_, '_> {
         columns.extend(self.generated());
         let kind = self.kind()?;
         let primary_key = self.primary_key();
+        let promoted = primary_key.as_ref().filter(|_| self.draft.taken_key.is_some()).map(|key| key.columns.clone());
         let mut uniques: Vec<KeyDef> = Vec::new();
         if self.draft.surrogate.is_some() {
             uniques.extend(
@@ -145,6 +146,7 @@ impl Maker<'_, '_, '_> {
         }
         for key in &source.uniques {
             match self.key(key) {
+                Some(key) if Some(&key.columns) == promoted.as_ref() => {}
                 Some(key) => uniques.push(key),
                 None => {
                     self.note(None, format!("the unique constraint {} goes, for one of its columns does", key.name))
@@ -326,7 +328,10 @@ impl Maker<'_, '_, '_> {
         let source = self.draft.source.primary_key.as_ref()?;
         match &self.draft.surrogate {
             Some(surrogate) => Some(KeyDef { columns: vec![surrogate.clone()], ..source.clone() }),
-            None => self.key(source),
+            None => match &self.draft.taken_key {
+                Some(taken) => Some(KeyDef { columns: vec![taken.clone()], ..source.clone() }),
+                None => self.key(source),
+            },
         }
     }
 
@@ -433,6 +438,15 @@ impl Maker<'_, '_, '_> {
         }
         let ours: Option<Vec<&Work>> = foreign.columns.iter().map(|column| self.draft.now(column)).collect();
         let theirs: Option<Vec<&Work>> = foreign.referenced_columns.iter().map(|column| parent.now(column)).collect();
+        if let (Some(ours), None) = (&ours, &theirs)
+            && let Some(work) = ours.iter().find(|work| work.key.is_some())
+        {
+            return Err(PlanError::Clash(format!(
+                "{}.{} refers to {} by columns that a step drops there: it would hold keys that no row has; \
+                 drop it as well, or keep the columns that {} names",
+                self.draft.source.name, work.name, parent.source.name, foreign.name
+            )));
+        }
         let (Some(ours), Some(theirs)) = (ours, theirs) else { return Ok(None) };
         for (ours, theirs) in ours.iter().zip(&theirs) {
             let same_domain = match (&ours.key, &theirs.key) {

@@ -14,6 +14,8 @@ pub(crate) struct MappingOut {
     pub(crate) schema: Arc<TableSchema>,
     /// The output that is the table's own new key.
     pub(crate) out: usize,
+    /// Where the old key is loaded, if the new one is not made of it: the row takes another row's key.
+    pub(crate) old: Option<Vec<usize>>,
 }
 
 /// The mapping table as planned.

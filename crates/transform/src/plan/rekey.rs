@@ -151,6 +151,11 @@ impl Steps<'_, '_> {
             let Some(ours) = ours.filter(|ours| ours.len() == foreign.columns.len()) else { continue };
             let name = format!("{}_{surrogate}", foreign.references.name);
             self.add_key(&name, &domain, &ours)?;
+            let may_be_null = |name: &String| self.table.column(name).is_none_or(|def| def.column.nullable);
+            let nullable = ours.iter().any(may_be_null);
+            if let Some(work) = self.columns.last_mut() {
+                work.nullable = nullable;
+            }
             self.note(&name, Fidelity::LossyBack, format!("refers to {} by its new key", foreign.references));
             found.push((place, name));
         }

@@ -35,6 +35,7 @@ impl<'a> Steps<'_, 'a> {
             Step::Lookup(step) => self.lookup(step),
             Step::Mask(step) => self.mask(step),
             Step::CanonicalKey(step) => self.canonical_key(step),
+            Step::Pack(step) => self.pack(step),
         }
     }
 
@@ -242,11 +243,49 @@ impl<'a> Steps<'_, 'a> {
         if step.of.is_empty() {
             return Err(self.invalid("a canonical key needs at least one column in `of`"));
         }
-        let of = step.of.iter().map(|name| self.work(name).map(|work| work.register)).collect::<Result<_, _>>()?;
+        let mut of = Vec::with_capacity(step.of.len());
+        for part in &step.of {
+            let (column, normalise) = part.read(&step.normalise);
+            of.push((self.work(column)?.register, normalise.to_vec()));
+        }
         let text = self.parse_type("text")?;
         let to = self.add_typed(&step.canonical_key, text)?;
-        self.ops.push(Op::CanonicalKey { to, of, version: step.version, normalise: step.normalise.clone() });
+        self.ops.push(Op::CanonicalKey { to, of, version: step.version });
         self.note(&step.canonical_key, Fidelity::OneWay, "is a hash");
+        Ok(())
+    }
+
+    fn pack(&mut self, step: &step::Pack) -> Result<(), PlanError> {
+        let name = match &step.path {
+            None => step.pack.clone(),
+            Some(path) => match Path::parse(path).as_ref().and_then(Path::member) {
+                Some(name) => name.to_owned(),
+                None => return Err(self.invalid(format!("\"{path}\" is no member of the document itself; write $.name"))),
+            },
+        };
+        if self.context.crosses() || self.context.options.dialect != Dialect::Postgres {
+            return Err(PlanError::Unbuilt(format!("pack between two kinds of databases, in {}", self.place)));
+        }
+        let kind = self.work(&step.pack)?.value.clone();
+        let packs = matches!(
+            kind.logical,
+            Logical::Text | Logical::Uuid | Logical::Bool | Logical::Int16 | Logical::Int32 | Logical::Int64 | Logical::Numeric | Logical::Jsonb
+        );
+        if !packs {
+            let problem = format!("\"{}\" is {}, which has no one form in a document; cast it to text first", step.pack, kind.name);
+            return Err(self.invalid(problem));
+        }
+        let into = self.work(&step.into)?;
+        if into.value.logical != Logical::Jsonb {
+            let problem = format!("\"{}\" is {}; a column is packed into jsonb", step.into, into.value.name);
+            return Err(self.invalid(problem));
+        }
+        let into = self.touch(&step.into)?.register;
+        let from = if step.keep { self.work(&step.pack)?.register } else { self.remove(&step.pack)?.register };
+        let last = self.ops.iter().rev().find(|op| op.writes(from));
+        let constant = matches!(last, Some(Op::Constant { .. }));
+        self.ops.push(Op::Pack { from, name: name.clone(), into, constant });
+        self.note(&step.into, Fidelity::LossyBack, format!("gets {} as its member \"{name}\"", step.pack));
         Ok(())
     }
 

@@ -40,6 +40,9 @@ pub(crate) struct Draft<'a> {
     pub(crate) columns: Vec<Work>,
     /// The name of the surrogate that is the new primary key.
     pub(crate) surrogate: Option<String>,
+    /// The column that is the new primary key where the old one is dropped and rows are found by this one: the table takes
+    /// the key of the row that it refers to.
+    pub(crate) taken_key: Option<String>,
     /// References (by their place in the source's list) that go by a surrogate of the parent: the column for it.
     pub(crate) by_surrogate: Vec<(usize, String)>,
     /// How the columns stood before each step, and behind the last one; with the number of operations by then.
@@ -106,6 +109,14 @@ pub(crate) fn draft<'a>(
     let mut outs = outs(table, &columns, surrogate.as_deref(), columns_only)?;
     let unsaid = say_defaults(context, table, &columns, &mut outs, &types, &ops);
     let mut own_key = own_key_out(context, table, &outs, surrogate.as_deref());
+    let taken = if surrogate.is_none() && !columns_only { taken_key(table, &columns) } else { None };
+    let mut old_key = None;
+    if let Some(taken) = &taken {
+        let text = "is the new primary key: the old one goes, and rows are found by this column";
+        context.note(&table.name, taken.origin.as_deref(), Fidelity::Advice, text);
+        own_key = outs.iter().position(|out| matches!(out.from, From::Key(_)) && *out.column.name == *taken.name);
+        old_key = own_key.and(old_key_registers(table));
+    }
     let mut dual = None;
     if context.write_kind(&table.name) == WriteKind::DualRecords {
         let both = dual::both(table, outs, (context.source.dialect, context.options.dialect))?;
@@ -135,13 +146,38 @@ pub(crate) fn draft<'a>(
         outs,
         unsaid,
         schema,
-        mapping: mapping.zip(own_key).map(|(mapping, out)| MappingOut { schema: mapping.table.schema.clone(), out }),
+        mapping: mapping.zip(own_key).map(|(mapping, out)| MappingOut {
+            schema: mapping.table.schema.clone(),
+            out,
+            old: old_key,
+        }),
         columns_only,
         written,
         dual,
         only_changed: Vec::new(),
     };
-    Ok(Draft { source: table, columns, surrogate, by_surrogate, stages, program })
+    let taken_key = taken.map(|work| work.name);
+    Ok(Draft { source: table, columns, surrogate, taken_key, by_surrogate, stages, program })
+}
+
+/// The one column by which rows are found, where the primary key is dropped and it is not.
+fn taken_key(table: &TableDef, columns: &[Work]) -> Option<Work> {
+    let stays = |name: &str| columns.iter().find(|work| work.origin.as_deref() == Some(name));
+    let primary = table.primary_key.as_ref()?;
+    if primary.columns.iter().all(|name| stays(name).is_some()) {
+        return None;
+    }
+    let mut found_by = table.carried().filter(|def| def.column.key.is_some());
+    match (found_by.next(), found_by.next()) {
+        (Some(only), None) => stays(&only.column.name).cloned(),
+        _ => None,
+    }
+}
+
+/// Where the old primary key's columns are loaded.
+fn old_key_registers(table: &TableDef) -> Option<Vec<usize>> {
+    let place = |name: &String| table.carried().position(|def| *def.column.name == **name);
+    table.primary_key.as_ref()?.columns.iter().map(place).collect()
 }
 
 /// The source's columns that are loaded; twice, where the row as the source has it is told beside the new one.
@@ -201,7 +237,8 @@ fn outs(
             if !columns.iter().zip(&outs).any(stays) {
                 return Err(PlanError::Clash(format!(
                     "{}.{} is part of the key by which rows are found, and a step takes it away; \
-                     give the table a `surrogate`, or leave the column",
+                     give the table a `surrogate`, or leave the column, or have rows found by another unique one \
+                     (ALTER TABLE … REPLICA IDENTITY USING INDEX …), which becomes the key then",
                     table.name, def.column.name
                 )));
             }

@@ -222,3 +222,16 @@ fn what_has_no_way_back_is_refused_by_name() {
     let said = renamed.back().unwrap_err().to_string();
     assert!(said.contains("app_v2.users has no column \"email\" any more"), "{said}");
 }
+
+#[test]
+fn what_was_packed_comes_out_of_the_document_again() {
+    let old = catalog(vec![table("t", "id integer!, size integer, doc jsonb", &[])]);
+    let packed = r#"{"constant": "v2", "to": "version", "type": "text"}, {"pack": "version", "into": "doc"},
+        {"pack": "size", "into": "doc"}"#;
+    let way = there(old, steps("t", packed));
+    let before = ["1", r#"{"a": 1.50, "size": 7, "version": "v2"}"#];
+    assert_eq!(updated(&way, "public.t", "app_v2.t", &before, &before), ["1", "=", "="], "nobody touched it");
+    let after = ["1", r#"{"a": 2.50, "size": 8, "version": "v2"}"#];
+    assert_eq!(updated(&way, "public.t", "app_v2.t", &before, &after), ["1", "8", r#"{"a": 2.50}"#]);
+    assert_eq!((how(&way.told(), "size"), how(&way.told(), "doc")), (BackHow::WhereChanged, BackHow::WhereChanged));
+}

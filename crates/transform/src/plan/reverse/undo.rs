@@ -5,6 +5,7 @@ use super::super::{
     table::{Draft, Work},
 };
 use crate::{
+    jsonpath::Path,
     program::{KeyFrom, Op},
     step::Step,
     types::TypeSpec,
@@ -117,7 +118,29 @@ impl<'u, 'a> Undo<'u, 'a> {
             }
             Step::Mask(step) => self.leave(index, &step.mask, "was masked"),
             Step::CanonicalKey(step) => self.leave(index, &step.canonical_key, ""),
+            Step::Pack(step) => self.unpack(index, step),
         }
+    }
+
+    /// The member goes; a column of the old side that went into it comes out of it again.
+    fn unpack(&mut self, index: usize, step: &crate::step::Pack) {
+        let Some(Op::Pack { name, .. }) = self.operation(index) else { return };
+        let Some(document) = self.now.get_mut(&step.into) else { return };
+        document.where_changed = true;
+        document.said.push(format!("loses its member \"{name}\""));
+        let (register, from) = (document.register, document.from.clone());
+        let packed = self.before(index, &step.pack).filter(|_| !step.keep);
+        if let Some(work) = packed.filter(|work| work.origin.is_some())
+            && let Some(path) = Path::parse(&format!("$['{name}']"))
+        {
+            let to = self.types.len();
+            self.types.push(work.value.postgres_column());
+            self.overwritten.push(to);
+            self.ops.push(Op::Extract { from: register, path, to, type_: work.value.clone(), keep_existing: false });
+            let said = vec![format!("is taken out of {} again", step.into)];
+            self.now.insert(step.pack.clone(), Now { register: to, from, where_changed: true, key: None, said });
+        }
+        self.change(register, Op::Unpack { from: register, name: name.clone() });
     }
 
     fn change(&mut self, register: usize, op: Op) {

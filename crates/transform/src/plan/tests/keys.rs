@@ -66,6 +66,7 @@ fn a_composite_key_gets_a_surrogate_and_references_follow() {
     let parts = plan.tables().iter().find(|table| &*table.schema.name.name == "parts").unwrap();
     assert_eq!(parts.def.foreign_keys[0].columns, ["lines_id"]);
     assert_eq!(parts.def.foreign_keys[0].referenced_columns, ["id"]);
+    assert!(parts.def.columns.iter().any(|def| &*def.column.name == "lines_id" && def.column.nullable));
     let line = run(&catalog, &plan, "lines", RowOp::Insert, None, Some(&["7", "3", "a"]));
     let part = run(&catalog, &plan, "parts", RowOp::Insert, None, Some(&["1", "7", "3"]));
     assert!(line[0].starts_with("insert uuid_migration_mapping [] [public.lines (7,3) "), "{}", line[0]);
@@ -112,6 +113,63 @@ fn a_v7_key_has_the_time_of_its_own_row_also_in_references() {
     let unknown =
         run(&catalog, &plan, "users", RowOp::Update, Some(&["42", "-"]), Some(&["43", "2023-11-14 22:13:20.123+00"]));
     assert!(unknown[0].starts_with("rejected public.users: the old image lacks"), "{unknown:?}");
+}
+
+/// A table that stands beside another one, row for row, and is found by the reference: `attribute_id` is its own old key.
+fn beside() -> Catalog {
+    let mut scoping = table(
+        "scoping",
+        "attribute_id bigint!, planning_id bigint, reason text",
+        &[("planning_id", "planning", "id")],
+    );
+    scoping.columns[0].column.key = None;
+    scoping.columns[1].column.key = Some(0);
+    scoping.columns[1].column.nullable = false;
+    scoping.uniques.push(KeyDef { name: "scoping_planning_id_key".into(), ..scoping.primary_key.clone().unwrap() });
+    scoping.uniques[0].columns = vec!["planning_id".into()];
+    let marks = table("marks", "id bigint!, scoping_id bigint", &[("scoping_id", "scoping", "attribute_id")]);
+    catalog(vec![table("planning", "id bigint!, name text", &[]), scoping, marks])
+}
+
+fn taking(catalog: &mut Catalog) -> Rules {
+    catalog.tables.retain(|table| &*table.name.name != "marks");
+    let mut rules = rekey("uuid-v5");
+    let taken = r#"{ "drop": "attribute_id" }, { "rename": "planning_id", "to": "id" }"#;
+    rules.table = steps("scoping", taken).table;
+    rules
+}
+
+#[test]
+fn a_table_takes_the_key_of_the_row_it_refers_to_and_the_mapping_knows_its_own_old_one() {
+    let mut catalog = beside();
+    let rules = taking(&mut catalog);
+    let plan = plan(&catalog, &rules, &options(Dialect::Postgres)).unwrap();
+    let scoping = plan.tables().iter().find(|table| &*table.schema.name.name == "scoping").unwrap();
+    let key = scoping.def.primary_key.as_ref().unwrap();
+    assert_eq!((key.name.as_str(), key.columns.as_slice()), ("scoping_pkey", &["id".to_owned()][..]));
+    assert_eq!(scoping.def.uniques, [], "it is unique as the key that it is now");
+    assert_eq!(scoping.def.foreign_keys[0].columns, ["id"]);
+
+    let of_planning = run(&catalog, &plan, "planning", RowOp::Insert, None, Some(&["5", "n"]));
+    let id = of_planning[0].rsplit(' ').next().unwrap().trim_end_matches(']').to_owned();
+    let mapped = format!("insert uuid_migration_mapping [] [public.scoping 9 {id}]");
+    let made = run(&catalog, &plan, "scoping", RowOp::Insert, None, Some(&["9", "5", "why"]));
+    assert_eq!(made, [mapped.clone(), format!("insert scoping [] [{id} why]")]);
+    let same = run(&catalog, &plan, "scoping", RowOp::Update, Some(&["-", "5", "-"]), Some(&["9", "5", "so"]));
+    assert_eq!(same, [mapped, format!("update scoping [{id} -] [{id} so]")]);
+    let gone = run(&catalog, &plan, "scoping", RowOp::Delete, Some(&["-", "5", "-"]), None);
+    assert_eq!(gone, [format!("delete scoping [{id} -] []")]);
+    // The mapping would go on saying the former key.
+    let moved = run(&catalog, &plan, "scoping", RowOp::Update, Some(&["-", "5", "-"]), Some(&["9", "6", "so"]));
+    assert!(moved[0].starts_with("rejected public.scoping: it takes the key of another row"), "{moved:?}");
+}
+
+#[test]
+fn a_reference_to_a_key_that_is_dropped_is_refused() {
+    let catalog = beside();
+    let rules = taking(&mut beside());
+    let refused = plan(&catalog, &rules, &options(Dialect::Postgres)).unwrap_err().to_string();
+    assert!(refused.contains("public.marks.scoping_id refers to public.scoping by columns that a step drops"), "{refused}");
 }
 
 #[test]

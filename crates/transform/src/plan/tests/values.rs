@@ -117,3 +117,55 @@ fn a_value_that_is_there_is_kept_also_where_it_was_not_sent() {
     assert_eq!(go(&["1", "~", "~", doc]), [format!("update users [] [1 m ~ {doc}]")]);
     assert_eq!(go(&["1", "=", "~", doc]), [format!("update users [] [1 = ~ {doc}]")]);
 }
+
+const KEYED: &str = r#"{"extract": "doc", "path": "$.v", "to": "v"},
+    {"canonical_key": "ck", "of": [{"column": "v", "normalise": ["email"]}, "email"], "version": 2, "normalise": ["trim"]},
+    {"constant": "v2", "to": "version", "type": "text"}, {"pack": "version", "into": "doc"},
+    {"pack": "ck", "into": "doc", "path": "$.key"}, {"drop": "v"}"#;
+
+#[test]
+fn columns_are_packed_into_a_document_and_a_document_that_was_not_sent_stays_so() {
+    let catalog = shop();
+    let plan = plan(&catalog, &steps("users", KEYED), &options(Dialect::Postgres)).unwrap();
+    let document = r#"{"n": 1.50, "v": " A@B.c ", "long name": [1]}"#;
+    let made = run(&catalog, &plan, "users", RowOp::Insert, None, Some(&["1", " x ", "~", document]));
+    // printf 'key:v2;t5:a@b.c,t1:x,' | sha256sum
+    let key = "sha256:dc926517cc826931599f28b7c0c4986e4e2d2b04724b0158494c821e0a20f192";
+    let wanted = format!(r#"{{"n": 1.50, "v": " A@B.c ", "key": "{key}", "version": "v2", "long name": [1]}}"#);
+    assert_eq!(made, [format!("insert users [] [1  x  ~ {wanted}]")]);
+    let update = run(&catalog, &plan, "users", RowOp::Update, None, Some(&["1", "y", "~", "="]));
+    // The key hangs on the e-mail as well, which may have changed.
+    assert_eq!(update, [format!("rejected public.users: {}", crate::program::NOT_SENT)]);
+    let nothing = run(&catalog, &plan, "users", RowOp::Insert, None, Some(&["1", "x", "~", "[1]"]));
+    assert_eq!(nothing, ["rejected public.users: the document that a column is packed into is no object"]);
+}
+
+#[test]
+fn what_is_the_same_in_every_row_is_no_reason_to_ask_for_a_document_that_did_not_change() {
+    let catalog = shop();
+    let packed = r#"{"constant": "v2", "to": "version", "type": "text"}, {"pack": "version", "into": "doc"},
+        {"pack": "boss", "into": "doc", "path": "$.boss"}"#;
+    let only_constant = r#"{"constant": 2, "to": "version", "type": "integer"}, {"pack": "version", "into": "doc"}"#;
+    let plan_of = |text: &str| plan(&catalog, &steps("users", text), &options(Dialect::Postgres)).unwrap();
+    let constant = plan_of(only_constant);
+    let update = |plan: &Plan, row: &[&str]| run(&catalog, plan, "users", RowOp::Update, None, Some(row));
+    assert_eq!(update(&constant, &["1", "y", "~", "="]), ["update users [] [1 y ~ =]"]);
+    assert_eq!(update(&constant, &["1", "y", "~", "~"]), [r#"update users [] [1 y ~ {"version": 2}]"#]);
+    let both = plan_of(packed);
+    assert_eq!(update(&both, &["1", "y", "7", "{}"]), [r#"update users [] [1 y {"boss": 7, "version": "v2"}]"#]);
+    assert_eq!(update(&both, &["1", "y", "~", r#"{"boss": 1}"#]), [r#"update users [] [1 y {"version": "v2"}]"#]);
+    assert_eq!(update(&both, &["1", "y", "7", "="]), [format!("rejected public.users: {}", crate::program::NOT_SENT)]);
+}
+
+#[test]
+fn what_has_no_one_form_in_a_document_is_not_packed() {
+    let catalog = catalog(vec![table("t", "id integer!, at timestamptz, doc json, docb jsonb", &[])]);
+    for (step, word) in [
+        (r#"{"pack": "at", "into": "docb"}"#, "cast it to text first"),
+        (r#"{"pack": "id", "into": "doc"}"#, "a column is packed into jsonb"),
+        (r#"{"pack": "id", "into": "docb", "path": "$.a.b"}"#, "write $.name"),
+    ] {
+        let refused = plan(&catalog, &steps("t", step), &options(Dialect::Postgres)).unwrap_err().to_string();
+        assert!(refused.contains(word), "{refused}");
+    }
+}
