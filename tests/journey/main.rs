@@ -7,6 +7,7 @@ mod bad_input;
 mod bench;
 mod beside;
 mod changes;
+mod clerks;
 mod cowrie;
 #[cfg(feature = "kafka")]
 mod debezium;
@@ -17,6 +18,7 @@ mod demo;
 mod desk;
 #[cfg(feature = "kafka")]
 mod dual;
+mod in_place;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod lookups;
@@ -30,6 +32,7 @@ mod rights;
 #[cfg(feature = "kafka")]
 mod roles;
 mod shapes;
+mod shapes_kept;
 mod shop;
 mod six_tables;
 mod small;

@@ -14,6 +14,7 @@ mod schema;
 mod sink;
 mod source;
 mod switch;
+mod views;
 
 pub(crate) use crossfade_control::Gates;
 pub(crate) use error::{SpecError, nearest};
@@ -30,6 +31,7 @@ pub(crate) use sink::{Cleanup, KafkaSink, SinkDecimal, SinkFormat};
 pub(crate) use source::{BinaryHandling, DebeziumSource, DecimalHandling, TimePrecision};
 pub(crate) use source::{OnRewrite, PostgresSource, SourceSpec};
 pub(crate) use switch::{DEADLINE_MAX, DEADLINE_MIN, SwitchSpec};
+pub(crate) use views::ViewsSpec;
 
 use document::Document;
 use std::{
@@ -39,8 +41,8 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 /// The keys of the top level.
-const SECTIONS: [&str; 11] =
-    ["name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates", "switch"];
+const SECTIONS: [&str; 12] =
+    ["name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates", "switch", "views"];
 
 /// What one process does of a migration where it does not do all of it. Each has a folder of its own in the migration's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +88,8 @@ pub(crate) struct Spec {
     pub(crate) gates: Gates,
     /// How the new side gets the authority; without it, it does not.
     pub(crate) switch: Option<SwitchSpec>,
+    /// What shows both shapes; `None` for no views.
+    pub(crate) views: Option<ViewsSpec>,
     /// The migration that this one takes back; `None` for one that a file says.
     pub(crate) reverse: Option<Arc<Reverse>>,
     /// What is worth knowing, though it works.
@@ -140,11 +144,13 @@ impl Spec {
         let mut sink = read_sink(&mut document)?;
         let gates = optional(&mut document, "gates")?.unwrap_or_default();
         let switch = optional(&mut document, "switch")?;
+        let views = optional(&mut document, "views")?;
         let transforms = rules::read_transforms(&mut document)?;
         rules::check(&document, &source, &sink, &transforms)?;
         rules::check_secret(&document, secret.as_ref())?;
         rules::check_log(&document, &log, &sink, &transforms)?;
-        switch::check(&document, switch.as_ref(), &source, &sink, &transforms)?;
+        switch::check(&document, switch.as_ref(), &source, &sink)?;
+        views::check(&document, views.as_ref(), &source, &sink)?;
         let folder = document.folder();
         anchor_source(&mut source, &folder);
         anchor_sink(&mut sink, &folder);
@@ -162,6 +168,7 @@ impl Spec {
             rules: transforms,
             gates,
             switch,
+            views,
             reverse: None,
             warnings: document.warnings,
         })
