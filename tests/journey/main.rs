@@ -8,6 +8,7 @@ mod bench;
 mod beside;
 mod changes;
 mod compared;
+mod clerks;
 mod cowrie;
 mod cycle_reports;
 #[cfg(feature = "kafka")]
@@ -20,6 +21,7 @@ mod desk;
 #[cfg(feature = "kafka")]
 mod dual;
 mod example;
+mod in_place;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod lookups;
@@ -34,6 +36,7 @@ mod rights;
 #[cfg(feature = "kafka")]
 mod roles;
 mod shapes;
+mod shapes_kept;
 mod shop;
 mod six_tables;
 mod small;

@@ -14,6 +14,7 @@ mod inspect;
 mod made;
 mod sink;
 pub mod source;
+pub mod swap;
 pub mod switch;
 
 pub use client::{Patterns, QuotedName, Session, connect, failure, quote_ident, quote_literal, quote_table};

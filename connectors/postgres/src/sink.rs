@@ -23,6 +23,7 @@ mod exchange;
 mod finish;
 mod fold;
 mod held;
+mod hold;
 mod link;
 mod load;
 mod make;

@@ -20,9 +20,13 @@ mod freeze;
 mod look;
 mod reverse;
 mod sequences;
+mod since;
 
 pub use authority::Written;
+pub(crate) use authority::{DURABLE, gate, give_sql};
+pub(crate) use fence::FUNCTION as FENCE;
 pub use freeze::{Freeze, Given};
+pub(crate) use freeze::{is_an_error, version};
 pub use look::{Look, Writing};
 pub use reverse::Reverse;
 

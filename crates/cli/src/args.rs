@@ -95,10 +95,13 @@ pub(crate) enum Command {
         after_help = "Examples:\n  crossfade cutover shop.toml --dry-run\n  crossfade cutover shop.toml --deadline 5s\n\nWriters are held up for the deadline at most, and go on where they were unless all is on the new side by then.\nIt may be killed at any moment and asked again: it completes what was decided, or takes back what was not.\nExit code 3 when a guard says no; nothing has been held up then."
     )]
     Cutover(CutoverArgs),
-    /// Switch the applications back to the old side (not built yet)
-    Failback(SpecArgs),
-    /// Drop what a finished migration no longer needs (not built yet)
-    Cleanup(SpecArgs),
+    /// Switch the applications back to the old side
+    Failback(CutoverArgs),
+    /// Drop what a finished migration no longer needs, for ever
+    #[command(
+        after_help = "Examples:\n  crossfade cleanup shop.toml --dry-run\n  crossfade cleanup shop.toml --confirm shop\n\nKeys, mapping and journal are exported first. Until the drop everything can be taken back; after it nothing can.\nExit code 3 where it is too early, or something depends on what would go."
+    )]
+    Cleanup(CleanupArgs),
     /// Make a running migration stop applying, until `resume`
     #[command(after_help = "Example:\n  crossfade pause shop.toml --reason 'nightly backup'")]
     Pause(PauseArgs),
@@ -148,14 +151,6 @@ pub(crate) struct InitArgs {
     /// Overwrite the file
     #[arg(long, requires = "output")]
     pub(crate) force: bool,
-}
-
-/// A spec.
-#[derive(Debug, Args)]
-pub(crate) struct SpecArgs {
-    /// The spec
-    #[arg(value_name = "SPEC")]
-    pub(crate) spec: PathBuf,
 }
 
 /// A spec, and how to answer.
@@ -279,6 +274,26 @@ pub(crate) struct ApproveArgs {
     /// By whose name; the user's own unless said
     #[arg(long, value_name = "NAME")]
     pub(crate) by: Option<String>,
+}
+
+/// What to clean up.
+#[derive(Debug, Args)]
+pub(crate) struct CleanupArgs {
+    /// The spec
+    #[arg(value_name = "SPEC")]
+    pub(crate) spec: PathBuf,
+    /// The migration's name: nothing is dropped without it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) confirm: Option<String>,
+    /// Drop the mapping of old keys to new ones, too
+    #[arg(long)]
+    pub(crate) drop_mapping: bool,
+    /// Print what would be run, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// How to switch.

@@ -26,7 +26,7 @@ use crossfade_event::{
 use crossfade_postgres::{
     Apply as PostgresApply, Begin, Config as PostgresConfig, OnError as PostgresOnError,
     OnRewrite as PostgresOnRewrite, Partitions, PostgresInspect, PostgresPart, PostgresSink, PostgresSource,
-    SinkConfig, SnapshotConfig, SourceConfig, TlsOptions, switch::SwitchEnd,
+    SinkConfig, SnapshotConfig, SourceConfig, TlsOptions, swap::SwapEnd, switch::SwitchEnd,
 };
 use crossfade_sqlite::{
     Config as SqliteConfig, OnError as SqliteOnError, SourceOptions, SqliteInspect, SqliteSink, SqliteSource,
@@ -540,6 +540,22 @@ pub(crate) fn switch_ends(spec: &Spec) -> Result<(SwitchEnd, SwitchEnd), CliErro
             Ok((old, SwitchEnd::new(sink_connection(sink)?, name, Side::New)))
         }
         _ => Err(CliError::not_built("a switch between other systems than two PostgreSQL servers")),
+    }
+}
+
+/// Has the target forget the migration; what was written there stays.
+pub(crate) async fn forget_sink(spec: &Spec) -> Result<(), CliError> {
+    match AnySink::new(spec)? {
+        AnySink::Postgres(mut sink) => Ok(sink.forget().await?),
+        _ => Err(CliError::not_built("a clean-up of another system than PostgreSQL")),
+    }
+}
+
+/// The database in which columns change places.
+pub(crate) fn swap_end(spec: &Spec) -> Result<SwapEnd, CliError> {
+    match &spec.sink {
+        SinkSpec::Postgres(sink) => Ok(SwapEnd::new(sink_connection(sink)?, spec.name.as_str())),
+        _ => Err(CliError::not_built("a switch within tables of another system than PostgreSQL")),
     }
 }
 

@@ -14,6 +14,7 @@ mod place;
 mod row;
 mod schema;
 mod side;
+pub mod swap;
 mod value;
 
 pub use change::{

@@ -25,7 +25,7 @@ mod types;
 pub use bind::{Bound, Output, Views};
 pub use plan::{
     Back, BackColumn, BackHow, BackKey, BackRefusal, BackTable, Became, Fidelity, Forward, LookupView, Note, Plan,
-    PlanError, PlanOptions, PlannedTable, Writing, back, default_cell, plan,
+    PlanError, PlanOptions, PlannedTable, Swap, SwapRefusal, Writing, back, default_cell, plan, swap,
 };
 pub use rules::{KeyMaker, KeyRule, Rekey, Rules, TableRule, WriteKind};
 pub use step::{

@@ -138,7 +138,7 @@ impl<'a> Writer<'a> {
             Some(bind) if !written => self.position(bind).await?,
             _ => {}
         }
-        if commits && self.link.open {
+        if commits && self.link.open && !self.link.held {
             self.link.execute("committing", "COMMIT").await?;
             self.link.open = false;
         }

@@ -182,6 +182,8 @@ pub(super) struct Link {
     pub(super) session: Session,
     /// Whether a transaction is open.
     pub(super) open: bool,
+    /// Whether somebody else ends that transaction: nothing is committed by a delivery.
+    pub(super) held: bool,
     /// Whether triggers and foreign keys are out of the way (`session_replication_role = replica`).
     pub(super) replica: bool,
     statements: HashMap<String, Statement>,
@@ -198,6 +200,7 @@ impl Link {
         let mut link = Self {
             session,
             open: false,
+            held: false,
             replica,
             statements: HashMap::new(),
             begin: String::new(),

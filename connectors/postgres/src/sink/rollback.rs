@@ -72,6 +72,27 @@ impl Rollback for PostgresSink {
     }
 }
 
+impl PostgresSink {
+    /// Forgets the migration: what it has written stays, and is nobody's but the application's from here on.
+    ///
+    /// # Errors
+    /// When the target cannot be written, or somebody still writes for the migration.
+    pub async fn forget(&mut self) -> Result<(), Failure> {
+        self.told = None;
+        let mut link = self.take_link().await?;
+        let migration = self.config.migration.clone();
+        lock(&mut link, &migration).await?;
+        if store::exists(&mut link).await? {
+            forget(&mut link, &migration, &mut UndoReport::default()).await?;
+        }
+        self.tables.clear();
+        self.index.clear();
+        self.target = None;
+        self.give_back(link);
+        Ok(())
+    }
+}
+
 async fn lock(link: &mut Link, migration: &str) -> Result<(), Failure> {
     if link.open {
         link.execute("rolling back what was left open", "ROLLBACK").await?;
@@ -311,6 +332,7 @@ async fn drop_objects(link: &mut Link, migration: &str, report: &mut UndoReport)
                     Some(format!("rows of {table}")),
                 )
             }
+            "view" => (Some(format!("DROP VIEW IF EXISTS {}", quote_table(&table)?)), Some(format!("view {table}"))),
             "column" if !ours(schema, name) => (
                 Some(format!(
                     "ALTER TABLE IF EXISTS {} DROP COLUMN IF EXISTS {}",

@@ -47,13 +47,13 @@ GRANT EXECUTE ON FUNCTION crossfade.side(text, text) TO PUBLIC;
 ";
 
 /// The gate's number, as SQL: writers hold it shared (through `crossfade.side`), the freeze holds it alone.
-pub(super) fn gate(migration: &str) -> String {
+pub(crate) fn gate(migration: &str) -> String {
     let name = quote_literal(&format!("crossfade switch {migration} {UNIT}"));
     format!("pg_catalog.hashtextextended({}, 0)", name.trim_start())
 }
 
 /// The one conditional write, and the word to whoever listens; raises where it does not apply.
-pub(super) fn give_sql(migration: &str, from: Side, epoch: u64) -> String {
+pub(crate) fn give_sql(migration: &str, from: Side, epoch: u64) -> String {
     let name = quote_literal(migration).trim_start().to_owned();
     let (to, next) = (from.other(), epoch + 1);
     format!(
@@ -72,7 +72,7 @@ fn notify(migration: &str, side: Side, epoch: u64) -> String {
 }
 
 /// Commits that a word given to others depends on must survive a crash of the server.
-pub(super) const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', true) \
+pub(crate) const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', true) \
      WHERE pg_catalog.current_setting('synchronous_commit') IN ('off', 'local')";
 
 impl SwitchEnd {

@@ -12,7 +12,7 @@ use crossfade_connector::Failure;
 use crossfade_event::TableName;
 
 /// The trigger's function. SQLSTATE 25006 is what a read-only server answers: pools that look for the writable one know it.
-pub(super) const FUNCTION: &str = "CREATE OR REPLACE FUNCTION crossfade.fence() RETURNS trigger
+pub(crate) const FUNCTION: &str = "CREATE OR REPLACE FUNCTION crossfade.fence() RETURNS trigger
   LANGUAGE plpgsql AS $crossfade$
 BEGIN
   IF pg_catalog.current_setting('crossfade.pass', true) IS NOT DISTINCT FROM TG_ARGV[0] THEN

@@ -123,7 +123,7 @@ fn is_a_wait(error: &tokio_postgres::Error) -> bool {
     ServerError::of(error).is_some_and(|error| matches!(error.code.as_str(), "55P03" | "57014" | "40P01"))
 }
 
-async fn version(session: &Session) -> Result<i32, Failure> {
+pub(crate) async fn version(session: &Session) -> Result<i32, Failure> {
     let sql = "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int4";
     Ok(session.query_one(sql, &[]).await.map_err(|error| failure("asking for the server's version", error))?.get(0))
 }
@@ -152,9 +152,11 @@ impl Freeze {
             Err(failure) => return Given::Refused(failure),
         };
         let sql = format!(
-            "SET LOCAL statement_timeout = {left}; SET LOCAL lock_timeout = {left}; {}; {}; {fence} COMMIT",
+            "SET LOCAL statement_timeout = {left}; SET LOCAL lock_timeout = {left}; {}; {}; {fence} {} COMMIT",
             authority::DURABLE,
             authority::give_sql(&self.migration, self.here, epoch),
+            // The views of this side are behind its tables' fence.
+            crate::swap::flip_sql(&self.migration, self.here.other(), false),
             left = left.as_millis().max(1),
         );
         match self.session.batch_execute(&sql).await {
@@ -174,7 +176,7 @@ impl Freeze {
     }
 }
 
-fn is_an_error(error: &tokio_postgres::Error) -> bool {
+pub(crate) fn is_an_error(error: &tokio_postgres::Error) -> bool {
     use tokio_postgres::error::Severity;
     error.as_db_error().is_some_and(|error| error.parsed_severity() == Some(Severity::Error))
 }

@@ -152,7 +152,7 @@ fn steps(spec: &Spec, planned: &Planned, capture: Vec<String>) -> Result<Vec<Ste
     let wiped = "rollback --wipe";
     let undone = "rollback --undo or --wipe";
     let step = |step, what: &str, sql, taken_back_by| Step { step, what: what.to_owned(), sql, taken_back_by };
-    Ok(vec![
+    let mut steps = vec![
         step(
             "expand",
             &format!(
@@ -172,7 +172,12 @@ fn steps(spec: &Spec, planned: &Planned, capture: Vec<String>) -> Result<Vec<Ste
             wiped,
         ),
         step("follow", "apply every change since the copy began, then each new one", Vec::new(), undone),
-    ])
+    ];
+    let views = crate::run::views_sql(spec, &planned.catalog, &planned.target)?;
+    if !views.is_empty() {
+        steps.push(step("views", "make the views of both shapes; nobody writes by those of the new one yet", views, wiped));
+    }
+    Ok(steps)
 }
 
 /// A log that is not in the migration's folder is made somewhere, too.

@@ -40,6 +40,10 @@ pub(crate) async fn cutover(spec: &Spec, args: &CutoverArgs) -> Result<(), CliEr
     if spec.switch.is_none() {
         return Err(run::no_section(spec));
     }
+    let in_place = crate::wiring::writes_beside(spec);
+    if in_place && !args.dry_run {
+        run::prepare_swap(spec).await?;
+    }
     let answer = match folder::owner(spec)? {
         Some(_) => asked(spec, args).await,
         None => match run::settled(spec).await? {
@@ -56,7 +60,33 @@ pub(crate) async fn cutover(spec: &Spec, args: &CutoverArgs) -> Result<(), CliEr
         },
         Err(error) => return Err(error),
     };
-    tell(spec, args, &answer)
+    let answer = match in_place && !args.dry_run { true => completed(spec, answer).await?, false => answer };
+    tell(args, &answer)
+}
+
+/// What the run has put off is done here, once it has ended.
+async fn completed(spec: &Spec, mut answer: Json) -> Result<Json, CliError> {
+    let is = |key: &str| answer.get(key).and_then(Json::as_bool).unwrap_or(false);
+    if !is("switched") || is("routed") {
+        return Ok(answer);
+    }
+    if let (Some(outcome), Some(answer)) = (run::after_swap(spec).await?, answer.as_object_mut()) {
+        answer.insert("routed".to_owned(), outcome.routed.into());
+        if let Some(why) = outcome.not_routed {
+            answer.insert("not_routed".to_owned(), why.into());
+        }
+    }
+    Ok(answer)
+}
+
+/// Switches back, or says why not.
+pub(crate) async fn failback(spec: &Spec, args: &CutoverArgs) -> Result<(), CliError> {
+    whole(spec, "failback")?;
+    if !crate::wiring::writes_beside(spec) {
+        return Err(CliError::not_built("failback between two sides"));
+    }
+    let answer = to_json(&run::failback_within(spec, args.dry_run, args.deadline).await?)?;
+    tell(args, &answer)
 }
 
 /// Only a process that does all of a migration can switch it.
@@ -90,7 +120,7 @@ fn to_json(outcome: &run::Outcome) -> Result<Json, CliError> {
     serde_json::to_value(outcome).map_err(|error| CliError::failed(format!("the answer cannot be written: {error}")))
 }
 
-fn tell(spec: &Spec, args: &CutoverArgs, answer: &Json) -> Result<(), CliError> {
+fn tell(args: &CutoverArgs, answer: &Json) -> Result<(), CliError> {
     if args.json {
         output::json(answer)?;
     } else {
@@ -99,7 +129,7 @@ fn tell(spec: &Spec, args: &CutoverArgs, answer: &Json) -> Result<(), CliError> 
     let is = |key: &str| answer.get(key).and_then(Json::as_bool).unwrap_or(false);
     let failing = guards(answer).filter(|guard| guard.get("holds").and_then(Json::as_bool) == Some(false)).count();
     if failing > 0 {
-        let what = if args.dry_run { "a cutover would be refused" } else { "the cutover is refused" };
+        let what = if args.dry_run { "the switch would be refused" } else { "the switch is refused" };
         return Err(CliError::new(
             Exit::Refused,
             format!("{what}: {failing} of its guards say no; nobody was held up"),
@@ -108,10 +138,8 @@ fn tell(spec: &Spec, args: &CutoverArgs, answer: &Json) -> Result<(), CliError> 
     }
     if is("switched") && !is("routed") {
         let why = answer.get("not_routed").and_then(Json::as_str).unwrap_or("not known");
-        return Err(CliError::failed(format!(
-            "the new side has the authority, and not everybody has been told: {why}"
-        ))
-        .hint(format!("crossfade cutover {} tells them", spec.file.display())));
+        return Err(CliError::failed(format!("the switch is made, and not everything after it is done: {why}"))
+            .hint("the same command again does the rest"));
     }
     Ok(())
 }
@@ -136,7 +164,11 @@ fn render(answer: &Json) -> String {
     page.push_str(&remedies);
     let number = |value: &Json, key: &str| value.get(key).and_then(Json::as_u64).unwrap_or_default();
     if answer.get("switched").and_then(Json::as_bool) == Some(true) {
-        page.push_str(&format!("the new side has the authority, epoch {}\n", number(answer, "epoch")));
+        let side = answer.get("side").and_then(Json::as_str).unwrap_or("new");
+        page.push_str(&format!("the {side} side has the authority, epoch {}\n", number(answer, "epoch")));
+    }
+    for sql in answer.get("sql").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str) {
+        page.push_str(&format!("{}\n", sql.trim()));
     }
     if let Some(pause) = answer.get("pause") {
         let ms = |key: &str| number(pause, key) as f64 / 1000.0;

@@ -1,6 +1,10 @@
 //! The two tasks of a run, each with the means to do something else for a moment with what it owns.
 
-use super::together::Together;
+use super::{
+    swap::{self, SwapJob},
+    switch::Pause,
+    together::Together,
+};
 use crate::{error::CliError, event_log::AnyLog, registry::AnySink};
 use crossfade_connector::{Quarantine, QuarantineFilter, QuarantineOutcome, Sink};
 use crossfade_event::Cut;
@@ -26,6 +30,8 @@ pub(super) enum SinkJob {
     Adopt(Box<Routes>, oneshot::Sender<Result<(), CliError>>),
     /// Drops quarantined changes.
     Discard(QuarantineFilter, oneshot::Sender<Result<QuarantineOutcome, CliError>>),
+    /// Gives the new columns the names of the old ones. Nothing is delivered after that.
+    Swap(Box<SwapJob>, oneshot::Sender<Result<Pause, CliError>>),
 }
 
 /// Delivers until stopped; between two batches it does what is asked of the sink.
@@ -72,6 +78,16 @@ pub(super) async fn deliver_with_jobs(
                 }
                 let _ = answer.send(adopted);
             }
+            Some(SinkJob::Swap(job, answer)) => {
+                let routes = with_scratch(&log, &routes);
+                let switched = swap::switch_over(&log, &routes, &mut sink, &options, *job, &*watch).await;
+                let is_over = switched.is_ok();
+                let _ = answer.send(switched);
+                if is_over {
+                    stop.requested().await;
+                    return Ok(Ending::Stopped);
+                }
+            }
             Some(job) => {
                 let routes = match &together {
                     None => Ok(routes.clone()),
@@ -103,6 +119,7 @@ async fn run_job(log: &AnyLog, routes: Result<Routes, CliError>, sink: &mut AnyS
         }
         // Whoever owns the routes has done it.
         SinkJob::Adopt(_, answer) => drop(answer),
+        SinkJob::Swap(_, answer) => drop(answer),
         SinkJob::Discard(filter, answer) => {
             let done = async { discard(log, &routes?, sink, &filter).await };
             let _ = answer.send(done.await);

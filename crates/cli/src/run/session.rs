@@ -3,7 +3,7 @@
 use super::{
     follower::Origin,
     plan_file::{PlanFile, secret_id, secret_of, spec_hash},
-    reverse, roles,
+    reverse, roles, swap,
     switch::{self, Settled},
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     wiring,
 };
 use crossfade_connector::Inspect;
-use crossfade_control::{By, Command, Journal, Overlay, Phase};
+use crossfade_control::{By, Command, Direction, Journal, Overlay, Phase};
 use crossfade_log::embedded::Embedded;
 use crossfade_pipeline::Routes;
 use crossfade_state::{SledStore, WorkFolder};
@@ -43,11 +43,22 @@ impl Session {
         Origin::refuse(&spec.base(), spec)?;
         let journal = folder::journal(&folder)?;
         let by = folder::by_hand();
+        if let phase @ (Phase::Contracting | Phase::Done) = journal.migration().phase {
+            return Err(CliError::refused(format!("the migration {} is {phase}: nothing of it runs any more", spec.name))
+                .hint("`crossfade cleanup` completes a clean-up that was cut off"));
+        }
+        if wiring::writes_beside(spec) && journal.migration().phase.is_over() {
+            return Err(swap::nothing_to_run(spec));
+        }
         refuse_half_done(&journal)?;
         if let Some(outcome) = settle_switch(spec, &journal, &by).await? {
             tracing::info!(epoch = outcome.epoch, routed = outcome.routed, "the migration has switched");
-            return Err(reverse::not_followed(spec));
+            return Err(match wiring::writes_beside(spec) {
+                true => swap::nothing_to_run(spec),
+                false => reverse::not_followed(spec),
+            });
         }
+        swap::refuse_returned(spec, &journal.migration()).await?;
         let (plan, secret, marks_moves) = match spec.part {
             Some(Part::Deliver) => {
                 let agreed = roles::agreed(spec, &folder, journal.migration().epoch).await?;
@@ -91,7 +102,9 @@ async fn settle_switch(spec: &Spec, journal: &Journal<Embedded>, by: &By) -> Res
         return Ok(None);
     }
     let (mut old, mut new) = registry::switch_ends(spec)?;
-    if switch::settle(&mut old, journal, by).await? == Settled::TakenBack {
+    let goes_back = journal.migration().intent.is_some_and(|intent| intent.direction == Direction::Failback);
+    let holder = if goes_back { &mut new } else { &mut old };
+    if switch::settle(holder, journal, by).await? == Settled::TakenBack && !goes_back {
         reverse::give_up(spec, &mut new).await;
     }
     match journal.migration().phase.is_over() {

@@ -8,6 +8,7 @@ use super::{
     session::Session,
     switch::{Switching, install},
     together::{Together, share},
+    views,
     watcher::Watcher,
 };
 use crate::{commands::folder::DELIVER, error::CliError, spec::Part, wiring};
@@ -106,6 +107,10 @@ impl Running {
         helpers.spawn(Switching::new(shared.clone(), switch_asked).run());
         if shared.spec.switch.is_some() && part.is_none() {
             helpers.spawn(install(shared.clone()));
+        }
+        if shared.spec.views.is_some() && part.is_none() && shared.spec.reverse.is_none() {
+            let (catalog, target) = (session.plan.catalog.clone(), session.routes.target().clone());
+            helpers.spawn(views::install(shared.clone(), catalog, target));
         }
         if let Some(adding) = adding {
             helpers.spawn(adding.run());

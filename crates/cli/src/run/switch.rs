@@ -15,6 +15,7 @@
 mod look;
 mod settle;
 
+pub(crate) use look::said;
 pub(crate) use settle::{Settled, complete, forget, install, settle};
 
 use super::{
@@ -22,6 +23,7 @@ use super::{
     plan_file::{PlanFile, secret_of},
     reverse,
     session::routes,
+    swap,
 };
 use crate::{
     error::{CliError, Exit},
@@ -31,7 +33,7 @@ use crate::{
 };
 use crossfade_connector::{Inspect, Stage, Target};
 use crossfade_control::{By, Command, Direction, Guarded, Phase};
-use crossfade_event::{Position, TableName};
+use crossfade_event::{Position, Side, TableName};
 use crossfade_postgres::switch::{Freeze, Given, Reverse, SwitchEnd};
 use look::Looked;
 use serde::Serialize;
@@ -66,6 +68,12 @@ pub(crate) struct Outcome {
     /// Why not, where not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) not_routed: Option<String>,
+    /// Who has the authority now, where it has moved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) side: Option<Side>,
+    /// Of a dry run within tables: what would be run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sql: Vec<String>,
 }
 
 /// How long the writers were held up, step by step, in microseconds.
@@ -102,7 +110,10 @@ impl Switching {
         let work = async {
             self.take_away_what_was_left().await;
             while let Some(wanted) = self.asked.recv().await {
-                let outcome = cutover(&self.shared, &wanted).await;
+                let outcome = match wiring::writes_beside(&self.shared.spec) {
+                    true => swap::cutover(&self.shared, &wanted).await,
+                    false => cutover(&self.shared, &wanted).await,
+                };
                 let over = self.shared.journal.migration().phase.is_over();
                 // Whoever asked may have gone away: the journal has it.
                 let _ = wanted.answer.send(outcome);
@@ -156,9 +167,6 @@ async fn cutover(shared: &Shared, wanted: &Wanted) -> Result<Outcome, CliError> 
         return Err(CliError::refused(format!("a cutover is not possible while the migration is {phase}"))
             .hint("let it catch up: `crossfade wait --caught-up`"));
     }
-    if old.identity().await? == new.identity().await? {
-        return Err(CliError::not_built("a switch within one database"));
-    }
     let (tables, target) = (shared.source_tables(), planned_target(shared)?);
     let mut ends = Ends { old, new, source: wiring::source_inspect(spec)?, tables, target };
     if !wanted.dry_run {
@@ -177,6 +185,8 @@ async fn cutover(shared: &Shared, wanted: &Wanted) -> Result<Outcome, CliError> 
         pause: None,
         routed: false,
         not_routed: None,
+        side: None,
+        sql: Vec::new(),
     };
     if wanted.dry_run {
         return Ok(outcome);
@@ -198,7 +208,7 @@ pub(crate) fn no_section(spec: &crate::spec::Spec) -> CliError {
         .hint("write [switch] into it; every key has a default, and the guide says what each is for")
 }
 
-fn deadline_of(switch: &SwitchSpec, asked: Option<Span>) -> Result<Span, CliError> {
+pub(super) fn deadline_of(switch: &SwitchSpec, asked: Option<Span>) -> Result<Span, CliError> {
     let deadline = asked.unwrap_or(switch.deadline);
     if deadline.0 < DEADLINE_MIN || deadline.0 > DEADLINE_MAX {
         return Err(CliError::misconfigured("--deadline must be from 500ms to 60s: so long writers may be held up"));

@@ -15,6 +15,7 @@ mod schema;
 mod sink;
 mod source;
 mod switch;
+mod views;
 
 pub(crate) use crossfade_control::Gates;
 pub(crate) use error::{SpecError, nearest};
@@ -32,6 +33,7 @@ pub(crate) use source::{BinaryHandling, DebeziumSource, DecimalHandling, TimePre
 pub(crate) use source::{OnRewrite, PostgresSource, SourceSpec};
 pub(crate) use require::Requirement;
 pub(crate) use switch::{DEADLINE_MAX, DEADLINE_MIN, SwitchSpec};
+pub(crate) use views::ViewsSpec;
 
 use document::Document;
 use std::{
@@ -41,8 +43,8 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 /// The keys of the top level.
-const SECTIONS: [&str; 12] =
-    ["name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates", "switch", "require"];
+const SECTIONS: [&str; 13] =
+    ["name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates", "switch", "require", "views"];
 
 /// What one process does of a migration where it does not do all of it. Each has a folder of its own in the migration's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,8 @@ pub(crate) struct Spec {
     pub(crate) switch: Option<SwitchSpec>,
     /// What must hold in the source before it begins.
     pub(crate) require: Vec<Requirement>,
+    /// What shows both shapes; `None` for no views.
+    pub(crate) views: Option<ViewsSpec>,
     /// The migration that this one takes back; `None` for one that a file says.
     pub(crate) reverse: Option<Arc<Reverse>>,
     /// What is worth knowing, though it works.
@@ -145,12 +149,15 @@ impl Spec {
         let gates = optional(&mut document, "gates")?.unwrap_or_default();
         let switch = optional(&mut document, "switch")?;
         let require: Vec<Requirement> = optional(&mut document, "require")?.unwrap_or_default();
+        let views = optional(&mut document, "views")?;
         let transforms = rules::read_transforms(&mut document)?;
         rules::check(&document, &source, &sink, &transforms)?;
         rules::check_secret(&document, secret.as_ref())?;
         rules::check_log(&document, &log, &sink, &transforms)?;
         switch::check(&document, switch.as_ref(), &source, &sink, &transforms)?;
         require::check(&document, &require, &source)?;
+        switch::check(&document, switch.as_ref(), &source, &sink)?;
+        views::check(&document, views.as_ref(), &source, &sink)?;
         let folder = document.folder();
         anchor_source(&mut source, &folder);
         anchor_sink(&mut sink, &folder);
@@ -169,6 +176,7 @@ impl Spec {
             gates,
             switch,
             require,
+            views,
             reverse: None,
             warnings: document.warnings,
         })

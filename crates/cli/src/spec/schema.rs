@@ -1,6 +1,6 @@
 //! The JSON Schema of the spec, for editors: made from the types, kept as a file that a test compares.
 
-use super::{Gates, LogSpec, Name, Requirement, Secret, SinkSpec, SourceSpec, SwitchSpec};
+use super::{Gates, LogSpec, Name, Requirement, Secret, SinkSpec, SourceSpec, SwitchSpec, ViewsSpec};
 use crossfade_transform::Rules;
 use schemars::{JsonSchema, schema_for};
 use std::path::PathBuf;
@@ -34,6 +34,8 @@ struct SpecFile {
     /// What must hold in the source before the migration begins.
     #[schemars(default)]
     require: Vec<Requirement>,
+    /// Views that show both shapes of the tables, in two schemas of the same database.
+    views: Option<ViewsSpec>,
 }
 
 /// The schema as it stands in the file.

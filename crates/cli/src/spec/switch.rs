@@ -1,8 +1,7 @@
 //! `[switch]`: how the authority is given to the new side. It may come into a spec at any time, and change.
 
-use super::{Document, Span, SpecError, sink::SinkSpec, sink::WriteTo, source::SourceSpec};
+use super::{Document, Span, SpecError, sink::SinkSpec, source::SourceSpec};
 use crossfade_control::Limits;
-use crossfade_transform::{Rules, WriteKind};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::time::Duration;
@@ -20,6 +19,8 @@ pub(crate) struct SwitchSpec {
     pub(crate) verified_within: Span,
     /// So many people must agree (`crossfade approve`): 0, 1 or 2.
     pub(crate) approvals: u32,
+    /// So long after a switch the way back stays open: `crossfade cleanup` waits for it.
+    pub(crate) keep: Span,
     /// A command that tells the applications, by `sh -c`, with CROSSFADE_MIGRATION, CROSSFADE_SIDE and CROSSFADE_EPOCH set.
     /// It may be run more than once for one switch.
     pub(crate) route: Option<String>,
@@ -32,6 +33,7 @@ impl Default for SwitchSpec {
             lock_timeout: Span(Duration::from_millis(800)),
             verified_within: Span(Duration::from_secs(24 * 3600)),
             approvals: 0,
+            keep: Span(Duration::from_secs(7 * 24 * 3600)),
             route: None,
         }
     }
@@ -64,27 +66,19 @@ pub(super) fn check(
     switch: Option<&SwitchSpec>,
     source: &SourceSpec,
     sink: &SinkSpec,
-    rules: &Rules,
 ) -> Result<(), SpecError> {
     let Some(switch) = switch else { return Ok(()) };
     let refuse = |key: &str, message: &str| Err(document.error(document.span_of(&["switch", key]), message));
-    let SinkSpec::Postgres(target) = sink else {
-        return refuse(
-            "deadline",
-            "[switch] is built for kind = \"postgres\" in [source] and [sink], not yet for others",
-        );
-    };
-    if !matches!(source, SourceSpec::Postgres(_)) {
+    if !matches!(sink, SinkSpec::Postgres(_)) {
         return refuse(
             "deadline",
             "[switch] is built for kind = \"postgres\" in [source] and [sink], not yet for others",
         );
     }
-    let beside = rules.table.iter().any(|table| table.write == Some(WriteKind::ShadowColumns));
-    if target.write == WriteTo::ShadowColumns || beside {
+    if !matches!(source, SourceSpec::Postgres(_)) {
         return refuse(
             "deadline",
-            "[switch] is not built yet for write = \"shadow-columns\"; it is for tables of another server",
+            "[switch] is built for kind = \"postgres\" in [source] and [sink], not yet for others",
         );
     }
     if switch.deadline.0 < DEADLINE_MIN || switch.deadline.0 > DEADLINE_MAX {

@@ -59,11 +59,16 @@ fn a_switch_has_defaults_and_is_refused_where_it_cannot_be_made() {
         (with("route = \" \"\n"), "is empty"),
         (with("deadlin = \"1s\"\n"), "did you mean \"deadline\"?"),
         (format!("{HEAD}{SOURCE}{SINK}[switch]\n"), "is built for kind = \"postgres\""),
-        (with("").replace("${TARGET_URL}\"\n", "${TARGET_URL}\"\nwrite = \"shadow-columns\"\n"), "shadow-columns"),
+        (format!("{HEAD}{SOURCE}{SINK}[views]\napp = \"shop\"\n"), "within one PostgreSQL database"),
+        (with("[views]\napp = \"My Shop\"\n"), "lower-case letters"),
     ] {
         let refused = refusal(&text);
         assert!(refused.contains(word), "{refused}");
     }
+    // Columns change places within their table.
+    let beside = with("").replace("${TARGET_URL}\"\n", "${TARGET_URL}\"\nwrite = \"shadow-columns\"\n");
+    assert_eq!(parse(&beside).unwrap().switch, Some(SwitchSpec::default()));
+    assert_eq!(parse(&with("[views]\napp = \"shop\"\n")).unwrap().views.unwrap().app, "shop");
 }
 
 #[test]

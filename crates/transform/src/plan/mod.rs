@@ -15,10 +15,12 @@ mod order;
 mod rekey;
 mod reverse;
 mod steps;
+mod swap;
 mod table;
 
 pub use added::default_cell;
 pub use follow::Became;
+pub use swap::{Swap, SwapRefusal, swap};
 pub use reverse::{Back, BackColumn, BackHow, BackKey, BackRefusal, BackTable, Forward, back};
 
 use crate::{

@@ -4,6 +4,7 @@ mod alone;
 mod keys;
 mod made;
 mod refused;
+mod swap;
 mod values;
 
 use super::*;

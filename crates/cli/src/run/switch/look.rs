@@ -49,7 +49,7 @@ const FIXED_MS: u64 = 20;
 /// And for each table its trigger.
 const FENCE_MS: u64 = 1;
 
-fn said(refusal: &Refusal) -> String {
+pub(crate) fn said(refusal: &Refusal) -> String {
     format!("{}: {} ({})", refusal.object, refusal.problem, refusal.remedy)
 }
 

@@ -4,10 +4,12 @@ use super::Outcome;
 use crate::{
     error::{CliError, Exit},
     registry,
-    run::control::Shared,
+    run::{control::Shared, swap},
     spec::{SinkSpec, SourceSpec, Spec},
+    wiring,
 };
 use crossfade_control::{By, Command, Journal};
+use crossfade_event::Side;
 use crossfade_log::embedded::Embedded;
 use crossfade_postgres::switch::{SwitchEnd, Written};
 use std::{process::Stdio, sync::Arc, time::Duration};
@@ -69,11 +71,16 @@ pub(crate) async fn complete(spec: &Spec, new: &mut SwitchEnd, journal: &Journal
         pause: None,
         routed: told.is_ok(),
         not_routed: told.err().map(|error| error.message),
+        side: Some(authority.side),
+        sql: Vec::new(),
     }
 }
 
 async fn tell(spec: &Spec, new: &mut SwitchEnd, journal: &Journal<Embedded>, by: &By) -> Result<(), CliError> {
     let authority = journal.migration().authority;
+    if wiring::writes_beside(spec) {
+        swap::finish(spec, authority.side).await?;
+    }
     new.follow(Written { side: authority.side, epoch: authority.epoch }).await?;
     if let Some(route) = spec.switch.as_ref().and_then(|switch| switch.route.as_deref()) {
         let status = tokio::process::Command::new("sh")
@@ -93,6 +100,13 @@ async fn tell(spec: &Spec, new: &mut SwitchEnd, journal: &Journal<Embedded>, by:
         }
     }
     journal.command(Command::Routed { epoch: authority.epoch }, by).await?;
+    // Within tables the old columns are level at every moment.
+    if wiring::writes_beside(spec)
+        && authority.side == Side::New
+        && let Err(refused) = journal.command(Command::Soak, by).await
+    {
+        tracing::warn!("the journal does not take that the old columns are level: {refused}");
+    }
     Ok(())
 }
 
@@ -130,6 +144,9 @@ pub(crate) async fn forget(spec: &Spec) -> Result<(), CliError> {
         return Ok(());
     }
     let (mut old, mut new) = registry::switch_ends(spec)?;
+    if wiring::writes_beside(spec) {
+        swap::forget(spec).await?;
+    }
     old.lift().await?;
     old.forget().await?;
     crate::run::reverse::give_up(spec, &mut new).await;
