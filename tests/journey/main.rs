@@ -17,6 +17,7 @@ mod demo;
 mod desk;
 #[cfg(feature = "kafka")]
 mod dual;
+mod failback;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod lookups;
@@ -36,6 +37,7 @@ mod small;
 mod standing;
 mod superseded;
 mod switch;
+mod switches;
 mod tellers;
 #[cfg(feature = "kafka")]
 mod told;

@@ -94,9 +94,12 @@ pub(crate) enum Command {
     #[command(
         after_help = "Examples:\n  crossfade cutover shop.toml --dry-run\n  crossfade cutover shop.toml --deadline 5s\n\nWriters are held up for the deadline at most, and go on where they were unless all is on the new side by then.\nIt may be killed at any moment and asked again: it completes what was decided, or takes back what was not.\nExit code 3 when a guard says no; nothing has been held up then."
     )]
-    Cutover(CutoverArgs),
-    /// Switch the applications back to the old side (not built yet)
-    Failback(SpecArgs),
+    Cutover(SwitchArgs),
+    /// Switch the applications back to the old side, with everything that was written since the cutover
+    #[command(
+        after_help = "Examples:\n  crossfade failback shop.toml --dry-run\n  crossfade failback shop.toml\n\nThe same switch with the roles swapped, over the reverse stream that `crossfade run` keeps the old side exact by.\nWriters are held up for the deadline at most, and go on where they were unless all is on the old side by then.\nIt may be killed at any moment and asked again. Exit code 3 when a guard says no; nothing has been held up then."
+    )]
+    Failback(SwitchArgs),
     /// Drop what a finished migration no longer needs (not built yet)
     Cleanup(SpecArgs),
     /// Make a running migration stop applying, until `resume`
@@ -283,7 +286,7 @@ pub(crate) struct ApproveArgs {
 
 /// How to switch.
 #[derive(Debug, Args)]
-pub(crate) struct CutoverArgs {
+pub(crate) struct SwitchArgs {
     /// The spec
     #[arg(value_name = "SPEC")]
     pub(crate) spec: PathBuf,

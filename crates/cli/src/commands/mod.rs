@@ -40,7 +40,7 @@ pub(crate) async fn dispatch(command: Command, reverse: bool) -> Result<(), CliE
         Command::Rollback(args) => run::rollback(&load(&args.spec)?, &args).await,
         Command::Approve(args) => switch::approve(&load(&args.spec)?, &args).await,
         Command::Cutover(args) => switch::cutover(&load(&args.spec)?, &args).await,
-        Command::Failback(args) => load(&args.spec).and(Err(CliError::not_built("failback"))),
+        Command::Failback(args) => switch::failback(&load(&args.spec)?, &args).await,
         Command::Cleanup(args) => load(&args.spec).and(Err(CliError::not_built("cleanup"))),
         Command::Pause(args) => control::pause(&load(&args.spec)?, &args.reason).await,
         Command::Resume(args) => control::resume(&load(&args.spec)?, args.add).await,

@@ -3,7 +3,7 @@
 use super::{
     follower::Origin,
     plan_file::{PlanFile, secret_id, secret_of, spec_hash},
-    reverse, roles,
+    retired, reverse, roles,
     switch::{self, Settled},
 };
 use crate::{
@@ -15,7 +15,8 @@ use crate::{
     wiring,
 };
 use crossfade_connector::Inspect;
-use crossfade_control::{By, Command, Journal, Overlay, Phase};
+use crossfade_control::{By, Command, Direction, Journal, Overlay, Phase};
+use crossfade_event::Side;
 use crossfade_log::embedded::Embedded;
 use crossfade_pipeline::Routes;
 use crossfade_state::{SledStore, WorkFolder};
@@ -45,8 +46,14 @@ impl Session {
         let by = folder::by_hand();
         refuse_half_done(&journal)?;
         if let Some(outcome) = settle_switch(spec, &journal, &by).await? {
-            tracing::info!(epoch = outcome.epoch, routed = outcome.routed, "the migration has switched");
-            return Err(reverse::not_followed(spec));
+            if outcome.authority == Side::New {
+                tracing::info!(epoch = outcome.epoch, routed = outcome.routed, "the migration has switched");
+                return Err(reverse::not_followed(spec));
+            }
+            if let Some(why) = outcome.not_routed {
+                tracing::warn!("the old side has the authority, and not everybody has been told: {why}");
+            }
+            retired::after_failback(spec, &journal, &by).await?;
         }
         let (plan, secret, marks_moves) = match spec.part {
             Some(Part::Deliver) => {
@@ -84,23 +91,21 @@ impl Session {
 }
 
 /// A switch that was begun and has no end gets one here, by the word of the row; of one that has happened, what is left to do
-/// is done.
+/// is done. `None` where none was ever meant.
 async fn settle_switch(spec: &Spec, journal: &Journal<Embedded>, by: &By) -> Result<Option<switch::Outcome>, CliError> {
-    let phase = journal.migration().phase;
-    if !phase.is_switching() && !phase.is_over() {
+    let before = journal.migration();
+    if before.authority.epoch == 0 && !before.phase.is_switching() {
         return Ok(None);
     }
     let (mut old, mut new) = registry::switch_ends(spec)?;
-    if switch::settle(&mut old, journal, by).await? == Settled::TakenBack {
+    let taken_back = switch::settle(&mut old, &mut new, journal, by).await? == Settled::TakenBack;
+    if taken_back && before.intent.is_some_and(|intent| intent.direction == Direction::Cutover) {
         reverse::give_up(spec, &mut new).await;
     }
-    match journal.migration().phase.is_over() {
-        true => Ok(Some(switch::complete(spec, &mut new, journal, by).await)),
-        false => Ok(None),
-    }
+    Ok(Some(switch::complete(spec, &mut old, &mut new, journal, by).await))
 }
 
-/// The same, for whoever asks while nobody runs the migration; `None` where there is no switch that has happened.
+/// The same, for whoever asks while nobody runs the migration.
 pub(crate) async fn settled(spec: &Spec) -> Result<Option<switch::Outcome>, CliError> {
     let owned = folder::taken(spec)?;
     settle_switch(spec, &folder::journal(&owned)?, &folder::by_hand()).await
