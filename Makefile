@@ -1,5 +1,5 @@
 # What people and CI run. `make test` is the one test command; CI calls the same.
-.PHONY: demo build test test-kafka lint soak examples bench bench-kafka
+.PHONY: demo build test test-kafka lint soak examples bench bench-kafka bench-switch
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -50,3 +50,8 @@ bench-kafka:
 	CROSSFADE_WITH_DEBEZIUM=1 ci/prepare
 	cargo build --release -p crossfade-cli --features kafka
 	cargo run --release -p crossfade-benches --features kafka -- to-topics over-topics kafka-log workers
+
+# How long writers wait for a switch under load, and many switches with faults in them; see docs/performance.md and
+# docs/reliability.md. CROSSFADE_SWITCHES says how many.
+bench-switch: build
+	CROSSFADE_SOAK=1 cargo test -p crossfade-tests-journey -- switches:: --nocapture --test-threads=1

@@ -88,7 +88,8 @@ impl Office {
 
     /// What the row says.
     pub(crate) async fn authority(&self) -> String {
-        let sql = format!("SELECT side || ' ' || epoch FROM crossfade.authority WHERE migration = '{}'", self.desk.name);
+        let sql =
+            format!("SELECT side || ' ' || epoch FROM crossfade.authority WHERE migration = '{}'", self.desk.name);
         self.database.value(&sql).await.unwrap_or_default()
     }
 
@@ -126,10 +127,22 @@ impl Office {
     /// After the switch: old and new columns of every row say the same.
     pub(crate) async fn assert_both_right(&self) {
         for (what, sql) in [
-            ("users", "SELECT email FROM users WHERE legacy_balance <> balance OR legacy_user_id IS NULL OR (legacy_manager_id IS NULL) <> (manager_id IS NULL)"),
-            ("managers", "SELECT u.email FROM users u LEFT JOIN users m ON m.user_id = u.manager_id WHERE m.legacy_user_id IS DISTINCT FROM u.legacy_manager_id"),
-            ("orders", "SELECT o.ref FROM orders o LEFT JOIN users u USING (user_id) WHERE u.legacy_user_id IS DISTINCT FROM o.legacy_user_id OR o.remark <> o.legacy_note"),
-            ("lines", "SELECT l.what FROM lines l LEFT JOIN orders o USING (order_id) WHERE o.legacy_order_id IS DISTINCT FROM l.legacy_order_id"),
+            (
+                "users",
+                "SELECT email FROM users WHERE legacy_balance <> balance OR legacy_user_id IS NULL OR (legacy_manager_id IS NULL) <> (manager_id IS NULL)",
+            ),
+            (
+                "managers",
+                "SELECT u.email FROM users u LEFT JOIN users m ON m.user_id = u.manager_id WHERE m.legacy_user_id IS DISTINCT FROM u.legacy_manager_id",
+            ),
+            (
+                "orders",
+                "SELECT o.ref FROM orders o LEFT JOIN users u USING (user_id) WHERE u.legacy_user_id IS DISTINCT FROM o.legacy_user_id OR o.remark <> o.legacy_note",
+            ),
+            (
+                "lines",
+                "SELECT l.what FROM lines l LEFT JOIN orders o USING (order_id) WHERE o.legacy_order_id IS DISTINCT FROM l.legacy_order_id",
+            ),
         ] {
             self.none(what, sql).await;
         }
@@ -145,7 +158,11 @@ impl Office {
     /// After the way back: the application's columns are what they were, and no more.
     pub(crate) async fn assert_old_shape(&self) {
         self.none("legacy names left", "SELECT attname FROM pg_attribute WHERE attname LIKE 'legacy%' AND attrelid::regclass::text IN ('users', 'orders', 'lines')").await;
-        self.none("triggers left", "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal AND tgname LIKE '%crossfade%'").await;
+        self.none(
+            "triggers left",
+            "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal AND tgname LIKE '%crossfade%'",
+        )
+        .await;
         let now = rows(&self.database, SHAPE).await;
         let there: BTreeSet<_> = now.iter().collect();
         let missing: Vec<_> = self.shape.iter().filter(|row| !there.contains(row)).collect();
@@ -173,8 +190,11 @@ impl Office {
             ),
         )
         .await;
-        self.none("orders without their lines", "SELECT ref FROM orders o WHERE (SELECT count(*) FROM lines l WHERE l.order_id = o.order_id) <> 2")
-            .await;
+        self.none(
+            "orders without their lines",
+            "SELECT ref FROM orders o WHERE (SELECT count(*) FROM lines l WHERE l.order_id = o.order_id) <> 2",
+        )
+        .await;
     }
 }
 
@@ -275,7 +295,14 @@ impl Clerk {
         told
     }
 
-    async fn writes(&mut self, number: u64, order: &str, client: &Client, find: &mut Statement, counts: &Counts) -> bool {
+    async fn writes(
+        &mut self,
+        number: u64,
+        order: &str,
+        client: &Client,
+        find: &mut Statement,
+        counts: &Counts,
+    ) -> bool {
         let Err(error) = self.transaction(number, order, client, find).await else {
             counts.committed.fetch_add(1, Relaxed);
             let now = Instant::now();

@@ -123,13 +123,18 @@ async fn sessions_get_what_was_known_of_their_address_while_the_application_writ
     // The new columns take the old names, are written by them, and give them back.
     desk.expect(0, &["cutover"], &[]);
     database
-        .execute("UPDATE session_summaries SET snapshot_country = 'ZZ', snapshot_ip_type = 'tor' WHERE session_id = 'new-0'")
+        .execute(
+            "UPDATE session_summaries SET snapshot_country = 'ZZ', snapshot_ip_type = 'tor' WHERE session_id = 'new-0'",
+        )
         .await;
-    let written = "SELECT legacy_snapshot_country, legacy_snapshot_ip_types FROM session_summaries WHERE session_id = 'new-0'";
+    let written =
+        "SELECT legacy_snapshot_country, legacy_snapshot_ip_types FROM session_summaries WHERE session_id = 'new-0'";
     assert_same("what is kept", &rows(&database, "VALUES ('ZZ', 'tor')").await, &rows(&database, written).await);
     desk.expect(0, &["failback"], &[]);
     database
-        .execute("UPDATE session_summaries SET snapshot_country = NULL, snapshot_ip_types = NULL WHERE session_id = 'new-0'")
+        .execute(
+            "UPDATE session_summaries SET snapshot_country = NULL, snapshot_ip_types = NULL WHERE session_id = 'new-0'",
+        )
         .await;
     assert_same("the application's own columns, after the way back", &before, &rows(&database, own).await);
     desk.expect(0, &["rollback"], &["--wipe", "--yes"]);

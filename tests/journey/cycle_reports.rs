@@ -86,7 +86,11 @@ impl Stage {
 /// Every table of the application, as one line each.
 async fn content(database: &Database) -> Vec<String> {
     let mut found = Vec::new();
-    for row in rows(database, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace").await.iter() {
+    for row in
+        rows(database, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
+            .await
+            .iter()
+    {
         let table = row[0].as_deref().unwrap();
         let sql = format!("SELECT md5(string_agg(t::text, E'\\n' ORDER BY t::text)) FROM {table} t");
         found.push(format!("{table} {}", database.value(&sql).await.unwrap_or_default()));
@@ -104,7 +108,10 @@ async fn whole_numbers_become_uuids_on_another_server_under_writers_and_can_be_t
     // What does not hold is named, and nothing begins.
     stage.old.execute("INSERT INTO llm_audit_logs (log_id, actor_id, model, tokens) VALUES (-1, 0, 'm', 1)").await;
     let refused = example.expect(3, "crossfade check cycle-reports.toml");
-    assert!(refused.stdout.contains("required that whoever asked a model is a user: it is not so: 1 rows"), "{refused}");
+    assert!(
+        refused.stdout.contains("required that whoever asked a model is a user: it is not so: 1 rows"),
+        "{refused}"
+    );
     stage.old.execute("DELETE FROM llm_audit_logs WHERE log_id = -1").await;
     example.expect(0, "crossfade check cycle-reports.toml");
 

@@ -41,7 +41,10 @@ async fn columns_change_places_under_live_writers_and_back_and_no_write_is_lost(
         let Some(office) = Office::open(version, "").await else { return };
         let (run, clerks) = ready(&office, 2, 2).await;
         let dry = office.desk.expect(0, &["cutover"], &["--dry-run"]);
-        assert!(!dry.stdout.contains(" NO ") && dry.stdout.contains("RENAME COLUMN \"user_id\" TO \"legacy_user_id\""), "{dry}");
+        assert!(
+            !dry.stdout.contains(" NO ") && dry.stdout.contains("RENAME COLUMN \"user_id\" TO \"legacy_user_id\""),
+            "{dry}"
+        );
         assert_eq!(office.authority().await, "old 0");
 
         let answer = switch(&office, "cutover");
@@ -121,7 +124,9 @@ async fn killed_right_after_any_line_of_the_journal_the_columns_are_on_one_side(
         // And the same on the way back.
         let before = journal_says(&office, line);
         let failback = office.desk.crossfade.spawn(&["failback", SPEC, "--json"]);
-        wait_for_blocking(&format!("the journal to say {line} again"), || (journal_says(&office, line) > before).then_some(()));
+        wait_for_blocking(&format!("the journal to say {line} again"), || {
+            (journal_says(&office, line) > before).then_some(())
+        });
         failback.kill();
         clerks.wait_for_more(40);
         println!("killed after {line} on the way back: the row says {}", office.authority().await);

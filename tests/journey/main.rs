@@ -7,8 +7,8 @@ mod bad_input;
 mod bench;
 mod beside;
 mod changes;
-mod compared;
 mod clerks;
+mod compared;
 mod cowrie;
 mod cycle_reports;
 #[cfg(feature = "kafka")]
@@ -21,6 +21,7 @@ mod desk;
 #[cfg(feature = "kafka")]
 mod dual;
 mod example;
+mod failback;
 mod in_place;
 #[cfg(feature = "kafka")]
 mod kafka;
@@ -43,6 +44,7 @@ mod small;
 mod standing;
 mod superseded;
 mod switch;
+mod switches;
 mod tellers;
 #[cfg(feature = "kafka")]
 mod told;

@@ -14,7 +14,7 @@ use std::{fs, sync::atomic::Ordering::Relaxed};
 use tokio_postgres::Client;
 
 /// A run that has caught up, a comparison that found nothing, and tellers at work.
-async fn ready(bank: &Bank, asking: u64, plain: u64) -> (Running, Tellers) {
+pub(crate) async fn ready(bank: &Bank, asking: u64, plain: u64) -> (Running, Tellers) {
     let mut run = bank.desk.start();
     bank.desk.wait(&mut run);
     bank.flagged().await;
@@ -24,17 +24,17 @@ async fn ready(bank: &Bank, asking: u64, plain: u64) -> (Running, Tellers) {
     (run, tellers)
 }
 
-fn guard<'a>(answer: &'a Value, name: &str) -> &'a Value {
+pub(crate) fn guard<'a>(answer: &'a Value, name: &str) -> &'a Value {
     let guards = answer["guards"].as_array().unwrap();
     guards.iter().find(|guard| guard["guard"] == name).unwrap_or_else(|| panic!("no guard {name} in {answer}"))
 }
 
-fn switch_status(bank: &Bank) -> Value {
+pub(crate) fn switch_status(bank: &Bank) -> Value {
     bank.desk.crossfade.json(&["status", SPEC])["switch"].clone()
 }
 
 /// The old side refuses everybody, by whatever way.
-async fn assert_fenced(old: &Database) {
+pub(crate) async fn assert_fenced(old: &Database) {
     for sql in [
         "INSERT INTO notes VALUES ('late')",
         "UPDATE accounts SET balance = 0",
@@ -49,7 +49,7 @@ async fn assert_fenced(old: &Database) {
 }
 
 /// A cutover that must end well.
-fn switch(bank: &Bank) -> Value {
+pub(crate) fn switch(bank: &Bank) -> Value {
     let done = bank.desk.expect(0, &["cutover"], &["--json"]);
     let answer: Value = serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}\n{done}"));
     assert_eq!((&answer["switched"], &answer["routed"]), (&true.into(), &true.into()), "{done}");
@@ -160,7 +160,7 @@ struct Stuck {
     freezer: String,
 }
 
-const FREEZER: &str = "SELECT pid FROM pg_stat_activity WHERE application_name = 'crossfade freeze' AND state = 'idle in transaction' \
+pub(crate) const FREEZER: &str = "SELECT pid FROM pg_stat_activity WHERE application_name = 'crossfade freeze' AND state = 'idle in transaction' \
      AND datname = current_database()";
 
 async fn stuck(bank: &Bank) -> Stuck {
@@ -258,22 +258,29 @@ async fn killed_while_writers_wait_it_takes_back_and_says_so() {
     assert_switched(&bank, tellers, 2).await;
 }
 
-/// What the journal holds so far, as bytes that a word is looked for in.
-fn journal_says(bank: &Bank, word: &str) -> bool {
-    let Ok(folder) = fs::read_dir(bank.desk.work().join("journal")) else { return false };
-    folder.filter_map(Result::ok).filter(|file| file.path().extension().is_some_and(|end| end == "log")).any(|file| {
-        let content = fs::read(file.path()).unwrap_or_default();
-        content.windows(word.len()).any(|window| window == word.as_bytes())
+/// How often a word stands in the journal by now, as bytes.
+pub(crate) fn journal_says(bank: &Bank, word: &str) -> usize {
+    let Ok(folder) = fs::read_dir(bank.desk.work().join("journal")) else { return 0 };
+    let files = folder.filter_map(Result::ok).map(|file| file.path());
+    let logs = files.filter(|path| path.extension().is_some_and(|end| end == "log"));
+    logs.map(|path| {
+        let content = fs::read(path).unwrap_or_default();
+        content.windows(word.len()).filter(|window| *window == word.as_bytes()).count()
     })
+    .sum()
 }
+
+/// The lines that a switch writes into the journal, in order, each by a word of its own.
+pub(crate) const LINES: [&str; 5] =
+    ["switch-intended", "\"draining\"", "\"switching\"", "authority-moved", "routing-flipped"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_right_after_any_line_of_the_journal_it_ends_on_one_side_and_goes_on() {
-    for line in ["switch-intended", "\"draining\"", "\"switching\"", "authority-moved", "routing-flipped"] {
+    for line in LINES {
         let Some(bank) = Bank::open("").await else { return };
         let (run, tellers) = ready(&bank, 3, 1).await;
         let cutover = bank.desk.crossfade.spawn(&["cutover", SPEC, "--json"]);
-        wait_for_blocking(&format!("the journal to say {line}"), || journal_says(&bank, line).then_some(()));
+        wait_for_blocking(&format!("the journal to say {line}"), || (journal_says(&bank, line) > 0).then_some(()));
         run.kill();
         cutover.wait();
         // On whichever side it is: the tellers go on, and nobody has to do anything for it.

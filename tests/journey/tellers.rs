@@ -41,6 +41,11 @@ impl Bank {
     /// `None` where the servers cannot be had, which has been said.
     pub(crate) async fn open(switch: &str) -> Option<Self> {
         let (old, new) = crate::desk::two_databases().await?;
+        Some(Self::between(old, new, switch).await)
+    }
+
+    /// The same between these.
+    pub(crate) async fn between(old: Database, new: Database, switch: &str) -> Self {
         old.execute(&format!(
             "{TABLES} INSERT INTO accounts SELECT i, {OPENING} FROM generate_series(1, {ACCOUNTS}) i; \
              INSERT INTO notes VALUES ('early')"
@@ -49,7 +54,7 @@ impl Bank {
         let desk = Desk::new();
         let source = format!("{}\ntables = [\"public.*\"]", postgres(&old));
         desk.write_spec(&source, &postgres(&new), &format!("[switch]\n{switch}\n"));
-        Some(Self { desk, old, new })
+        Self { desk, old, new }
     }
 
     /// Waits until both sides have the flag table.
@@ -72,44 +77,121 @@ impl Bank {
 
     /// Fails unless there is one history: what was written on the old side is the same on both, what was written after it
     /// stands on the new side alone, everything that a teller was told is there, and every account adds up.
-    pub(crate) async fn assert_one_history(&self, told: &BTreeSet<(u64, u64)>) {
-        for (which, side) in [("old", &self.old), ("new", &self.new)] {
-            let moved = |end: &str| format!("(SELECT coalesce(sum(amount), 0) FROM movements WHERE {end} = a.id)");
-            let wrong = format!(
-                "SELECT count(*) FROM accounts a WHERE balance <> {OPENING} + {} - {}",
-                moved("creditor"),
-                moved("debtor")
-            );
-            assert_eq!(
-                side.value(&wrong).await.as_deref(),
-                Some("0"),
-                "accounts of the {which} side that do not add up"
-            );
+    pub(crate) async fn assert_one_history(&self, told: &Told) {
+        for side in [&self.old, &self.new] {
+            self.assert_adds_up(side).await;
         }
         let late = "SELECT count(*) FROM movements WHERE made_at = 'new'";
         assert_eq!(self.old.value(late).await.as_deref(), Some("0"), "the old side was written after the switch");
         let early = "SELECT * FROM movements WHERE made_at = 'old' ORDER BY id";
         assert_same("movements of the old side", &rows(&self.old, early).await, &rows(&self.new, early).await);
-        let all = rows(&self.new, "SELECT writer::text, number::text FROM movements").await;
+        self.assert_has_all(&self.new, told, 1).await;
+    }
+
+    /// Every account is what its movements make of it.
+    async fn assert_adds_up(&self, side: &Database) {
+        let moved = |end: &str| format!("(SELECT coalesce(sum(amount), 0) FROM movements WHERE {end} = a.id)");
+        let wrong = format!(
+            "SELECT count(*) FROM accounts a WHERE balance <> {OPENING} + {} - {}",
+            moved("creditor"),
+            moved("debtor")
+        );
+        assert_eq!(side.value(&wrong).await.as_deref(), Some("0"), "accounts that do not add up in {}", side.url);
+    }
+
+    /// Fails unless this side has exactly what the tellers were told to be committed, after so many switches: every movement
+    /// once, every balance, and of the notes those that were not taken away again. And there was one writer at any time.
+    pub(crate) async fn assert_has_all(&self, side: &Database, told: &Told, switches: usize) {
+        self.assert_adds_up(side).await;
+        let all = rows(side, "SELECT writer::text, number::text FROM movements").await;
         let number = |cell: &Option<String>| cell.as_deref().unwrap().parse::<u64>().unwrap();
         let there: BTreeSet<(u64, u64)> = all.iter().map(|row| (number(&row[0]), number(&row[1]))).collect();
         assert_eq!(all.iter().count(), there.len(), "a movement stands there twice");
-        let lost: Vec<_> = told.difference(&there).collect();
-        let unknown: Vec<_> = there.difference(told).collect();
+        let wanted = told.movements();
+        let lost: Vec<_> = wanted.difference(&there).collect();
+        let unknown: Vec<_> = there.difference(&wanted).collect();
         assert!(lost.is_empty() && unknown.is_empty(), "lost: {lost:?}, never told: {unknown:?}");
+        let notes = rows(side, "SELECT note FROM notes WHERE note ~ '^w'").await;
+        let notes: BTreeSet<String> = notes.iter().map(|row| row[0].clone().unwrap()).collect();
+        assert_eq!(notes, told.notes(), "the notes that should be there");
+        let turns = told.turns();
+        assert!(turns <= switches, "the sides were written in turns {turns} times, with {switches} switches");
     }
+}
+
+/// What the tellers were told to be committed, as they know it themselves.
+#[derive(Default)]
+pub(crate) struct Told(Vec<Commit>);
+
+/// One transaction that somebody was told to be committed.
+struct Commit {
+    writer: u64,
+    number: u64,
+    /// 0 is the old one.
+    side: usize,
+    /// When its writes were sent, and when the answer was there.
+    sent: Instant,
+    answered: Instant,
+}
+
+impl Told {
+    /// How many.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn movements(&self) -> BTreeSet<(u64, u64)> {
+        self.0.iter().map(|commit| (commit.writer, commit.number)).collect()
+    }
+
+    /// Each teller leaves the notes of the last three.
+    fn notes(&self) -> BTreeSet<String> {
+        let last = |writer| self.0.iter().filter(|one| one.writer == writer).map(|one| one.number).max().unwrap_or(0);
+        let kept = |one: &&Commit| one.number + NOTES_KEPT > last(one.writer);
+        self.0.iter().filter(kept).map(|one| note(one.writer, one.number)).collect()
+    }
+
+    /// How often the writers must have gone from one side to the other, by what is certain of the order of their commits: one
+    /// that was answered before another was sent came before it.
+    fn turns(&self) -> usize {
+        let (mut side, mut turns, mut after) = (0, 0, None::<Instant>);
+        loop {
+            let other = self.0.iter().filter(|one| one.side != side && after.is_none_or(|after| one.sent > after));
+            match other.map(|one| one.answered).min() {
+                None => return turns,
+                Some(answered) => (side, turns, after) = (1 - side, turns + 1, Some(answered)),
+            }
+        }
+    }
+}
+
+/// How many of its notes a teller leaves.
+const NOTES_KEPT: u64 = 3;
+
+fn note(writer: u64, number: u64) -> String {
+    format!("w{writer}-{number}")
 }
 
 /// Tellers at work.
 pub(crate) struct Tellers {
     stop: Arc<AtomicBool>,
     counts: Arc<Counts>,
-    threads: Vec<JoinHandle<BTreeSet<(u64, u64)>>>,
+    threads: Vec<JoinHandle<Vec<Commit>>>,
+}
+
+/// How often a teller writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Pace {
+    /// After each transaction it rests for so long.
+    Pause(Duration),
+    /// It begins one so often, if it can.
+    Every(Duration),
 }
 
 /// What the tellers have met.
 pub(crate) struct Counts {
     pub(crate) committed: AtomicU64,
+    pub(crate) on_old: AtomicU64,
     pub(crate) on_new: AtomicU64,
     /// Writes that the fence refused; the teller went to the other side then.
     pub(crate) fenced: AtomicU64,
@@ -122,9 +204,15 @@ impl Counts {
         self.last.lock().unwrap().1
     }
 
+    /// The same, since it was asked the last time.
+    pub(crate) fn longest_gap_since(&self) -> Duration {
+        std::mem::take(&mut self.last.lock().unwrap().1)
+    }
+
     fn commit(&self, on_new: bool) {
         self.committed.fetch_add(1, Relaxed);
         self.on_new.fetch_add(u64::from(on_new), Relaxed);
+        self.on_old.fetch_add(u64::from(!on_new), Relaxed);
         let now = Instant::now();
         let mut last = self.last.lock().unwrap();
         last.1 = last.1.max(now - last.0);
@@ -135,9 +223,15 @@ impl Counts {
 impl Tellers {
     /// So many who ask `crossfade.side` first, and so many who just write until they are told off.
     pub(crate) fn start(bank: &Bank, asking: u64, plain: u64) -> Self {
+        Self::start_at(bank, asking, plain, Pace::Pause(Duration::from_millis(4)))
+    }
+
+    /// The same, at this pace.
+    pub(crate) fn start_at(bank: &Bank, asking: u64, plain: u64, pace: Pace) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let counts = Arc::new(Counts {
             committed: AtomicU64::new(0),
+            on_old: AtomicU64::new(0),
             on_new: AtomicU64::new(0),
             fenced: AtomicU64::new(0),
             last: Mutex::new((Instant::now(), Duration::ZERO)),
@@ -148,8 +242,8 @@ impl Tellers {
                 let (urls, name) = ([bank.old.url.clone(), bank.new.url.clone()], bank.desk.name.clone());
                 thread::spawn(move || {
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                    let teller = Teller { writer, asks: writer < asking, urls, name, side: 0 };
-                    runtime.block_on(teller.work(&stop, &counts))
+                    let teller = Teller { writer, asks: writer < asking, urls, name, side: 0, sent: Instant::now() };
+                    runtime.block_on(teller.work(&stop, &counts, pace))
                 })
             })
             .collect();
@@ -163,6 +257,11 @@ impl Tellers {
     /// Waits until so many more movements are committed: whatever has happened, the tellers go on.
     pub(crate) fn wait_for_more(&self, movements: u64) {
         self.wait_for(&self.counts.committed, movements);
+    }
+
+    /// The same, on the old side.
+    pub(crate) fn wait_for_more_on_the_old_side(&self, movements: u64) {
+        self.wait_for(&self.counts.on_old, movements);
     }
 
     /// The same, on the new side.
@@ -179,9 +278,9 @@ impl Tellers {
     }
 
     /// Lets everybody finish; what each was told to be committed.
-    pub(crate) fn stop(mut self) -> BTreeSet<(u64, u64)> {
+    pub(crate) fn stop(mut self) -> Told {
         self.stop.store(true, Relaxed);
-        self.threads.drain(..).flat_map(|thread| thread.join().unwrap()).collect()
+        Told(self.threads.drain(..).flat_map(|thread| thread.join().unwrap()).collect())
     }
 }
 
@@ -199,22 +298,37 @@ struct Teller {
     name: String,
     /// 0 is the old one.
     side: usize,
+    /// When the last writes were sent.
+    sent: Instant,
 }
 
 impl Teller {
-    async fn work(mut self, stop: &AtomicBool, counts: &Counts) -> BTreeSet<(u64, u64)> {
+    async fn work(mut self, stop: &AtomicBool, counts: &Counts, pace: Pace) -> Vec<Commit> {
+        let mut due = tokio::time::Instant::now();
         let mut clients: [Option<Client>; 2] = [None, None];
-        let mut told = BTreeSet::new();
+        let mut told = Vec::new();
         let mut number = 0;
         while !stop.load(Relaxed) {
             number += 1;
-            while !self.moves(number, &mut clients, counts).await {
+            let sent = loop {
+                self.sent = Instant::now();
+                if self.moves(number, &mut clients, counts).await {
+                    break self.sent;
+                }
                 if stop.load(Relaxed) && !self.is_there(number).await {
                     return told;
                 }
+            };
+            let (writer, side) = (self.writer, self.side);
+            told.push(Commit { writer, number, side, sent, answered: Instant::now() });
+            match pace {
+                Pace::Pause(pause) => tokio::time::sleep(pause).await,
+                Pace::Every(time) => {
+                    // What could not be done in time is made up for, but not more than a moment's.
+                    due = (due + time).max(tokio::time::Instant::now() - time);
+                    tokio::time::sleep_until(due).await;
+                }
             }
-            told.insert((self.writer, number));
-            tokio::time::sleep(Duration::from_millis(4)).await;
         }
         told
     }
@@ -226,7 +340,7 @@ impl Teller {
             *slot = connect(&self.urls[self.side]).await.ok();
         }
         let Some(client) = slot else { return false };
-        match self.transaction(number, client).await {
+        match Self::transaction(self.writer, self.asks, self.side, &self.name, number, client, &mut self.sent).await {
             Ok(true) => {
                 counts.commit(self.side == 1);
                 true
@@ -258,10 +372,18 @@ impl Teller {
     }
 
     /// False when this is the wrong side.
-    async fn transaction(&self, number: u64, client: &Client) -> Result<bool, tokio_postgres::Error> {
-        let here = if self.side == 0 { "old" } else { "new" };
-        if self.asks {
-            let answer = client.simple_query(&format!("BEGIN; SELECT crossfade.side('{}')", self.name)).await?;
+    async fn transaction(
+        writer: u64,
+        asks: bool,
+        side: usize,
+        name: &str,
+        number: u64,
+        client: &Client,
+        sent: &mut Instant,
+    ) -> Result<bool, tokio_postgres::Error> {
+        let here = if side == 0 { "old" } else { "new" };
+        if asks {
+            let answer = client.simple_query(&format!("BEGIN; SELECT crossfade.side('{name}')")).await?;
             let says = answer.into_iter().find_map(|message| match message {
                 SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
                 _ => None,
@@ -273,7 +395,7 @@ impl Teller {
         } else {
             client.batch_execute("BEGIN").await?;
         }
-        let seed = number * 31 + self.writer * 7;
+        let seed = number * 31 + writer * 7;
         let (debtor, creditor) = (1 + seed % ACCOUNTS, 1 + (seed * 17 + 5) % ACCOUNTS);
         // Amounts of all sizes, so that a balance seldom comes back to what it was.
         let moved = 1 + (seed * 7919 % 997) as i64;
@@ -285,9 +407,12 @@ impl Teller {
         let both = if first == second { change(first) } else { format!("{} {}", change(first), change(second)) };
         let sql = format!(
             "{both} INSERT INTO movements (writer, number, debtor, creditor, amount, made_at) \
-             VALUES ({}, {number}, {debtor}, {creditor}, {moved}, '{here}'); COMMIT",
-            self.writer
+             VALUES ({writer}, {number}, {debtor}, {creditor}, {moved}, '{here}'); \
+             INSERT INTO notes (note) VALUES ('{}'); DELETE FROM notes WHERE note = '{}'; COMMIT",
+            note(writer, number),
+            note(writer, number.saturating_sub(NOTES_KEPT)),
         );
+        *sent = Instant::now();
         client.batch_execute(&sql).await?;
         Ok(true)
     }

@@ -34,6 +34,7 @@ mod part;
 mod quarantine;
 mod record;
 mod refuse;
+mod retire;
 mod rollback;
 mod sets;
 mod shares;
@@ -48,7 +49,10 @@ pub use apply::OnError;
 pub use back::{Back, OldKey};
 pub use part::PostgresPart;
 
-use crate::{Config, client::connect};
+use crate::{
+    Config,
+    client::{connect, quote_literal},
+};
 use apply::{Parts, Writer};
 use crossfade_connector::{
     Applied, Delivery, Failure, Guard, LEADING, Progress, Stage, Target, TargetTable, Verdict, WriteMode,
@@ -206,9 +210,12 @@ impl PostgresSink {
         if self.config.connection.lock_timeout().is_zero() {
             link.execute(doing, LOCK_TIMEOUT).await?;
         }
-        if let Some(back) = &self.config.back {
-            link.execute(doing, &back::pass_sql(back)).await?;
-        }
+        // A fence of this migration is not meant for its own stream: it stands on the target after a failback.
+        let pass = match &self.config.back {
+            Some(back) => back::pass_sql(back),
+            None => format!("SET crossfade.pass = {}", quote_literal(&self.config.migration).trim_start()),
+        };
+        link.execute(doing, &pass).await?;
         let sql = "SELECT pg_is_in_recovery(), has_parameter_privilege('session_replication_role', 'SET'), \
                    current_setting('server_encoding')";
         let rows = link.query(doing, sql, &[]).await?;

@@ -7,7 +7,7 @@
 //!  │  at the deadline, whatever becomes of us
 //!  UPDATE crossfade.authority … WHERE side AND epoch  ◀── the point of no return
 //!  CREATE TRIGGER crossfade_fence_… ON every table
-//!  COMMIT ── lock and fence change places in one commit       UPDATE crossfade.authority (follows)
+//!  COMMIT ── lock and fence change places in one commit       its row follows, its own fence goes (`open`)
 //! ```
 //! The row, the fence and the lock are one transaction's: there is no moment in which neither lock nor fence stands, and
 //! none in which the row says `new` and a write of the old side could still be accepted.
@@ -18,6 +18,7 @@ mod authority;
 mod fence;
 mod freeze;
 mod look;
+mod open;
 mod reverse;
 mod sequences;
 mod since;
@@ -28,6 +29,7 @@ pub(crate) use fence::FUNCTION as FENCE;
 pub use freeze::{Freeze, Given};
 pub(crate) use freeze::{is_an_error, version};
 pub use look::{Look, Writing};
+pub use open::Opening;
 pub use reverse::Reverse;
 
 use crate::{

@@ -94,9 +94,12 @@ pub(crate) enum Command {
     #[command(
         after_help = "Examples:\n  crossfade cutover shop.toml --dry-run\n  crossfade cutover shop.toml --deadline 5s\n\nWriters are held up for the deadline at most, and go on where they were unless all is on the new side by then.\nIt may be killed at any moment and asked again: it completes what was decided, or takes back what was not.\nExit code 3 when a guard says no; nothing has been held up then."
     )]
-    Cutover(CutoverArgs),
-    /// Switch the applications back to the old side
-    Failback(CutoverArgs),
+    Cutover(SwitchArgs),
+    /// Switch the applications back to the old side, with everything that was written since the cutover
+    #[command(
+        after_help = "Examples:\n  crossfade failback shop.toml --dry-run\n  crossfade failback shop.toml\n\nBetween two databases: the same switch with the roles swapped, over the reverse stream that `crossfade run` keeps the old side exact by.\nWriters are held up for the deadline at most, and go on where they were unless all is on the old side by then.\nIt may be killed at any moment and asked again. Exit code 3 when a guard says no; nothing has been held up then."
+    )]
+    Failback(SwitchArgs),
     /// Drop what a finished migration no longer needs, for ever
     #[command(
         after_help = "Examples:\n  crossfade cleanup shop.toml --dry-run\n  crossfade cleanup shop.toml --confirm shop\n\nKeys, mapping and journal are exported first. Until the drop everything can be taken back; after it nothing can.\nExit code 3 where it is too early, or something depends on what would go."
@@ -298,7 +301,7 @@ pub(crate) struct CleanupArgs {
 
 /// How to switch.
 #[derive(Debug, Args)]
-pub(crate) struct CutoverArgs {
+pub(crate) struct SwitchArgs {
     /// The spec
     #[arg(value_name = "SPEC")]
     pub(crate) spec: PathBuf,

@@ -191,10 +191,13 @@ fn rollback(migration: &Migration, command: &Command, kind: RollbackKind) -> Dec
     match (migration.phase, kind) {
         (Phase::Draft | Phase::Planned, _) => Err(wrong_phase(migration, command, "nothing was written yet")),
         (phase, _) if phase.is_switching() => {
-            Err(wrong_phase(migration, command, "`crossfade cutover` again completes the switch or takes it back"))
+            Err(wrong_phase(migration, command, "`crossfade run` completes the switch or takes it back"))
         }
         (Phase::Switched | Phase::Soaking | Phase::Contracting | Phase::Done, _) => {
             Err(wrong_phase(migration, command, "the new side has the authority: what is there now is not ours alone"))
+        }
+        _ if migration.authority.to_route => {
+            Err(wrong_phase(migration, command, "`crossfade failback` again tells those who have not heard of it"))
         }
         (Phase::Wiped, RollbackKind::Wipe) | (Phase::Undone, RollbackKind::Undo) => Ok(Vec::new()),
         (Phase::Wiped | Phase::RollingBack(RollbackKind::Wipe), RollbackKind::Undo) => {

@@ -1,6 +1,6 @@
 //! The guards of a switch: named predicates over what was seen. Pure; whoever looks passes the figures in.
 
-use crate::{Direction, Facts, Guarded, Limits, Migration, Span};
+use crate::{Direction, Facts, Guarded, Limits, Migration, Span, WayBack};
 use std::time::Duration;
 
 /// Every guard of a switch, in the order in which a person would mend what is wrong.
@@ -9,7 +9,7 @@ pub fn guards(migration: &Migration, before: Direction, facts: &Facts, limits: &
         rights(facts),
         caught_up(facts, limits),
         quarantine(facts),
-        clean_pass(migration, before, limits, now_us),
+        clean_pass(migration, before, facts, limits, now_us),
         gates(facts),
         oldest_writer(facts, limits),
         pause(facts, limits),
@@ -56,18 +56,25 @@ fn quarantine(facts: &Facts) -> Guarded {
 }
 
 /// Both sides were compared, and agreed.
-fn clean_pass(migration: &Migration, before: Direction, limits: &Limits, now_us: i64) -> Guarded {
+fn clean_pass(migration: &Migration, before: Direction, facts: &Facts, limits: &Limits, now_us: i64) -> Guarded {
     let wanted = format!("a comparison without a difference, not older than {}", span(limits.verified_within_ms));
-    if before == Direction::Failback {
-        return judged("clean-pass", true, "not asked for on the way back", wanted, "");
-    }
-    let age = migration.clean_pass.as_ref().map(|pass| now_us.saturating_sub(pass.at_us).max(0) as u64 / 1000);
+    let (passed_at_us, remedy) = match (before, &facts.way_back) {
+        (Direction::Cutover, _) => (migration.clean_pass.as_ref().map(|pass| pass.at_us), "run `crossfade verify`"),
+        (Direction::Failback, Some(WayBack::Incomparable { why })) => {
+            return judged("clean-pass", true, format!("not asked for: {why}"), wanted, "");
+        }
+        (Direction::Failback, Some(WayBack::Comparable { passed_at_us })) => {
+            (*passed_at_us, "run `crossfade verify --reverse`")
+        }
+        (Direction::Failback, None) => (None, "run `crossfade verify --reverse`"),
+    };
+    let age = passed_at_us.map(|at_us| now_us.saturating_sub(at_us).max(0) as u64 / 1000);
     let seen = match age {
         Some(ms) => format!("one of {} ago", span(ms - ms % 1000)),
         None => "none, or one that is void".to_owned(),
     };
     let holds = age.is_some_and(|ms| ms <= limits.verified_within_ms);
-    judged("clean-pass", holds, seen, wanted, "run `crossfade verify`")
+    judged("clean-pass", holds, seen, wanted, remedy)
 }
 
 fn gates(facts: &Facts) -> Guarded {

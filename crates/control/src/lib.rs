@@ -27,5 +27,7 @@ pub use gates::{
 pub use guards::guards;
 pub use journal::{By, Journal, JournalError, Record};
 pub use migration::{Checkpoint, End, Migration, Overlay, Phase, RollbackKind};
-pub use switch::{Approval, Authority, CleanPass, Direction, Facts, Guarded, Intent, Judgement, Limits, OldestWriter};
+pub use switch::{
+    Approval, Authority, CleanPass, Direction, Facts, Guarded, Intent, Judgement, Limits, OldestWriter, WayBack,
+};
 pub use units::{ParseUnitError, Percent, Span};

@@ -112,6 +112,25 @@ pub struct Facts {
     pub gates: Vec<String>,
     /// Rights and settings that are missing at either end, each with its remedy.
     pub missing: Vec<String>,
+    /// What is known of both sides over the way back; before a failback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way_back: Option<WayBack>,
+}
+
+/// What a comparison over the way back says.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WayBack {
+    /// Its rows can be compared.
+    Comparable {
+        /// When both sides last agreed, in microseconds since 1970; `None` where none of it counts.
+        passed_at_us: Option<i64>,
+    },
+    /// They cannot.
+    Incomparable {
+        /// Why not.
+        why: String,
+    },
 }
 
 /// What the spec allows.

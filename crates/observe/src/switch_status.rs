@@ -11,6 +11,9 @@ pub struct SwitchStatus {
     pub authority: String,
     /// The authority's epoch: a writer with a lower one is refused.
     pub epoch: u64,
+    /// The side that a switch under way goes to; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub towards: Option<String>,
     /// When both sides were last compared without a difference, ISO 8601 UTC; `null` where none counts.
     pub verified_at: Option<String>,
     /// The share of reads that both sides answer, such as `5%`.
@@ -37,6 +40,7 @@ impl SwitchStatus {
         Some(Self {
             authority: migration.authority.side.to_string(),
             epoch: migration.authority.epoch,
+            towards: migration.intent.map(|intent| intent.direction.to().to_string()),
             verified_at: migration.clean_pass.as_ref().map(|pass| name_of(pass.at_us)),
             dual_reads: (migration.dual_millionths > 0)
                 .then(|| Percent::from_millionths(migration.dual_millionths).to_string()),
@@ -48,7 +52,11 @@ impl SwitchStatus {
 
     /// A switch was begun, and nobody is there who knows its end: what the row itself says, if it could be asked.
     pub fn without_an_end(&mut self, row: Option<(String, u64)>) {
-        WITHOUT_AN_END.clone_into(&mut self.next);
+        let command = if self.towards.as_deref() == Some("old") { "failback" } else { "cutover" };
+        self.next = format!(
+            "`crossfade {command}` (or `crossfade run`): a switch was begun and its process has ended; it completes what was \
+             decided, or takes back what was not. Nobody is held up: the freeze has ended with the process"
+        );
         if let Some((side, epoch)) = row {
             (self.authority, self.epoch) = (side, epoch);
         }
@@ -64,12 +72,13 @@ fn next(migration: &Migration) -> &'static str {
         Phase::Switched | Phase::Soaking if migration.authority.to_route => {
             "`crossfade cutover` again: the switch is made, and not everybody has been told"
         }
-        Phase::Switched | Phase::Soaking => "nothing: the applications write the new side",
+        Phase::Switched | Phase::Soaking => {
+            "`crossfade run` keeps the old side exact; `crossfade failback` takes the applications back to it"
+        }
+        _ if migration.authority.to_route => {
+            "`crossfade failback` again: the old side has the authority, and not everybody has been told"
+        }
         Phase::Contracting | Phase::Done => "nothing",
         _ => "`crossfade verify` compares both sides; a switch asks for that",
     }
 }
-
-/// What to do about a switch whose process has ended in its midst.
-const WITHOUT_AN_END: &str = "`crossfade cutover` (or `crossfade run`): a switch was begun and its process has ended; it completes what was \
-     decided, or takes back what was not. Nobody is held up: the freeze has ended with the process";

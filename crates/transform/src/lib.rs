@@ -29,6 +29,6 @@ pub use plan::{
 };
 pub use rules::{KeyMaker, KeyRule, Rekey, Rules, TableRule, WriteKind};
 pub use step::{
-    CanonicalKey, Cast, Constant, DropColumns, Extract, Filter, KeyPart, Literal, Lookup, MapValues, Mask, MaskColumn, Merge,
-    Normalise, NullIf, OneOrMany, Pack, Rename, Split, Step,
+    CanonicalKey, Cast, Constant, DropColumns, Extract, Filter, KeyPart, Literal, Lookup, MapValues, Mask, MaskColumn,
+    Merge, Normalise, NullIf, OneOrMany, Pack, Rename, Split, Step,
 };

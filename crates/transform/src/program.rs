@@ -62,21 +62,66 @@ impl<'a> Reg<'a> {
 /// One operation.
 #[derive(Debug, Clone)]
 pub(crate) enum Op {
-    Extract { from: usize, path: Path, to: usize, type_: TypeSpec, keep_existing: bool },
-    Cast { register: usize, to: TypeSpec },
-    Constant { to: usize, value: Value },
-    NullIf { register: usize, any_of: Vec<Value>, type_: TypeSpec },
-    MapValues { register: usize, with: Vec<(Value, Value)>, otherwise: Option<Value>, type_: TypeSpec },
-    Split { from: usize, by: String, into: Vec<usize> },
-    Merge { from: Vec<usize>, with: String, to: usize },
+    Extract {
+        from: usize,
+        path: Path,
+        to: usize,
+        type_: TypeSpec,
+        keep_existing: bool,
+    },
+    Cast {
+        register: usize,
+        to: TypeSpec,
+    },
+    Constant {
+        to: usize,
+        value: Value,
+    },
+    NullIf {
+        register: usize,
+        any_of: Vec<Value>,
+        type_: TypeSpec,
+    },
+    MapValues {
+        register: usize,
+        with: Vec<(Value, Value)>,
+        otherwise: Option<Value>,
+        type_: TypeSpec,
+    },
+    Split {
+        from: usize,
+        by: String,
+        into: Vec<usize>,
+    },
+    Merge {
+        from: Vec<usize>,
+        with: String,
+        to: usize,
+    },
     Lookup(Lookup),
-    Mask { register: usize, with: Mask, secret: Arc<Vec<u8>> },
+    Mask {
+        register: usize,
+        with: Mask,
+        secret: Arc<Vec<u8>>,
+    },
     /// Each part with how it is normalised.
-    CanonicalKey { to: usize, of: Vec<(usize, Vec<Normalise>)>, version: u32 },
+    CanonicalKey {
+        to: usize,
+        of: Vec<(usize, Vec<Normalise>)>,
+        version: u32,
+    },
     /// Into a document; what is the same in every row is there already where the document has not changed.
-    Pack { from: usize, name: String, into: usize, constant: bool },
+    Pack {
+        from: usize,
+        name: String,
+        into: usize,
+        constant: bool,
+    },
     /// Out of a document: a member goes.
-    Unpack { from: usize, name: String },
+    Unpack {
+        from: usize,
+        name: String,
+    },
     Filter(Predicate),
 }
 
@@ -414,7 +459,8 @@ impl Run<'_, '_> {
         if !matches!(self.inputs(registers.iter().copied())?, Inputs::Ready) {
             return Ok(None);
         }
-        let values: Vec<Option<Value>> = registers.iter().map(|register| self.value(*register)).collect::<Result<_, _>>()?;
+        let values: Vec<Option<Value>> =
+            registers.iter().map(|register| self.value(*register)).collect::<Result<_, _>>()?;
         let parts: Vec<Part<'_>> = values.iter().map(Option::as_ref).collect();
         Ok(Some(keys::shown(&parts)))
     }

@@ -71,7 +71,10 @@ impl PostgresSink {
             return Given::Refused(Failure::retry(doing, "the session was lost"));
         };
         // What a trigger has put off until the commit would keep the names from changing.
-        let sql = format!("SET CONSTRAINTS ALL IMMEDIATE; {DURABLE}; {}; {then} COMMIT", give_sql(&self.config.migration, Side::Old, epoch));
+        let sql = format!(
+            "SET CONSTRAINTS ALL IMMEDIATE; {DURABLE}; {}; {then} COMMIT",
+            give_sql(&self.config.migration, Side::Old, epoch)
+        );
         // Whatever comes of it, this session is not written through any more.
         match link.session.batch_execute(&sql).await {
             Ok(()) => Given::Done,

@@ -93,7 +93,7 @@ impl PostgresSink {
     }
 }
 
-async fn lock(link: &mut Link, migration: &str) -> Result<(), Failure> {
+pub(super) async fn lock(link: &mut Link, migration: &str) -> Result<(), Failure> {
     if link.open {
         link.execute("rolling back what was left open", "ROLLBACK").await?;
         link.open = false;
@@ -383,7 +383,7 @@ fn in_the_way(doing: &str, error: tokio_postgres::Error) -> Failure {
 }
 
 /// Removes our records of the migration, and our schema with the last one.
-async fn forget(link: &mut Link, migration: &str, report: &mut UndoReport) -> Result<(), Failure> {
+pub(super) async fn forget(link: &mut Link, migration: &str, report: &mut UndoReport) -> Result<(), Failure> {
     let doing = "removing the migration's records from the target";
     link.execute(doing, "BEGIN").await?;
     for table in ["quarantine", "undo", "shapes", "objects", "positions"] {

@@ -41,7 +41,11 @@ impl SwapEnd {
         let locked = lock_all(&session, "BEGIN", &self.migration, &tables, ends, lock_timeout).await?;
         // Under the lock nobody completes what the switch has begun.
         let Some((stage @ (SwapStage::Switched | SwapStage::Finished), laid)) = self.stored().await? else {
-            return Err(Failure::refused(doing, "the new columns do not have the names", "There is nothing to go back from"));
+            return Err(Failure::refused(
+                doing,
+                "the new columns do not have the names",
+                "There is nothing to go back from",
+            ));
         };
         Ok(FrozenBack { session, migration: self.migration.clone(), laid, stage, locked })
     }

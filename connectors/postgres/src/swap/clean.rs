@@ -1,12 +1,7 @@
 //! The clean-up within tables: the old columns go, and what they were called after becomes the new ones'. From here on there
 //! is no way back.
 
-use super::{
-    Laid, LaidTable, SwapEnd, SwapStage,
-    finish::names,
-    lock::lock_all,
-    trigger,
-};
+use super::{Laid, LaidTable, SwapEnd, SwapStage, finish::names, lock::lock_all, trigger};
 use crate::{client::failure, quote_ident, quote_literal, quote_table};
 use crossfade_connector::Failure;
 use crossfade_event::{TableName, swap::Kept};

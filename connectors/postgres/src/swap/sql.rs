@@ -29,10 +29,7 @@ pub(super) fn switch(migration: &str, laid: &Laid) -> Result<String, Failure> {
     for table in &laid.tables {
         for foreign in &table.foreign {
             let (quoted, name) = (quote_table(table.name())?, quote_ident(&foreign.new)?);
-            sql.push_str(&format!(
-                "ALTER TABLE {quoted} ADD CONSTRAINT {name} {} NOT VALID; ",
-                foreign.new_definition
-            ));
+            sql.push_str(&format!("ALTER TABLE {quoted} ADD CONSTRAINT {name} {} NOT VALID; ", foreign.new_definition));
         }
     }
     Ok(sql)

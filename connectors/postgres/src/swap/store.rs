@@ -91,9 +91,14 @@ impl SwapEnd {
         let row = session.query_opt(sql, &[&migration]).await.map_err(|error| failure(doing, error))?;
         row.map(|row| {
             let damaged = |cause: String| {
-                Failure::lost(doing, cause, "Somebody else has written the row: put it back from a copy of the database")
+                Failure::lost(
+                    doing,
+                    cause,
+                    "Somebody else has written the row: put it back from a copy of the database",
+                )
             };
-            let stage = SwapStage::of(row.get(0)).ok_or_else(|| damaged("the stage is none that is known".to_owned()))?;
+            let stage =
+                SwapStage::of(row.get(0)).ok_or_else(|| damaged("the stage is none that is known".to_owned()))?;
             let laid = serde_json::from_str(row.get(1)).map_err(|error| damaged(error.to_string()))?;
             Ok((stage, laid))
         })

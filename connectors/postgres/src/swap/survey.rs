@@ -1,11 +1,7 @@
 //! What the catalog says of tables whose columns will change places: what has to be made for them, and what could not be
 //! kept as it is, by name. Changes nothing.
 
-use super::{
-    Laid, LaidCheck, LaidForeign, LaidIndex, LaidKey, LaidTable, SwapEnd,
-    laid::named,
-    trigger,
-};
+use super::{Laid, LaidCheck, LaidForeign, LaidIndex, LaidKey, LaidTable, SwapEnd, laid::named, trigger};
 use crate::{client::failure, quote_ident, quote_table};
 use crossfade_connector::{Failure, Refusal};
 use crossfade_event::{
@@ -309,7 +305,8 @@ impl SwapEnd {
             let child = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
             let parent = TableName::new(row.get::<_, String>(3), row.get::<_, String>(4));
             let (columns, referenced): (Vec<String>, Vec<String>) = (row.get(5), row.get(6));
-            let swap_of = |name: &TableName| laid.tables.iter().map(|table| &table.swap).find(|swap| swap.table == *name);
+            let swap_of =
+                |name: &TableName| laid.tables.iter().map(|table| &table.swap).find(|swap| swap.table == *name);
             let new_name = |swap: Option<&SwapTable>, column: &String| {
                 let pair = swap?.pairs.iter().find(|pair| pair.old == *column)?;
                 Some(pair.name.clone())
@@ -329,7 +326,11 @@ impl SwapEnd {
                 .all(|(column, referenced)| new_name(from, column).is_some() == new_name(to, referenced).is_some());
             if !same {
                 let remedy = "take the other table into the migration, or drop the reference";
-                refusals.push(refusal(object, format!("refers to {parent} by a column that only one of them changes"), remedy));
+                refusals.push(refusal(
+                    object,
+                    format!("refers to {parent} by a column that only one of them changes"),
+                    remedy,
+                ));
                 continue;
             }
             if row.get::<_, bool>(10) {

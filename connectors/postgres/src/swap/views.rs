@@ -96,7 +96,8 @@ impl SwapEnd {
         if !there.get::<_, bool>(0) {
             return Ok(Vec::new());
         }
-        let sql = "SELECT schema, name, part FROM crossfade.objects WHERE migration = $1 AND kind = 'view' ORDER BY number";
+        let sql =
+            "SELECT schema, name, part FROM crossfade.objects WHERE migration = $1 AND kind = 'view' ORDER BY number";
         let rows = session.query(sql, &[&migration]).await.map_err(|error| failure(doing, error))?;
         let side = |word: &str| if word == "new" { Side::New } else { Side::Old };
         Ok(rows
@@ -124,7 +125,11 @@ impl SwapEnd {
         let version = switch::version(self.session().await?).await?;
         if version < 150_000 {
             let advice = "Leave [views] out, or use a server of 15 or later";
-            return Err(Failure::refused(doing, "views that ask for the reader's own rights need PostgreSQL 15", advice));
+            return Err(Failure::refused(
+                doing,
+                "views that ask for the reader's own rights need PostgreSQL 15",
+                advice,
+            ));
         }
         let made = self.views().await?;
         for view in views {
@@ -185,7 +190,8 @@ impl SwapEnd {
             match code.as_str() {
                 "55P03" if tries < LOCK_TRIES => {}
                 "42501" => {
-                    let advice = "GRANT CREATE ON DATABASE … TO the role, and own the tables or be of their owner's role";
+                    let advice =
+                        "GRANT CREATE ON DATABASE … TO the role, and own the tables or be of their owner's role";
                     break Err(Failure::refused(doing, "the role may not make them", advice));
                 }
                 _ => break Err(failure(doing, error)),

@@ -66,7 +66,26 @@ pub(crate) fn give_sql(migration: &str, from: Side, epoch: u64) -> String {
     )
 }
 
-fn notify(migration: &str, side: Side, epoch: u64) -> String {
+/// The row as the other side has it, never back to a lower epoch.
+pub(super) fn follow_sql(migration: &str, written: Written) -> String {
+    let Written { side, epoch } = written;
+    let name = quote_literal(migration).trim_start().to_owned();
+    format!(
+        "UPDATE crossfade.authority SET side = '{side}', epoch = {epoch}, since = pg_catalog.clock_timestamp() \
+         WHERE migration = {name} AND unit = '{UNIT}' AND epoch < {epoch}"
+    )
+}
+
+/// Whether the row says exactly this, as a condition.
+pub(super) fn says(migration: &str, side: Side, epoch: u64) -> String {
+    let name = quote_literal(migration).trim_start().to_owned();
+    format!(
+        "EXISTS (SELECT FROM crossfade.authority WHERE migration = {name} AND unit = '{UNIT}' AND side = '{side}' \
+         AND epoch = {epoch})"
+    )
+}
+
+pub(super) fn notify(migration: &str, side: Side, epoch: u64) -> String {
     let told = format!("{{\"migration\":\"{migration}\",\"unit\":\"{UNIT}\",\"side\":\"{side}\",\"epoch\":{epoch}}}");
     format!("SELECT pg_catalog.pg_notify('{CHANNEL}', {})", quote_literal(&told).trim_start())
 }
@@ -153,19 +172,22 @@ impl SwitchEnd {
         self.authority().await
     }
 
-    /// Writes what the other side's row says into this one's, and tells whoever listens. Never back to a lower epoch.
+    /// Writes what the other side's row says into this one's, and tells whoever listens. Never back to a lower epoch. Where it
+    /// names this side, its writers are let in: the fence is put out of action.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or a fenced table is locked for too long.
     pub async fn follow(&mut self, written: Written) -> Result<(), Failure> {
-        let Written { side, epoch } = written;
-        let (name, tell) = (self.literal(), notify(&self.migration, side, epoch));
-        let sql = format!(
-            "BEGIN; {DURABLE}; UPDATE crossfade.authority SET side = '{side}', epoch = {epoch}, \
-             since = pg_catalog.clock_timestamp() \
-             WHERE migration = {name} AND unit = '{UNIT}' AND epoch < {epoch}; {tell}; COMMIT"
-        );
-        self.execute("telling the other side who has the authority", &sql).await
+        let sql = format!("BEGIN; SET LOCAL lock_timeout = '5s'; {DURABLE}; {}; COMMIT", self.open_sql(written));
+        let doing = "telling the other side who has the authority";
+        let session = self.session().await?;
+        match session.batch_execute(&sql).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                roll_back(session).await;
+                Err(failure(doing, error))
+            }
+        }
     }
 
     /// Commits something, so that every commit before it is on this server's disk too.

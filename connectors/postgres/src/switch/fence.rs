@@ -6,10 +6,10 @@
 //! It fires for each statement, so on partitions and parents it stands on all of them. The workers of a subscription fire no such
 //! trigger: a table that one writes is refused before the switch.
 
-use super::SwitchEnd;
+use super::{SwitchEnd, authority};
 use crate::{quote_ident, quote_literal, quote_table};
 use crossfade_connector::Failure;
-use crossfade_event::TableName;
+use crossfade_event::{Side, TableName};
 
 /// The trigger's function. SQLSTATE 25006 is what a read-only server answers: pools that look for the writable one know it.
 pub(crate) const FUNCTION: &str = "CREATE OR REPLACE FUNCTION crossfade.fence() RETURNS trigger
@@ -25,7 +25,7 @@ BEGIN
 END $crossfade$";
 
 /// The trigger's name: each migration has its own.
-fn name_of(migration: &str) -> String {
+pub(super) fn name_of(migration: &str) -> String {
     format!("crossfade_fence_{}", migration.replace('-', "_"))
 }
 
@@ -35,14 +35,36 @@ pub(super) fn up(migration: &str, tables: &[TableName]) -> Result<String, Failur
     let mut sql = String::new();
     for table in tables {
         let table = quote_table(table)?;
+        let named = quote_literal(table.as_str());
+        // One of a switch before is there already, out of action.
         sql.push_str(&format!(
-            "CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} \
-             FOR EACH STATEMENT EXECUTE FUNCTION crossfade.fence({}); \
+            "DO $crossfade$ BEGIN IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgname = {} \
+               AND tgrelid = {}::pg_catalog.regclass) THEN \
+               CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} \
+               FOR EACH STATEMENT EXECUTE FUNCTION crossfade.fence({}); END IF; END $crossfade$; \
              ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}; ",
+            quote_literal(&name_of(migration)).trim_start(),
+            named.trim_start(),
             told.trim_start()
         ));
     }
     Ok(sql)
+}
+
+/// Puts the fence out of action, where the row says that this side has the authority. It waits for writers only, of whom
+/// there are none behind a fence, and for maintenance; never for readers.
+pub(super) fn out_of_action(migration: &str, here: Side, epoch: u64) -> String {
+    let trigger = name_of(migration);
+    let name = quote_literal(&trigger);
+    let name = name.trim_start();
+    format!(
+        "DO $crossfade$ DECLARE t record; BEGIN IF {} THEN \
+         FOR t IN SELECT tgrelid::pg_catalog.regclass AS name FROM pg_catalog.pg_trigger \
+           WHERE tgname = {name} AND NOT tgisinternal AND tgenabled <> 'D' ORDER BY tgrelid \
+         LOOP EXECUTE pg_catalog.format('ALTER TABLE ONLY %s DISABLE TRIGGER %I', t.name, {name}); END LOOP; \
+         END IF; END $crossfade$",
+        authority::says(migration, here, epoch)
+    )
 }
 
 impl SwitchEnd {

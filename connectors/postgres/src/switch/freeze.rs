@@ -78,15 +78,9 @@ impl SwitchEnd {
             tries += 1;
             let since = Instant::now();
             let sql = format!(
-                "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {left}; {whole} SET LOCAL lock_timeout = {one}; \
-                 SET LOCAL statement_timeout = {one}; SELECT pg_catalog.pg_advisory_xact_lock({gate}); \
-                 LOCK TABLE {list} IN SHARE ROW EXCLUSIVE MODE",
-                left = left.as_millis().max(1),
-                whole = if version >= 170_000 {
-                    format!("SET LOCAL transaction_timeout = {};", left.as_millis().max(1))
-                } else {
-                    String::new()
-                },
+                "BEGIN; {lease} SET LOCAL lock_timeout = {one}; SET LOCAL statement_timeout = {one}; \
+                 SELECT pg_catalog.pg_advisory_xact_lock({gate}); LOCK TABLE {list} IN SHARE ROW EXCLUSIVE MODE",
+                lease = lease(version, left),
                 one = patience.as_millis().max(1),
             );
             match session.batch_execute(&sql).await {
@@ -118,8 +112,15 @@ impl SwitchEnd {
     }
 }
 
+/// Has the server end the transaction by itself.
+pub(super) fn lease(version: i32, left: Duration) -> String {
+    let left = left.as_millis().max(1);
+    let whole = if version >= 170_000 { format!(" SET LOCAL transaction_timeout = {left};") } else { String::new() };
+    format!("SET LOCAL idle_in_transaction_session_timeout = {left};{whole}")
+}
+
 /// A lock or statement timeout, or a deadlock that was solved at our cost.
-fn is_a_wait(error: &tokio_postgres::Error) -> bool {
+pub(super) fn is_a_wait(error: &tokio_postgres::Error) -> bool {
     ServerError::of(error).is_some_and(|error| matches!(error.code.as_str(), "55P03" | "57014" | "40P01"))
 }
 
@@ -129,6 +130,11 @@ pub(crate) async fn version(session: &Session) -> Result<i32, Failure> {
 }
 
 impl Freeze {
+    /// When it ends at the latest.
+    pub fn ends(&self) -> Instant {
+        self.ends
+    }
+
     /// How long it holds still.
     pub fn left(&self) -> Duration {
         self.ends.saturating_duration_since(Instant::now())

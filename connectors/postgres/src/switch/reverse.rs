@@ -79,4 +79,21 @@ impl SwitchEnd {
         let sql = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(&name)?);
         self.execute(&format!("dropping the publication {name}"), &sql).await
     }
+
+    /// Whether rows were born on the new side, which have their old keys from this side's sequences: asked of the old side.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub async fn has_born(&mut self) -> Result<bool, Failure> {
+        let doing = "looking for rows that were born on the new side";
+        let migration = self.migration.clone();
+        let session = self.session().await?;
+        let there = "SELECT pg_catalog.to_regclass('crossfade.reverse_keys') IS NOT NULL";
+        let there = session.query_one(there, &[]).await.map_err(|error| failure(doing, error))?;
+        if !there.get::<_, bool>(0) {
+            return Ok(false);
+        }
+        let sql = "SELECT EXISTS (SELECT FROM crossfade.reverse_keys WHERE migration = $1 AND born)";
+        Ok(session.query_one(sql, &[&migration]).await.map_err(|error| failure(doing, error))?.get(0))
+    }
 }

@@ -3,7 +3,7 @@
 use super::SwitchEnd;
 use crate::{client::failure, quote_table, sink::ddl};
 use crossfade_connector::{Failure, Target};
-use crossfade_event::catalog::Catalog;
+use crossfade_event::{TableName, catalog::Catalog};
 
 impl SwitchEnd {
     /// The catalog with what each of its sequences has given out by now.
@@ -24,6 +24,28 @@ impl SwitchEnd {
             sequence.last_value = row.get(0);
         }
         Ok(catalog)
+    }
+
+    /// How far the sequences behind these columns have come; `None` where there is none, or it has given nothing out. A column
+    /// whose sequence is not its own names it.
+    ///
+    /// # Errors
+    /// When a table or a column is not there.
+    pub async fn given_out(
+        &mut self,
+        columns: &[(TableName, String, Option<TableName>)],
+    ) -> Result<Vec<Option<i64>>, Failure> {
+        let doing = "reading how far the sequences have come";
+        let quoted = |name: &TableName| quote_table(name).map(|name| name.as_str().to_owned());
+        let tables: Vec<String> = columns.iter().map(|(table, ..)| quoted(table)).collect::<Result<_, _>>()?;
+        let names: Vec<&str> = columns.iter().map(|(_, column, _)| column.as_str()).collect();
+        let named: Vec<Option<String>> =
+            columns.iter().map(|(.., name)| name.as_ref().map(quoted).transpose()).collect::<Result<_, _>>()?;
+        let sql = "SELECT pg_catalog.pg_sequence_last_value(COALESCE( \
+               pg_catalog.to_regclass(pg_catalog.pg_get_serial_sequence(s.tab, s.col)), pg_catalog.to_regclass(s.named))) \
+             FROM pg_catalog.unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS s(tab, col, named, n) ORDER BY s.n";
+        let rows = self.session().await?.query(sql, &[&tables, &names, &named]).await;
+        Ok(rows.map_err(|error| failure(doing, error))?.iter().map(|row| row.get(0)).collect())
     }
 
     /// Carries the values over, past whatever the tables hold, and never backwards.

@@ -115,9 +115,12 @@ const AUTHORITY_LIMIT: Duration = Duration::from_secs(5);
 async fn hear_authority(spec: &Spec, status: &mut Status) {
     let is_open = matches!(status.phase.as_str(), "freezing" | "draining" | "switching");
     let Some(switch) = status.switch.as_mut().filter(|_| is_open && status.pid.is_none()) else { return };
+    let back_to_old = switch.towards.as_deref() == Some("old");
     let row = tokio::time::timeout(AUTHORITY_LIMIT, async {
-        let (mut old, _) = registry::switch_ends(spec)?;
-        Ok::<_, CliError>(old.authority().await?)
+        // The side that had the authority knows; the other one follows it.
+        let (mut old, mut new) = registry::switch_ends(spec)?;
+        let holder = if back_to_old { &mut new } else { &mut old };
+        Ok::<_, CliError>(holder.authority().await?)
     });
     let row = match row.await {
         Ok(Ok(row)) => row.map(|written| (written.side.to_string(), written.epoch)),
@@ -147,21 +150,25 @@ fn stopped_status(spec: &Spec) -> Result<Status, CliError> {
     let path = WorkFolder::status_path(&folder);
     let last = StatusFile::read(&path).map_err(|error| CliError::io(format!("reading {}", path.display()), &error))?;
     let owned = match WorkFolder::lock(&folder) {
-        Ok(owned) => owned,
-        // Somebody owns the folder and does not answer yet (it is starting, or mends): the file is what there is.
-        Err(error) if error.is_locked() && last.is_some() => return last.ok_or_else(|| error.into()),
-        Err(error) => return Err(error.into()),
+        Err(error) if !error.is_locked() => return Err(error.into()),
+        owned => owned,
     };
     if !WorkFolder::journal_path(&folder).is_dir() {
+        owned?;
         return Err(CliError::misconfigured(format!("the migration {} has not begun yet", spec.name))
             .hint(format!("`crossfade run {}` begins it", spec.file.display())));
     }
-    let migration = folder::journal(&owned)?.migration();
+    let migration = match &owned {
+        Ok(owned) => folder::journal(owned)?.migration(),
+        // Somebody owns the folder and does not answer (it is starting, mends, or the way back fails back): what is
+        // written is what there is.
+        Err(_) => folder::read_journal(&folder)?,
+    };
     let now = folder::by_hand().at_us;
     // The journal knows phase, pauses and checkpoints better than the last file; the file knows the figures.
     let mut fresh = Status::new(spec.name.as_str(), now, &migration, &Totals::default(), Rates::default());
     fresh.role = spec.part.map(|part| part.name().to_owned());
-    Ok(match last {
+    let status = match last {
         None => fresh,
         Some(last) => Status {
             phase: fresh.phase,
@@ -173,6 +180,10 @@ fn stopped_status(spec: &Spec) -> Result<Status, CliError> {
             switch: fresh.switch,
             ..last.not_running()
         },
+    };
+    Ok(match folder::owner(spec)?.filter(|_| owned.is_err()) {
+        Some(pid) => status.run_by(pid),
+        None => status,
     })
 }
 

@@ -1,10 +1,10 @@
 //! The migration's own folder, for commands that look into it.
 
 use crate::{error::CliError, spec::Spec};
-use crossfade_control::{By, Journal};
+use crossfade_control::{By, Journal, Migration};
 use crossfade_log::embedded::{Embedded, Options};
 use crossfade_state::{StateError, WorkFolder};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The folder, which must be there.
 pub(crate) fn existing(spec: &Spec) -> Result<PathBuf, CliError> {
@@ -45,6 +45,12 @@ pub(crate) fn journal(folder: &WorkFolder) -> Result<Journal<Embedded>, CliError
     let options = Options { segment_bytes: JOURNAL_SEGMENT_BYTES, ..Options::default() };
     let log = Embedded::open(WorkFolder::journal_path(folder.dir()), options)?;
     Ok(Journal::open(log, None)?)
+}
+
+/// Where the migration stands by the journal of a folder that another process owns, as far as that has written it.
+pub(crate) fn read_journal(folder: &Path) -> Result<Migration, CliError> {
+    let log = Embedded::open_read_only(WorkFolder::journal_path(folder))?;
+    Ok(Journal::open(log, None)?.migration())
 }
 
 /// A person at the command line, now.

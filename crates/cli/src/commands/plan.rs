@@ -175,7 +175,12 @@ fn steps(spec: &Spec, planned: &Planned, capture: Vec<String>) -> Result<Vec<Ste
     ];
     let views = crate::run::views_sql(spec, &planned.catalog, &planned.target)?;
     if !views.is_empty() {
-        steps.push(step("views", "make the views of both shapes; nobody writes by those of the new one yet", views, wiped));
+        steps.push(step(
+            "views",
+            "make the views of both shapes; nobody writes by those of the new one yet",
+            views,
+            wiped,
+        ));
     }
     Ok(steps)
 }

@@ -1,14 +1,15 @@
-//! `cutover` and `approve`: asked of the process that runs the migration; where nobody does, this one runs it for as long as a
+//! `cutover`, `failback` and `approve`: asked of the process that runs the migration; where nobody does, this one runs it for as long as a
 //! switch takes.
 
 use super::{control::ask, folder};
 use crate::{
-    args::{ApproveArgs, CutoverArgs},
+    args::{ApproveArgs, SwitchArgs},
     error::{CliError, Exit},
     output, run,
     spec::{Span, Spec},
 };
-use crossfade_control::{Approval, Command};
+use crossfade_control::{Approval, Command, Direction};
+use crossfade_event::Side;
 use serde_json::{Value as Json, json};
 use std::time::Duration;
 
@@ -34,8 +35,8 @@ pub(crate) async fn approve(spec: &Spec, args: &ApproveArgs) -> Result<(), CliEr
     output::line(format!("{} agrees to the next switch of {}", by.who, spec.name))
 }
 
-/// Switches, or says why not.
-pub(crate) async fn cutover(spec: &Spec, args: &CutoverArgs) -> Result<(), CliError> {
+/// Switches to the new side, or says why not.
+pub(crate) async fn cutover(spec: &Spec, args: &SwitchArgs) -> Result<(), CliError> {
     whole(spec, "cutover")?;
     if spec.switch.is_none() {
         return Err(run::no_section(spec));
@@ -44,24 +45,52 @@ pub(crate) async fn cutover(spec: &Spec, args: &CutoverArgs) -> Result<(), CliEr
     if in_place && !args.dry_run {
         run::prepare_swap(spec).await?;
     }
+    let is_there = |outcome: &run::Outcome| outcome.authority == Side::New;
+    let asking = || Box::pin(asked(spec, spec, Direction::Cutover, args));
     let answer = match folder::owner(spec)? {
-        Some(_) => asked(spec, args).await,
-        None => match run::settled(spec).await? {
+        Some(_) => asking().await,
+        None => match run::settled(spec).await?.filter(is_there) {
             Some(outcome) => to_json(&outcome),
-            None => run::while_followed(spec, args.json, Box::pin(asked(spec, args))).await,
+            None => run::while_followed(spec, args.json, asking()).await,
         },
     };
-    let answer = match answer {
-        Ok(answer) => answer,
-        // The run may have ended before its answer was through: then the row says what became of the switch.
-        Err(error) if folder::owner(spec)?.is_none() => match run::settled(spec).await? {
-            Some(outcome) => to_json(&outcome)?,
-            None => return Err(error),
-        },
-        Err(error) => return Err(error),
+    let answer = or_by_the_row(spec, spec, answer, is_there).await?;
+    let answer = match in_place && !args.dry_run {
+        true => completed(spec, answer).await?,
+        false => answer,
     };
-    let answer = match in_place && !args.dry_run { true => completed(spec, answer).await?, false => answer };
-    tell(args, &answer)
+    tell(spec, Direction::Cutover, args, &answer)
+}
+
+/// Switches back to the old side, or says why not. The process that runs the way back does it.
+pub(crate) async fn failback(spec: &Spec, args: &SwitchArgs) -> Result<(), CliError> {
+    whole(spec, "failback")?;
+    if spec.switch.is_none() {
+        return Err(run::no_section(spec));
+    }
+    if crate::wiring::writes_beside(spec) {
+        let answer = to_json(&run::failback_within(spec, args.dry_run, args.deadline).await?)?;
+        return tell(spec, Direction::Failback, args, &answer);
+    }
+    let is_there = |outcome: &run::Outcome| outcome.authority == Side::Old;
+    let back = run::reversed(spec).await?;
+    let answer = match folder::owner(&back)? {
+        Some(_) => asked(spec, &back, Direction::Failback, args).await,
+        None => match run::settled(spec).await? {
+            None => Err(run::nothing_to_take_back(spec)),
+            Some(outcome) if is_there(&outcome) => to_json(&outcome),
+            Some(outcome) => {
+                let back = run::way_back(spec, outcome.epoch, args.json).await?;
+                let asking = Box::pin(asked(spec, &back, Direction::Failback, args));
+                run::while_followed(&back, args.json, asking).await
+            }
+        },
+    };
+    let answer = or_by_the_row(spec, &back, answer, is_there).await?;
+    if folder::owner(&back)?.is_none() {
+        run::tidy(spec).await;
+    }
+    tell(spec, Direction::Failback, args, &answer)
 }
 
 /// What the run has put off is done here, once it has ended.
@@ -79,14 +108,20 @@ async fn completed(spec: &Spec, mut answer: Json) -> Result<Json, CliError> {
     Ok(answer)
 }
 
-/// Switches back, or says why not.
-pub(crate) async fn failback(spec: &Spec, args: &CutoverArgs) -> Result<(), CliError> {
-    whole(spec, "failback")?;
-    if !crate::wiring::writes_beside(spec) {
-        return Err(CliError::not_built("failback between two sides"));
+/// The run may have ended before its answer was through: then the row says what became of the switch.
+async fn or_by_the_row(
+    spec: &Spec,
+    runs: &Spec,
+    answer: Result<Json, CliError>,
+    is_there: impl Fn(&run::Outcome) -> bool,
+) -> Result<Json, CliError> {
+    match answer {
+        Err(error) if folder::owner(runs)?.is_none() => match run::settled(spec).await?.filter(is_there) {
+            Some(outcome) => to_json(&outcome),
+            None => Err(error),
+        },
+        answer => answer,
     }
-    let answer = to_json(&run::failback_within(spec, args.dry_run, args.deadline).await?)?;
-    tell(args, &answer)
 }
 
 /// Only a process that does all of a migration can switch it.
@@ -99,7 +134,8 @@ fn whole(spec: &Spec, what: &str) -> Result<(), CliError> {
     }
 }
 
-async fn asked(spec: &Spec, args: &CutoverArgs) -> Result<Json, CliError> {
+/// Asks the process that does `runs`, the migration's own or its way back.
+async fn asked(spec: &Spec, runs: &Spec, direction: Direction, args: &SwitchArgs) -> Result<Json, CliError> {
     let deadline = args.deadline.or(spec.switch.as_ref().map(|switch| switch.deadline));
     let deadline = deadline.map_or(BEYOND, |Span(deadline)| deadline + BEYOND);
     let body = json!({
@@ -107,8 +143,9 @@ async fn asked(spec: &Spec, args: &CutoverArgs) -> Result<Json, CliError> {
         "dry_run": args.dry_run,
         "deadline_ms": args.deadline.map(|Span(deadline)| deadline.as_millis() as u64),
     });
-    let socket = crossfade_state::WorkFolder::socket_path(&spec.folder());
-    let request = crossfade_observe::socket::request(&socket, hyper::Method::POST, "/command/cutover", Some(&body));
+    let socket = crossfade_state::WorkFolder::socket_path(&runs.folder());
+    let route = format!("/command/{direction}");
+    let request = crossfade_observe::socket::request(&socket, hyper::Method::POST, &route, Some(&body));
     match tokio::time::timeout(deadline, request).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(CliError::failed("the process that runs the migration gave no answer in time")
@@ -120,7 +157,7 @@ fn to_json(outcome: &run::Outcome) -> Result<Json, CliError> {
     serde_json::to_value(outcome).map_err(|error| CliError::failed(format!("the answer cannot be written: {error}")))
 }
 
-fn tell(args: &CutoverArgs, answer: &Json) -> Result<(), CliError> {
+fn tell(spec: &Spec, direction: Direction, args: &SwitchArgs, answer: &Json) -> Result<(), CliError> {
     if args.json {
         output::json(answer)?;
     } else {
@@ -129,7 +166,10 @@ fn tell(args: &CutoverArgs, answer: &Json) -> Result<(), CliError> {
     let is = |key: &str| answer.get(key).and_then(Json::as_bool).unwrap_or(false);
     let failing = guards(answer).filter(|guard| guard.get("holds").and_then(Json::as_bool) == Some(false)).count();
     if failing > 0 {
-        let what = if args.dry_run { "the switch would be refused" } else { "the switch is refused" };
+        let what = match args.dry_run {
+            true => format!("a {direction} would be refused"),
+            false => format!("the {direction} is refused"),
+        };
         return Err(CliError::new(
             Exit::Refused,
             format!("{what}: {failing} of its guards say no; nobody was held up"),
@@ -138,8 +178,11 @@ fn tell(args: &CutoverArgs, answer: &Json) -> Result<(), CliError> {
     }
     if is("switched") && !is("routed") {
         let why = answer.get("not_routed").and_then(Json::as_str).unwrap_or("not known");
-        return Err(CliError::failed(format!("the switch is made, and not everything after it is done: {why}"))
-            .hint("the same command again does the rest"));
+        let side = direction.to();
+        return Err(CliError::failed(format!(
+            "the {side} side has the authority, and not everything after it is done: {why}"
+        ))
+        .hint(format!("crossfade {direction} {} does the rest", spec.file.display())));
     }
     Ok(())
 }
@@ -164,8 +207,11 @@ fn render(answer: &Json) -> String {
     page.push_str(&remedies);
     let number = |value: &Json, key: &str| value.get(key).and_then(Json::as_u64).unwrap_or_default();
     if answer.get("switched").and_then(Json::as_bool) == Some(true) {
-        let side = answer.get("side").and_then(Json::as_str).unwrap_or("new");
-        page.push_str(&format!("the {side} side has the authority, epoch {}\n", number(answer, "epoch")));
+        page.push_str(&format!(
+            "the {} side has the authority, epoch {}\n",
+            text(answer, "authority"),
+            number(answer, "epoch")
+        ));
     }
     for sql in answer.get("sql").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str) {
         page.push_str(&format!("{}\n", sql.trim()));
@@ -173,7 +219,7 @@ fn render(answer: &Json) -> String {
     if let Some(pause) = answer.get("pause") {
         let ms = |key: &str| number(pause, key) as f64 / 1000.0;
         page.push_str(&format!(
-            "writers were held up for {:.1} ms: locks {:.1}, drain {:.1}, new side {:.1}, commit {:.1}; {} tries at the locks\n",
+            "writers were held up for {:.1} ms: locks {:.1}, drain {:.1}, other side {:.1}, commit {:.1}; {} tries at the locks\n",
             ms("total_us"),
             ms("locks_us"),
             ms("drain_us"),

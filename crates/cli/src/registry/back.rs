@@ -37,6 +37,16 @@ pub(crate) fn back_sink(spec: &Spec) -> Result<PostgresSink, CliError> {
     }
 }
 
+/// The old side of a migration, as the sink of its way back; for taking away what that has left there.
+pub(crate) fn left_by_way_back(spec: &Spec) -> Result<PostgresSink, CliError> {
+    match &spec.source {
+        SourceSpec::Postgres(keys) => {
+            Ok(PostgresSink::new(SinkConfig::new(source_connection(keys)?, spec.name.reversed().as_str())))
+        }
+        _ => Err(no_way_back()),
+    }
+}
+
 /// The pairs of old and new keys of the migration that a way back takes back.
 pub(crate) fn mapping_of(spec: &Spec, forward: &spec::Name) -> Result<PostgresSink, CliError> {
     match &spec.source {

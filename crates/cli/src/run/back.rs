@@ -26,6 +26,7 @@ use crate::{
 use crossfade_connector::{Inspect, StoredMapping};
 use crossfade_control::{Migration, Phase};
 use crossfade_event::{Position, catalog::Catalog};
+use crossfade_state::WorkFolder;
 use crossfade_transform::{Forward, back};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -104,7 +105,8 @@ fn reversed(spec: &Spec, catalog: Catalog, begin: Option<Position>, epoch: u64) 
     let options = wiring::plan_options(spec, secret);
     let forward = Forward { catalog, rules: spec.rules.clone(), options };
     let back = back(&forward)?;
-    let reverse = Reverse { of: spec.name.clone(), forward: Arc::new(forward), back, epoch, begin };
+    let reverse =
+        Reverse { of: spec.name.clone(), spec: Box::new(spec.clone()), forward: Arc::new(forward), back, epoch, begin };
     spec.reversed(reverse).ok_or_else(|| {
         CliError::refused(format!("there is no way back for {}: a switch would be one-way", spec.name))
             .hint("a way back is built between two PostgreSQL databases only")
@@ -123,6 +125,7 @@ fn refuse_one_way(reversed: &Spec) -> Result<(), CliError> {
 /// Before a switch: refuses where there is no way back, and has the new side say what it needs. A place that a switch noted
 /// which was taken back counts no more.
 pub(super) async fn make_ready(spec: &Spec) -> Result<(), CliError> {
+    super::retired::retire(spec).await?;
     forget(spec)?;
     let base = spec.base();
     let catalog = wiring::source_inspect(spec)?.catalog(spec.source.tables()).await?;
@@ -185,11 +188,25 @@ pub(super) fn switched(spec: &Spec) -> Result<Option<Migration>, CliError> {
     Ok(matches!(migration.phase, Phase::Switched | Phase::Soaking).then_some(migration))
 }
 
-/// Keeps the old side exact, until it is stopped.
+/// Keeps the old side exact, until it is stopped or a failback ends it.
 pub(super) async fn run(spec: &Spec, migration: &Migration, args: &RunArgs) -> Result<(), CliError> {
-    let spec = begun(spec, migration.epoch)?;
-    bring_mapping(&spec, args.quiet).await?;
-    run_session(Session::open(&spec).await?, args).await
+    let back = opened(spec, migration.epoch, args.quiet).await?;
+    let ended = run_session(Session::open(&back).await?, args).await;
+    super::tidy(spec).await;
+    ended
+}
+
+/// The way back of a migration that has switched, with everything that it begins with.
+pub(crate) async fn opened(spec: &Spec, epoch: u64, quiet: bool) -> Result<Spec, CliError> {
+    let back = begun(spec, epoch)?;
+    bring_mapping(&back, quiet).await?;
+    Ok(back)
+}
+
+/// Whether something of a way back is there that has run.
+pub(super) fn has_run(base: &Path) -> bool {
+    let folder = base.join(REVERSE_FOLDER);
+    Prepared::path(base).exists() || WorkFolder::journal_path(&folder).is_dir()
 }
 
 /// Brings the pairs of old and new keys to the old side, once: nobody adds to the mapping any more.

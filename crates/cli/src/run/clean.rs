@@ -150,11 +150,15 @@ async fn two_sides(
 fn may_begin(journal: &Journal<Embedded>) -> Result<(), CliError> {
     let migration = journal.migration();
     if migration.phase.is_switching() || migration.authority.to_route {
-        return Err(CliError::refused("a switch of the migration is not completed").hint("`crossfade cutover` again completes it"));
+        return Err(CliError::refused("a switch of the migration is not completed")
+            .hint("`crossfade cutover` again completes it"));
     }
     if !migration.phase.is_over() || migration.authority.side != Side::New {
-        return Err(CliError::refused(format!("there is nothing to clean up while the migration is {}", migration.phase))
-            .hint("it comes after a cutover; `crossfade rollback --wipe` takes away what was made before one"));
+        return Err(CliError::refused(format!(
+            "there is nothing to clean up while the migration is {}",
+            migration.phase
+        ))
+        .hint("it comes after a cutover; `crossfade rollback --wipe` takes away what was made before one"));
     }
     Ok(())
 }
@@ -162,7 +166,8 @@ fn may_begin(journal: &Journal<Embedded>) -> Result<(), CliError> {
 async fn waited(spec: &Spec, keep: crate::spec::Span, dry_run: bool) -> Result<(), CliError> {
     let (_, mut new) = registry::switch_ends(spec)?;
     let age = new.age().await?.ok_or_else(|| {
-        CliError::new(Exit::Lost, "the row of crossfade.authority is missing").hint("put it back as `crossfade status` says")
+        CliError::new(Exit::Lost, "the row of crossfade.authority is missing")
+            .hint("put it back as `crossfade status` says")
     })?;
     if age >= keep.0 {
         return Ok(());
@@ -188,7 +193,11 @@ fn confirmed(spec: &Spec, args: &CleanupArgs) -> Result<(), CliError> {
     match args.confirm.as_deref() {
         Some(name) if name == spec.name.as_str() => Ok(()),
         _ => Err(CliError::refused(format!("what {} has kept of the old side would be dropped for ever", spec.name))
-            .hint(format!("`crossfade cleanup {} --dry-run` shows what; with --confirm {} it is done", spec.file.display(), spec.name))),
+            .hint(format!(
+                "`crossfade cleanup {} --dry-run` shows what; with --confirm {} it is done",
+                spec.file.display(),
+                spec.name
+            ))),
     }
 }
 

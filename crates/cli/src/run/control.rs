@@ -18,7 +18,7 @@ use crate::{
     spec::{Part, Spec},
 };
 use crossfade_connector::{Progress, QuarantineFilter, Stage};
-use crossfade_control::{By, Command, Journal, JournalError, Measures, Pace, Sample, Verdict, Windows};
+use crossfade_control::{By, Command, Direction, Journal, JournalError, Measures, Pace, Sample, Verdict, Windows};
 use crossfade_event::{Cut, Partition, Position, TableName};
 use crossfade_log::{EventLog, embedded::Embedded};
 use crossfade_observe::{
@@ -296,11 +296,12 @@ impl Shared {
         failing.map(|verdict| format!("{}: {}, at most {}", verdict.gate, verdict.measured, verdict.max)).collect()
     }
 
-    /// Has the authority given to the new side, or says why not.
-    async fn cutover(&self, who: String, body: &Value) -> Result<Value, Refused> {
+    /// Has the authority given to the other side, or says why not.
+    async fn switch(&self, direction: Direction, who: String, body: &Value) -> Result<Value, Refused> {
         let (answer, answered) = oneshot::channel();
         let deadline = body.get("deadline_ms").and_then(Value::as_u64);
         let wanted = Wanted {
+            direction,
             who,
             dry_run: body.get("dry_run").and_then(Value::as_bool).unwrap_or(false),
             deadline: deadline.map(|ms| crate::spec::Span(Duration::from_millis(ms))),
@@ -309,7 +310,7 @@ impl Shared {
         self.switches.try_send(wanted).map_err(|_| {
             Refused::new(
                 3,
-                "another cutover of this migration is under way, or the run is ending; ask `crossfade status`",
+                "another switch of this migration is under way, or the run is ending; ask `crossfade status`",
             )
         })?;
         let gone = || Refused::new(1, "the run is ending; whether it has switched, `crossfade status` says");
@@ -496,7 +497,8 @@ impl Control for Answers {
                 Ok(json!({ "tables": tables, "begun": begun }))
             }
             "repair" => super::repair::answer(&self.0, body).await,
-            "cutover" => self.0.cutover(who, &body).await,
+            "cutover" => self.0.switch(Direction::Cutover, who, &body).await,
+            "failback" => self.0.switch(Direction::Failback, who, &body).await,
             "approve" => {
                 let approval = serde_json::from_value(body.get("approval").cloned().unwrap_or_default())
                     .map_err(|error| Refused::new(2, format!("no approval: {error}")))?;

@@ -4,7 +4,7 @@ use super::{
     back,
     follower::Origin,
     plan_file::{PlanFile, secret_of},
-    roles,
+    retired, roles,
     session::routes,
 };
 use crate::{
@@ -45,6 +45,7 @@ pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), Cli
     let routes = routes(spec, &plan, secret_of(&spec.base())?, journal.migration().epoch)?;
     let mut sink = wiring::sink(spec)?;
     let report = if args.wipe {
+        retired::forget(spec).await?;
         super::switch::forget(spec).await?;
         let report = sink.wipe(routes.target()).await?;
         wiring::release_source(spec, owned.dir()).await?;

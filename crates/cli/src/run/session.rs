@@ -3,7 +3,7 @@
 use super::{
     follower::Origin,
     plan_file::{PlanFile, secret_id, secret_of, spec_hash},
-    reverse, roles, swap,
+    retired, reverse, roles, swap,
     switch::{self, Settled},
 };
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
 };
 use crossfade_connector::Inspect;
 use crossfade_control::{By, Command, Direction, Journal, Overlay, Phase};
+use crossfade_event::Side;
 use crossfade_log::embedded::Embedded;
 use crossfade_pipeline::Routes;
 use crossfade_state::{SledStore, WorkFolder};
@@ -44,19 +45,30 @@ impl Session {
         let journal = folder::journal(&folder)?;
         let by = folder::by_hand();
         if let phase @ (Phase::Contracting | Phase::Done) = journal.migration().phase {
-            return Err(CliError::refused(format!("the migration {} is {phase}: nothing of it runs any more", spec.name))
-                .hint("`crossfade cleanup` completes a clean-up that was cut off"));
+            return Err(CliError::refused(format!(
+                "the migration {} is {phase}: nothing of it runs any more",
+                spec.name
+            ))
+            .hint("`crossfade cleanup` completes a clean-up that was cut off"));
         }
         if wiring::writes_beside(spec) && journal.migration().phase.is_over() {
             return Err(swap::nothing_to_run(spec));
         }
         refuse_half_done(&journal)?;
         if let Some(outcome) = settle_switch(spec, &journal, &by).await? {
-            tracing::info!(epoch = outcome.epoch, routed = outcome.routed, "the migration has switched");
-            return Err(match wiring::writes_beside(spec) {
-                true => swap::nothing_to_run(spec),
-                false => reverse::not_followed(spec),
-            });
+            if wiring::writes_beside(spec) && outcome.authority == Side::New {
+                return Err(swap::nothing_to_run(spec));
+            }
+            if outcome.authority == Side::New {
+                tracing::info!(epoch = outcome.epoch, routed = outcome.routed, "the migration has switched");
+                return Err(reverse::not_followed(spec));
+            }
+            if let Some(why) = outcome.not_routed {
+                tracing::warn!("the old side has the authority, and not everybody has been told: {why}");
+            }
+            if !wiring::writes_beside(spec) {
+                retired::after_failback(spec, &journal, &by).await?;
+            }
         }
         swap::refuse_returned(spec, &journal.migration()).await?;
         let (plan, secret, marks_moves) = match spec.part {
@@ -95,25 +107,21 @@ impl Session {
 }
 
 /// A switch that was begun and has no end gets one here, by the word of the row; of one that has happened, what is left to do
-/// is done.
+/// is done. `None` where none was ever meant.
 async fn settle_switch(spec: &Spec, journal: &Journal<Embedded>, by: &By) -> Result<Option<switch::Outcome>, CliError> {
-    let phase = journal.migration().phase;
-    if !phase.is_switching() && !phase.is_over() {
+    let before = journal.migration();
+    if before.authority.epoch == 0 && !before.phase.is_switching() {
         return Ok(None);
     }
     let (mut old, mut new) = registry::switch_ends(spec)?;
-    let goes_back = journal.migration().intent.is_some_and(|intent| intent.direction == Direction::Failback);
-    let holder = if goes_back { &mut new } else { &mut old };
-    if switch::settle(holder, journal, by).await? == Settled::TakenBack && !goes_back {
+    let taken_back = switch::settle(&mut old, &mut new, journal, by).await? == Settled::TakenBack;
+    if taken_back && before.intent.is_some_and(|intent| intent.direction == Direction::Cutover) {
         reverse::give_up(spec, &mut new).await;
     }
-    match journal.migration().phase.is_over() {
-        true => Ok(Some(switch::complete(spec, &mut new, journal, by).await)),
-        false => Ok(None),
-    }
+    Ok(Some(switch::complete(spec, &mut old, &mut new, journal, by).await))
 }
 
-/// The same, for whoever asks while nobody runs the migration; `None` where there is no switch that has happened.
+/// The same, for whoever asks while nobody runs the migration.
 pub(crate) async fn settled(spec: &Spec) -> Result<Option<switch::Outcome>, CliError> {
     let owned = folder::taken(spec)?;
     settle_switch(spec, &folder::journal(&owned)?, &folder::by_hand()).await

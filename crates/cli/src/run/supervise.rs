@@ -105,7 +105,7 @@ impl Running {
         helpers.spawn(write_journal(shared.clone(), facts));
         helpers.spawn(keeper.clone().run(stop.clone()));
         helpers.spawn(Switching::new(shared.clone(), switch_asked).run());
-        if shared.spec.switch.is_some() && part.is_none() {
+        if shared.spec.switch.is_some() && part.is_none() && shared.spec.reverse.is_none() {
             helpers.spawn(install(shared.clone()));
         }
         if shared.spec.views.is_some() && part.is_none() && shared.spec.reverse.is_none() {

@@ -81,8 +81,8 @@ pub(super) async fn cutover(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Out
     let section = spec.switch.as_ref().ok_or_else(|| super::switch::no_section(spec))?;
     let deadline = deadline_of(section, wanted.deadline)?;
     let by = By { who: wanted.who.clone(), ..shared.now() };
-    let (mut old, _) = registry::switch_ends(spec)?;
-    settle(&mut old, &shared.journal, &by).await?;
+    let (mut old, mut new) = registry::switch_ends(spec)?;
+    settle(&mut old, &mut new, &shared.journal, &by).await?;
     let migration = shared.journal.migration();
     if migration.phase.is_over() {
         return Ok(switched(migration.authority.epoch, Pause::default()));
@@ -96,13 +96,24 @@ pub(super) async fn cutover(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Out
     if !wanted.dry_run {
         old.install(migration.authority.epoch).await?;
         let unprepared = end.unprepared(&laid).await?;
-        missing.extend(unprepared.iter().map(|index| format!("the index {index} is not there (`crossfade cutover` makes it)")));
+        missing.extend(
+            unprepared.iter().map(|index| format!("the index {index} is not there (`crossfade cutover` makes it)")),
+        );
     }
     let limits = section.limits(deadline);
     let facts = facts(shared, &mut old, &laid, &limits, missing).await?;
     let epoch = old.authority().await?.map_or(migration.authority.epoch, |written| written.epoch);
     let guards = crossfade_control::guards(&migration, Direction::Cutover, &facts, &limits, by.at_us);
-    let outcome = Outcome { switched: false, epoch, guards, pause: None, routed: false, not_routed: None, side: None, sql: Vec::new() };
+    let outcome = Outcome {
+        switched: false,
+        epoch,
+        guards,
+        pause: None,
+        routed: false,
+        not_routed: None,
+        authority: Side::Old,
+        sql: Vec::new(),
+    };
     if wanted.dry_run {
         let mut sql = SwapEnd::prepare_sql(&laid)?;
         sql.push(end.switch_sql(&laid)?);
@@ -124,7 +135,7 @@ pub(super) async fn cutover(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Out
         lock_timeout: section.lock_timeout.0,
         epoch,
     };
-    let pause = moved(shared, &mut old, job, &by).await?;
+    let pause = moved(shared, (&mut old, &mut new), job, &by).await?;
     Ok(Outcome { guards: outcome.guards, ..switched(epoch + 1, pause) })
 }
 
@@ -137,13 +148,18 @@ fn switched(epoch: u64, pause: Pause) -> Outcome {
         pause: Some(pause),
         routed: false,
         not_routed: None,
-        side: Some(Side::New),
+        authority: Side::New,
         sql: Vec::new(),
     }
 }
 
 /// Has the sink's owner do it; what fails before the point of no return is taken back.
-async fn moved(shared: &Shared, old: &mut SwitchEnd, job: SwapJob, by: &By) -> Result<Pause, CliError> {
+async fn moved(
+    shared: &Shared,
+    (old, new): (&mut SwitchEnd, &mut SwitchEnd),
+    job: SwapJob,
+    by: &By,
+) -> Result<Pause, CliError> {
     let (answer, answered) = oneshot::channel();
     let gone = || CliError::failed("the run is ending");
     let done = match shared.jobs.send(SinkJob::Swap(Box::new(job), answer)).await {
@@ -155,7 +171,7 @@ async fn moved(shared: &Shared, old: &mut SwitchEnd, job: SwapJob, by: &By) -> R
         Err(error) => error,
     };
     // What became of it is for the row to say.
-    match settle(old, &shared.journal, by).await {
+    match settle(old, new, &shared.journal, by).await {
         Ok(Settled::Moved) => Ok(Pause::default()),
         Ok(Settled::TakenBack | Settled::Nothing) => {
             let message = format!("the switch was taken back, and the old columns go on: {}", error.message);
@@ -197,6 +213,7 @@ async fn facts(
         predicted_pause_ms: mark_ms.map(|ms| 2 * ms + FIXED_MS + TABLE_MS * tables.len() as u64),
         gates: shared.failing_gates(),
         missing,
+        way_back: None,
     })
 }
 

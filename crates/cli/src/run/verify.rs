@@ -25,7 +25,7 @@ use crossfade_event::{
     Position, SchemaVersion, TableId, TableName, TableSchema,
     catalog::{Catalog, RelationKind, TableDef},
 };
-use crossfade_transform::{BackHow, Note, Plan, Writing};
+use crossfade_transform::{Back, BackHow, Note, Plan, Writing};
 use crossfade_verify::{CheckKind, Options, Report, SinkPosition, Subject, TableReport, verify_rows};
 use serde::Serialize;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
@@ -166,15 +166,23 @@ impl Found {
 
 /// On the way back only what comes back as it is can be compared row by row.
 fn refuse_inexact(spec: &Spec) -> Result<(), CliError> {
-    let tables = spec.reverse.iter().flat_map(|reverse| &reverse.back.tables);
-    let mut columns = tables.flat_map(|table| table.columns.iter().map(move |column| (table, column)));
-    match columns.find(|(_, column)| matches!(column.how, BackHow::OldKey | BackHow::WhereChanged)) {
+    match spec.reverse.as_ref().and_then(|reverse| first_inexact(&reverse.back)) {
         None => Ok(()),
-        Some((table, column)) => Err(CliError::not_built(&format!(
-            "verify --reverse of {}.{}, which does not come back as it stands on the new side,",
-            table.to, column.column
+        Some(what) => Err(CliError::not_built(&format!(
+            "verify --reverse of {what}, which does not come back as it stands on the new side,"
         ))),
     }
+}
+
+fn first_inexact(back: &Back) -> Option<String> {
+    let mut columns = back.tables.iter().flat_map(|table| table.columns.iter().map(move |column| (table, column)));
+    let (table, column) = columns.find(|(_, column)| matches!(column.how, BackHow::OldKey | BackHow::WhereChanged))?;
+    Some(format!("{}.{}", table.to, column.column))
+}
+
+/// Why both sides cannot be compared over a way back; `None` where they can.
+pub(super) fn incomparable(back: &Back) -> Option<String> {
+    first_inexact(back).map(|what| format!("{what} does not come back as it stands on the new side"))
 }
 
 #[derive(Serialize)]

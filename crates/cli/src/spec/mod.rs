@@ -22,6 +22,7 @@ pub(crate) use error::{SpecError, nearest};
 pub(crate) use log::{EmbeddedLog, KafkaLog, LogSpec, Transformer};
 #[cfg(feature = "kafka")]
 pub(crate) use log::{KafkaSasl, KafkaTls, Mechanism};
+pub(crate) use require::Requirement;
 pub(crate) use reversed::{FOLDER as REVERSE_FOLDER, Reverse};
 pub(crate) use rules::has_plain_password;
 pub(crate) use scalar::{Name, Secret, Span};
@@ -31,7 +32,6 @@ pub(crate) use sink::{Cleanup, KafkaSink, SinkDecimal, SinkFormat};
 #[cfg(feature = "kafka")]
 pub(crate) use source::{BinaryHandling, DebeziumSource, DecimalHandling, TimePrecision};
 pub(crate) use source::{OnRewrite, PostgresSource, SourceSpec};
-pub(crate) use require::Requirement;
 pub(crate) use switch::{DEADLINE_MAX, DEADLINE_MIN, SwitchSpec};
 pub(crate) use views::ViewsSpec;
 
@@ -154,7 +154,7 @@ impl Spec {
         rules::check(&document, &source, &sink, &transforms)?;
         rules::check_secret(&document, secret.as_ref())?;
         rules::check_log(&document, &log, &sink, &transforms)?;
-        switch::check(&document, switch.as_ref(), &source, &sink, &transforms)?;
+        switch::check(&document, switch.as_ref(), &source, &sink)?;
         require::check(&document, &require, &source)?;
         switch::check(&document, switch.as_ref(), &source, &sink)?;
         views::check(&document, views.as_ref(), &source, &sink)?;

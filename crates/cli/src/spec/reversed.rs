@@ -19,6 +19,8 @@ pub(crate) const FOLDER: &str = "reverse";
 pub(crate) struct Reverse {
     /// Its name.
     pub(crate) of: Name,
+    /// Its spec.
+    pub(crate) spec: Box<Spec>,
     /// What it did.
     pub(crate) forward: Arc<Forward>,
     /// What becomes of each column.

@@ -27,7 +27,9 @@ pub(super) fn check(
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     let begins = views.app.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
     if !begins || views.app.len() > 50 || !views.app.bytes().all(plain) {
-        return refuse("\"app\" in [views] must be a short name of lower-case letters, digits and _, beginning with a letter");
+        return refuse(
+            "\"app\" in [views] must be a short name of lower-case letters, digits and _, beginning with a letter",
+        );
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crossfade_control::{
     Approval, Command, Decision, Direction, End, Facts, Judgement, Limits, Migration, Overlay, Phase, Refusal,
-    RollbackKind, decide, evolve,
+    RollbackKind, WayBack, decide, evolve,
 };
 use crossfade_event::{Cut, Offset, Side};
 use proptest::prelude::*;
@@ -92,7 +92,8 @@ fn cutover(epoch: u64) -> Command {
 }
 
 fn judge(before: Direction, caught_up: bool) -> Command {
-    let facts = Facts { mark_ms: caught_up.then_some(1), predicted_pause_ms: Some(1), ..Facts::default() };
+    let way_back = Some(WayBack::Comparable { passed_at_us: Some(6) });
+    let facts = Facts { mark_ms: caught_up.then_some(1), predicted_pause_ms: Some(1), way_back, ..Facts::default() };
     let limits = Limits { deadline_ms: 1_000, lock_timeout_ms: 100, verified_within_ms: 1_000, approvals: 0 };
     Command::Judge { before, facts, limits, at_us: 6 }
 }
@@ -456,13 +457,19 @@ fn from_every_reachable_state_every_command_keeps_the_rules() {
     }
 }
 
+/// With everybody told who has the authority.
+fn routed(now: Migration) -> Migration {
+    let epoch = now.authority.epoch;
+    after(&now, Command::Routed { epoch }).unwrap()
+}
+
 /// Out of a switch, and back from one that has happened.
 fn back_from(mut now: Migration) -> Migration {
     if let Some(intent) = now.intent {
         now = after(&now, Command::TakenBack { epoch: intent.epoch, why: text("killed") }).unwrap();
     }
     if !now.phase.is_over() {
-        return now;
+        return routed(now);
     }
     now = after(&now, Command::Found).and_then(|now| after(&now, Command::Resume)).unwrap();
     let (epoch, next) = (now.authority.epoch, now.authority.epoch + 1);
@@ -472,6 +479,7 @@ fn back_from(mut now: Migration) -> Migration {
         Command::Frozen { epoch: next },
         Command::Drained { epoch: next, position: None },
         Command::SwitchedOver { epoch: next },
+        Command::Routed { epoch: next },
     ];
     let before = now.summary();
     way.into_iter().fold(now, |now, command| {
@@ -489,7 +497,7 @@ fn from_every_reachable_state_a_wipe_and_a_new_run_reach_the_end() {
             assert!(after(&now, Command::Wipe).is_err(), "begun {from}: the old side may be gone already");
             continue;
         }
-        if now.phase.is_switching() || now.phase.is_over() {
+        if now.phase.is_switching() || now.phase.is_over() || now.authority.to_route {
             assert!(after(&now, Command::Wipe).is_err(), "begun {from}: one side's writers would be lost");
             now = back_from(now);
         }

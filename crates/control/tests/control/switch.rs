@@ -2,24 +2,31 @@
 //! ends the freeze by itself, a last word that is still on its way when its sender is gone. Never two writers, never none for
 //! ever, and the journal always ends where the row does.
 
-use crossfade_control::{Command, Direction, Facts, Limits, Migration, Phase, decide, evolve};
+use crossfade_control::{Command, Direction, Facts, Limits, Migration, Phase, WayBack, decide, evolve};
 use crossfade_event::Side;
 use std::collections::{BTreeSet, VecDeque};
 
 /// Both servers and the journal: what survives the process.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct World {
+    /// Whether it is a failback; a cutover otherwise.
+    back: bool,
     /// The journal's fold, as text, for it has no order.
     journal: Vec<Said>,
+    /// The row of the side that has the authority at first.
     row: (Side, u64),
-    /// The new side's copy of the row.
+    /// The other side's copy of it.
     copy: (Side, u64),
     /// The freeze holds, for the process of this number.
     lock: Option<u8>,
     fence: bool,
+    /// The fence of the other side, which stands there since an earlier switch.
+    fence_there: bool,
+    /// The transaction that opens the other side waits for its commit, for the process of this number.
+    opening: Option<u8>,
     /// The last word has been sent over the session of this process, and not been carried out: the epoch it asks for.
     sent: Option<(u8, u64)>,
-    /// Writes of the old side that the new one does not have.
+    /// Writes of the one side that the other one does not have.
     pending: bool,
     process: Process,
     /// Deaths and expiries still to come, so that the walk ends.
@@ -52,15 +59,23 @@ enum Process {
     Drained(u8),
     /// It has sent the last word, and waits for the answer.
     Sent(u8),
-    /// It knows that the row says the new side.
+    /// It knows that the row says the other side.
     Moved(u8),
     Told(u8),
     Over,
 }
 
-fn start() -> Migration {
-    let limits = Limits { deadline_ms: 1000, lock_timeout_ms: 100, verified_within_ms: 1000, approvals: 0 };
-    let facts = Facts { mark_ms: Some(1), predicted_pause_ms: Some(1), ..Facts::default() };
+fn limits() -> Limits {
+    Limits { deadline_ms: 1000, lock_timeout_ms: 100, verified_within_ms: 1000, approvals: 0 }
+}
+
+fn facts() -> Facts {
+    let way_back = Some(WayBack::Comparable { passed_at_us: Some(1) });
+    Facts { mark_ms: Some(1), predicted_pause_ms: Some(1), way_back, ..Facts::default() }
+}
+
+fn start(back: bool) -> Migration {
+    let (limits, facts) = (limits(), facts());
     let way = [
         Command::Plan { spec_hash: "a".into(), secret_id: "s".into() },
         Command::Expand,
@@ -71,7 +86,18 @@ fn start() -> Migration {
         Command::Verified { position: None, rows: 1, differences: 0, at_us: 1 },
         Command::Judge { before: Direction::Cutover, facts, limits, at_us: 1 },
     ];
-    way.into_iter().fold(Migration::default(), told)
+    let ready = way.into_iter().fold(Migration::default(), told);
+    if !back {
+        return ready;
+    }
+    let switched = [
+        Command::Cutover { epoch: 0, deadline_ms: 1000, at_us: 0 },
+        Command::Frozen { epoch: 1 },
+        Command::Drained { epoch: 1, position: None },
+        Command::SwitchedOver { epoch: 1 },
+        Command::Routed { epoch: 1 },
+    ];
+    switched.into_iter().fold(ready, told)
 }
 
 /// The journal takes it, or the model is wrong.
@@ -82,15 +108,21 @@ fn told(migration: Migration, command: Command) -> Migration {
 }
 
 impl World {
+    fn direction(&self) -> Direction {
+        if self.back { Direction::Failback } else { Direction::Cutover }
+    }
+
     fn migration(&self) -> Migration {
-        let limits = Limits { deadline_ms: 1000, lock_timeout_ms: 100, verified_within_ms: 1000, approvals: 0 };
-        self.journal.iter().fold(start(), |migration, said| {
+        self.journal.iter().fold(start(self.back), |migration, said| {
             let epoch = match *said {
                 Said::Intent(epoch) => {
                     // The guards are asked anew before each attempt.
-                    let facts = Facts { mark_ms: Some(1), predicted_pause_ms: Some(1), ..Facts::default() };
-                    let judge = Command::Judge { before: Direction::Cutover, facts, limits, at_us: 1 };
-                    let intent = Command::Cutover { epoch: epoch - 1, deadline_ms: 1000, at_us: epoch as i64 };
+                    let (before, epoch, at_us) = (self.direction(), epoch - 1, epoch as i64);
+                    let judge = Command::Judge { before, facts: facts(), limits: limits(), at_us: 1 };
+                    let intent = match before {
+                        Direction::Cutover => Command::Cutover { epoch, deadline_ms: 1000, at_us },
+                        Direction::Failback => Command::Failback { epoch, deadline_ms: 1000, at_us },
+                    };
                     return told(told(migration, judge), intent);
                 }
                 Said::Frozen(epoch)
@@ -139,8 +171,8 @@ impl World {
         let (sender, epoch) = self.sent?;
         Some(self.with(|next| {
             next.sent = None;
-            if next.lock == Some(sender) && next.row == (Side::Old, epoch - 1) {
-                next.row = (Side::New, epoch);
+            if next.lock == Some(sender) && next.row == (self.direction().from(), epoch - 1) {
+                next.row = (self.direction().to(), epoch);
                 next.fence = true;
             }
             if next.lock == Some(sender) {
@@ -153,8 +185,8 @@ impl World {
     fn next(&self) -> Vec<Self> {
         let mut all = self.of_the_process();
         all.extend(self.carried_out());
-        // Applications write the old side whenever they can, and the sink carries it over.
-        if self.old_writable() && !self.pending {
+        // Applications write the one side whenever they can, and the sink carries it over.
+        if self.writable() && !self.pending {
             all.push(self.with(|next| next.pending = true));
         }
         if self.left > 0 {
@@ -181,6 +213,10 @@ impl World {
             // The deadline, a lost connection, a dead process: the server ends the session.
             all.push(self.with(|next| next.unlock(of)));
         }
+        if self.opening.is_some() {
+            // The same on the other server.
+            all.push(self.with(|next| next.opening = None));
+        }
         all
     }
 
@@ -203,6 +239,7 @@ impl World {
                 // may come after it; the last word finds that out.
                 vec![self.with(|next| {
                     next.pending = false;
+                    next.opening = Some(number);
                     let epoch = next.migration().intent.map_or(0, |intent| intent.epoch);
                     next.journal.push(Said::Drained(epoch));
                     next.process = Process::Drained(number);
@@ -216,13 +253,26 @@ impl World {
                 });
                 vec![sent]
             }
-            // Whatever the answer, or if none comes: the row is asked.
-            Process::Sent(number) => vec![self.with(|next| next.process = Process::Begun(number))],
+            // Where the answer says that it is done, the other side is opened; whatever the answer, or if none comes, the row
+            // is asked.
+            Process::Sent(number) => {
+                let mut all = vec![self.with(|next| {
+                    next.opening = None;
+                    next.process = Process::Begun(number);
+                })];
+                if self.sent.is_none() && self.row.0 == self.direction().to() && self.opening == Some(number) {
+                    all.push(self.with(|next| {
+                        next.open();
+                        next.process = Process::Begun(number);
+                    }));
+                }
+                all
+            }
+            // What is left of the transaction that was to open it must have ended: its locks are in the way.
+            Process::Moved(_) if self.opening.is_some() => vec![self.with(|next| next.opening = None)],
             Process::Moved(number) => {
                 vec![self.with(|next| {
-                    if next.copy.1 < next.row.1 {
-                        next.copy = next.row;
-                    }
+                    next.open();
                     next.process = Process::Told(number);
                 })]
             }
@@ -235,16 +285,17 @@ impl World {
     fn settled_or_on(&self, number: u8) -> Vec<Self> {
         let migration = self.migration();
         if let Some(intent) = migration.intent {
-            if self.row == (Side::Old, intent.epoch - 1) {
+            if self.row == (intent.direction.from(), intent.epoch - 1) {
                 // Raised in one conditional write: from here on the last word of before finds nothing to do.
                 return vec![self.with(|next| next.row.1 += 1)];
             }
-            return vec![match self.row {
-                (Side::New, epoch) => self.say(Said::Switched(epoch), Process::Moved(number)),
-                (Side::Old, epoch) => self.say(Said::TakenBack(epoch), Process::Begun(number)),
+            let (side, epoch) = self.row;
+            return vec![match side == intent.direction.to() {
+                true => self.say(Said::Switched(epoch), Process::Moved(number)),
+                false => self.say(Said::TakenBack(epoch), Process::Begun(number)),
             }];
         }
-        if migration.phase.is_over() {
+        if migration.authority.side == self.direction().to() {
             let to_route = migration.authority.to_route;
             return vec![
                 self.with(|next| next.process = if to_route { Process::Moved(number) } else { Process::Over }),
@@ -261,36 +312,63 @@ impl World {
         })]
     }
 
-    fn old_writable(&self) -> bool {
+    /// One commit on the other side: its row follows, and its fence goes.
+    fn open(&mut self) {
+        if self.copy.1 < self.row.1 {
+            self.copy = self.row;
+        }
+        if self.copy.0 == self.direction().to() {
+            self.fence_there = false;
+        }
+        self.opening = None;
+    }
+
+    /// The side that has the authority at first.
+    fn writable(&self) -> bool {
         self.lock.is_none() && !self.fence
     }
 
     fn check(&self) {
-        let new_writable = self.row.0 == Side::New;
-        assert!(!(self.old_writable() && new_writable), "two writers: {self:?}");
-        assert!(!(new_writable && self.pending), "a write of the old side is missing on the new one: {self:?}");
-        assert!(self.copy.1 <= self.row.1 && (self.copy.0 == Side::Old || new_writable), "told too early: {self:?}");
+        let (from, to) = (self.direction().from(), self.direction().to());
+        let moved = self.row.0 == to;
+        // Where no fence stands yet, as before the first cutover, the row alone says whether it may be written.
+        let writable_there = if self.back { !self.fence_there } else { moved };
+        assert!(!(self.writable() && writable_there), "two writers: {self:?}");
+        assert!(!(writable_there && self.pending), "a write of the one side is missing on the other: {self:?}");
+        assert!(!writable_there || moved, "opened too early: {self:?}");
+        assert!(self.copy.1 <= self.row.1 && (self.copy.0 == from || moved), "told too early: {self:?}");
         let migration = self.migration();
         assert!(migration.authority.epoch <= self.row.1, "the journal is ahead of the row: {self:?}");
-        let says_new = migration.authority.side == Side::New;
-        assert!(!says_new || new_writable, "the journal says the new side, the row does not: {self:?}");
+        assert!(migration.authority.side == from || moved, "the journal says another side than the row: {self:?}");
     }
 }
 
 #[test]
 fn a_switch_that_is_interrupted_anywhere_ends_on_one_side_and_never_has_two_writers() {
+    for back in [false, true] {
+        walk(back);
+    }
+}
+
+/// Walks through everything that can happen.
+fn walk(back: bool) {
+    let before = if back { (Side::New, 1) } else { (Side::Old, 0) };
     let first = World {
+        back,
         journal: Vec::new(),
-        row: (Side::Old, 0),
-        copy: (Side::Old, 0),
+        row: before,
+        copy: before,
         lock: None,
         fence: false,
+        fence_there: back,
+        opening: None,
         sent: None,
         pending: false,
         process: Process::Begun(0),
         left: 2,
         attempts: 2,
     };
+    let (stays, follows) = if back { (Phase::Switched, Phase::Shadowing) } else { (Phase::Verified, Phase::Switched) };
     let (mut seen, mut queue) = (BTreeSet::new(), VecDeque::from([first]));
     let (mut switched, mut stayed) = (0, 0);
     while let Some(world) = queue.pop_front() {
@@ -300,19 +378,18 @@ fn a_switch_that_is_interrupted_anywhere_ends_on_one_side_and_never_has_two_writ
         world.check();
         let next = world.next();
         let rests = world.of_the_process().is_empty();
-        if rests && world.lock.is_none() && world.sent.is_none() {
+        if rests && world.lock.is_none() && world.sent.is_none() && world.opening.is_none() {
             // Nothing is left to do: both agree, and somebody can write.
             let migration = world.migration();
-            match (world.row.0, migration.phase) {
-                (Side::New, Phase::Switched) => {
-                    assert!(world.fence && !migration.authority.to_route && world.copy == world.row, "{world:?}");
-                    switched += 1;
-                }
-                (Side::Old, Phase::Verified) => {
-                    assert!(world.old_writable(), "{world:?}");
-                    stayed += 1;
-                }
-                other => panic!("it has come to rest as {other:?}: {world:?}"),
+            if world.row.0 == world.direction().to() {
+                assert_eq!(migration.phase, follows, "{world:?}");
+                assert!(world.fence && !migration.authority.to_route && world.copy == world.row, "{world:?}");
+                assert!(!world.fence_there, "nobody can write: {world:?}");
+                switched += 1;
+            } else {
+                assert_eq!(migration.phase, stays, "{world:?}");
+                assert!(world.writable(), "{world:?}");
+                stayed += 1;
             }
         }
         queue.extend(next);

@@ -20,8 +20,8 @@ mod table;
 
 pub use added::default_cell;
 pub use follow::Became;
-pub use swap::{Swap, SwapRefusal, swap};
 pub use reverse::{Back, BackColumn, BackHow, BackKey, BackRefusal, BackTable, Forward, back};
+pub use swap::{Swap, SwapRefusal, swap};
 
 use crate::{
     bind::Bound,

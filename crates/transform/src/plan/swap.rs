@@ -167,9 +167,8 @@ impl Places<'_, '_> {
     }
 
     fn added(&self, pairs: &[SwapPair]) -> Vec<Added> {
-        let is_new = |work: &&super::table::Work| {
-            work.origin.is_none() && !pairs.iter().any(|pair| pair.shadow == work.name)
-        };
+        let is_new =
+            |work: &&super::table::Work| work.origin.is_none() && !pairs.iter().any(|pair| pair.shadow == work.name);
         let surrogate = self.draft.surrogate.as_deref();
         let columns = self.draft.columns.iter().filter(is_new);
         columns

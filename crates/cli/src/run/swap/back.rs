@@ -9,7 +9,8 @@ use crate::{
     run::switch::{Outcome, Pause, Settled, complete, deadline_of, no_section, said, settle},
     spec::{Span, Spec},
 };
-use crossfade_control::{By, Command, Direction, Facts, Journal, OldestWriter, Phase};
+use crossfade_control::{By, Command, Direction, Facts, Journal, OldestWriter, Phase, WayBack};
+use crossfade_event::Side;
 use crossfade_log::embedded::Embedded;
 use crossfade_postgres::{
     swap::{SwapEnd, SwapStage},
@@ -27,18 +28,20 @@ pub(crate) async fn failback(spec: &Spec, dry_run: bool, deadline: Option<Span>)
     let owned = folder::taken(spec)?;
     let (journal, by) = (folder::journal(&owned)?, folder::by_hand());
     let (mut old, mut new) = registry::switch_ends(spec)?;
-    let direction = journal.migration().intent.map(|intent| intent.direction);
-    settle(if direction == Some(Direction::Cutover) { &mut old } else { &mut new }, &journal, &by).await?;
+    settle(&mut old, &mut new, &journal, &by).await?;
     let migration = journal.migration();
     let mut end = registry::swap_end(spec)?;
     let stored = end.stored().await?;
     if migration.phase == Phase::Shadowing && matches!(stored, Some((SwapStage::Returned, _))) {
         // It has happened; what was put off is done, and whoever was not told is told.
-        return Ok(complete(spec, &mut old, &journal, &by).await);
+        return Ok(complete(spec, &mut old, &mut new, &journal, &by).await);
     }
     if !migration.phase.is_over() {
-        return Err(CliError::refused(format!("a failback is not possible while the migration is {}", migration.phase))
-            .hint("there is nothing to go back from"));
+        return Err(CliError::refused(format!(
+            "a failback is not possible while the migration is {}",
+            migration.phase
+        ))
+        .hint("there is nothing to go back from"));
     }
     let Some((_, laid)) = stored else {
         return Err(CliError::new(Exit::Lost, "crossfade.swaps does not know of the switch any more")
@@ -53,11 +56,23 @@ pub(crate) async fn failback(spec: &Spec, dry_run: bool, deadline: Option<Span>)
         predicted_pause_ms: Some(FIXED_MS + TABLE_MS * tables.len() as u64),
         gates: Vec::new(),
         missing: seen.missing.iter().map(said).collect(),
+        way_back: Some(WayBack::Incomparable {
+            why: "the database keeps both columns in the same transaction".to_owned(),
+        }),
     };
     let limits = section.limits(deadline);
     let guards = crossfade_control::guards(&migration, Direction::Failback, &facts, &limits, by.at_us);
     let epoch = new.authority().await?.map_or(migration.authority.epoch, |written| written.epoch);
-    let outcome = Outcome { switched: false, epoch, guards, pause: None, routed: false, not_routed: None, side: None, sql: Vec::new() };
+    let outcome = Outcome {
+        switched: false,
+        epoch,
+        guards,
+        pause: None,
+        routed: false,
+        not_routed: None,
+        authority: Side::New,
+        sql: Vec::new(),
+    };
     if dry_run {
         return Ok(outcome);
     }
@@ -69,8 +84,8 @@ pub(crate) async fn failback(spec: &Spec, dry_run: bool, deadline: Option<Span>)
     let intent = Command::Failback { epoch, deadline_ms: millis(deadline.0), at_us: by.at_us };
     journal.command(intent, &by).await?;
     let moved = moved(&mut end, &journal, (deadline.0, section.lock_timeout.0), epoch, &by).await;
-    let pause = taken_back_or(moved, &mut new, &journal, &by).await?;
-    let told = complete(spec, &mut old, &journal, &by).await;
+    let pause = taken_back_or(moved, (&mut old, &mut new), &journal, &by).await?;
+    let told = complete(spec, &mut old, &mut new, &journal, &by).await;
     Ok(Outcome { guards: outcome.guards, pause: Some(pause), ..told })
 }
 
@@ -84,8 +99,7 @@ async fn moved(
     let next = epoch + 1;
     let frozen = end.freeze_back(Instant::now() + deadline, lock_timeout).await?;
     let locked = frozen.locked;
-    let mut pause =
-        Pause { locks_us: micros(locked.since.elapsed()), tries: locked.tries, ..Pause::default() };
+    let mut pause = Pause { locks_us: micros(locked.since.elapsed()), tries: locked.tries, ..Pause::default() };
     let written = async {
         journal.command(Command::Frozen { epoch: next }, by).await?;
         journal.command(Command::Drained { epoch: next, position: None }, by).await
@@ -110,7 +124,7 @@ async fn moved(
 /// What became of it is for the row to say.
 async fn taken_back_or(
     moved: Result<Pause, CliError>,
-    new: &mut SwitchEnd,
+    (old, new): (&mut SwitchEnd, &mut SwitchEnd),
     journal: &Journal<Embedded>,
     by: &By,
 ) -> Result<Pause, CliError> {
@@ -118,7 +132,7 @@ async fn taken_back_or(
         Ok(pause) => return Ok(pause),
         Err(error) => error,
     };
-    match settle(new, journal, by).await {
+    match settle(old, new, journal, by).await {
         Ok(Settled::Moved) => Ok(Pause::default()),
         Ok(Settled::TakenBack | Settled::Nothing) => {
             let message = format!("the failback was taken back, and the new columns go on: {}", error.message);

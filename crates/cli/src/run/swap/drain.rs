@@ -11,9 +11,7 @@ use crate::{
     run::{control::Shared, switch::Pause},
     wiring,
 };
-use crossfade_connector::{
-    Applied, Delivery, Failure, Guard, Inspect, Progress, Sink, Stage, Target, TargetTable,
-};
+use crossfade_connector::{Applied, Delivery, Failure, Guard, Inspect, Progress, Sink, Stage, Target, TargetTable};
 use crossfade_control::{By, Command};
 use crossfade_event::{Key, Position, Row, TableId, TableName};
 use crossfade_pipeline::{DeliverOptions, Delivered, Routes, Watch, deliver, stop_channel, valve};
@@ -235,7 +233,9 @@ impl Later<'_> {
     async fn reached(&self, wanted: Option<Position>) -> Result<(), CliError> {
         let mut progress = self.progress.subscribe();
         let is_there = |progress: &Option<Progress>| {
-            progress.as_ref().is_some_and(|p| p.stage == Stage::Streaming && p.position.is_some() && p.position >= wanted)
+            progress
+                .as_ref()
+                .is_some_and(|p| p.stage == Stage::Streaming && p.position.is_some() && p.position >= wanted)
         };
         progress.wait_for(is_there).await.map(drop).map_err(|_| CliError::failed("the delivery has ended"))
     }

@@ -69,8 +69,11 @@ pub(crate) async fn forget(spec: &Spec) -> Result<(), CliError> {
 
 /// What whoever would run a migration is told whose columns have changed places.
 pub(crate) fn nothing_to_run(spec: &Spec) -> CliError {
-    CliError::refused(format!("{} has switched: both columns are kept by the database itself, and there is nothing to run", spec.name))
-        .hint("`crossfade failback` goes back, `crossfade cleanup` drops the old columns")
+    CliError::refused(format!(
+        "{} has switched: both columns are kept by the database itself, and there is nothing to run",
+        spec.name
+    ))
+    .hint("`crossfade failback` goes back, `crossfade cleanup` drops the old columns")
 }
 
 /// After the way back the new columns hold keys that the plan would not make: it begins anew, or not at all.
@@ -84,7 +87,10 @@ pub(crate) async fn refuse_returned(spec: &Spec, migration: &Migration) -> Resul
             "{} went back to its old columns: rows that were born meanwhile have new keys that the plan would not make",
             spec.name
         ))
-        .hint(format!("crossfade rollback {} --wipe drops the new columns; after that it can begin anew", spec.file.display()))),
+        .hint(format!(
+            "crossfade rollback {} --wipe drops the new columns; after that it can begin anew",
+            spec.file.display()
+        ))),
         _ => Ok(()),
     }
 }

@@ -5,14 +5,19 @@ use crate::{
     error::{CliError, Exit},
     registry,
     run::{control::Shared, swap},
-    spec::{SinkSpec, SourceSpec, Spec},
+    spec::{DEADLINE_MAX, SinkSpec, SourceSpec, Spec},
     wiring,
 };
+use crossfade_connector::Verdict;
 use crossfade_control::{By, Command, Journal};
 use crossfade_event::Side;
 use crossfade_log::embedded::Embedded;
 use crossfade_postgres::switch::{SwitchEnd, Written};
-use std::{process::Stdio, sync::Arc, time::Duration};
+use std::{
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// What the row says of the switch that the journal meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,11 +31,20 @@ pub(crate) enum Settled {
 }
 
 /// Sets the journal right by the row, if it stands within a switch; makes sure first that the switch cannot happen any more.
-/// `holder` is the side that had the authority when it was meant.
-pub(crate) async fn settle(holder: &mut SwitchEnd, journal: &Journal<Embedded>, by: &By) -> Result<Settled, CliError> {
+/// The row that counts is that of the side which had the authority when the switch was meant.
+pub(crate) async fn settle(
+    old: &mut SwitchEnd,
+    new: &mut SwitchEnd,
+    journal: &Journal<Embedded>,
+    by: &By,
+) -> Result<Settled, CliError> {
     let migration = journal.migration();
     let Some(intent) = migration.intent.filter(|_| migration.phase.is_switching()) else {
         return Ok(Settled::Nothing);
+    };
+    let holder = match intent.direction.from() {
+        Side::Old => old,
+        Side::New => new,
     };
     let before = intent.epoch.saturating_sub(1);
     match holder.take_back(before).await? {
@@ -60,28 +74,48 @@ pub(crate) async fn settle(holder: &mut SwitchEnd, journal: &Journal<Embedded>, 
     }
 }
 
-/// Tells those who have not been told yet: the new side's row, then the spec's command.
-pub(crate) async fn complete(spec: &Spec, new: &mut SwitchEnd, journal: &Journal<Embedded>, by: &By) -> Outcome {
+/// Tells those who have not been told yet: the row of the side that has the authority now, whose fence goes with that, then the
+/// spec's command.
+pub(crate) async fn complete(
+    spec: &Spec,
+    old: &mut SwitchEnd,
+    new: &mut SwitchEnd,
+    journal: &Journal<Embedded>,
+    by: &By,
+) -> Outcome {
     let authority = journal.migration().authority;
-    let told = if authority.to_route { tell(spec, new, journal, by).await } else { Ok(()) };
+    let told = if authority.to_route { tell(spec, old, new, journal, by).await } else { Ok(()) };
     Outcome {
         switched: true,
+        authority: authority.side,
         epoch: authority.epoch,
         guards: Vec::new(),
         pause: None,
         routed: told.is_ok(),
         not_routed: told.err().map(|error| error.message),
-        side: Some(authority.side),
         sql: Vec::new(),
     }
 }
 
-async fn tell(spec: &Spec, new: &mut SwitchEnd, journal: &Journal<Embedded>, by: &By) -> Result<(), CliError> {
+async fn tell(
+    spec: &Spec,
+    old: &mut SwitchEnd,
+    new: &mut SwitchEnd,
+    journal: &Journal<Embedded>,
+    by: &By,
+) -> Result<(), CliError> {
     let authority = journal.migration().authority;
     if wiring::writes_beside(spec) {
         swap::finish(spec, authority.side).await?;
     }
-    new.follow(Written { side: authority.side, epoch: authority.epoch }).await?;
+    // One row for both: it was written by the switch itself, and no other fence is in the way.
+    if !are_one(old, new).await {
+        let holder = match authority.side {
+            Side::Old => old,
+            Side::New => new,
+        };
+        let_in(holder, Written { side: authority.side, epoch: authority.epoch }).await?;
+    }
     if let Some(route) = spec.switch.as_ref().and_then(|switch| switch.route.as_deref()) {
         let status = tokio::process::Command::new("sh")
             .arg("-c")
@@ -109,6 +143,30 @@ async fn tell(spec: &Spec, new: &mut SwitchEnd, journal: &Journal<Embedded>, by:
     }
     Ok(())
 }
+
+/// Whether both sides are one database. One that does not answer is not the one that does.
+async fn are_one(old: &mut SwitchEnd, new: &mut SwitchEnd) -> bool {
+    matches!((old.identity().await, new.identity().await), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Until this is done, nobody may be able to write anywhere: it is tried for as long as what is left of a switch that was cut off
+/// can be in the way, which is its deadline.
+async fn let_in(holder: &mut SwitchEnd, written: Written) -> Result<(), CliError> {
+    let until = Instant::now() + DEADLINE_MAX;
+    loop {
+        match holder.follow(written).await {
+            Err(failure)
+                if matches!(failure.verdict, Verdict::Retry { .. } | Verdict::Reconnect) && Instant::now() < until =>
+            {
+                tracing::warn!("the side that has the authority is not open yet: {failure}");
+                tokio::time::sleep(OPEN_AGAIN_AFTER).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// How long to wait before a server that could not be reached is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -147,9 +205,10 @@ pub(crate) async fn forget(spec: &Spec) -> Result<(), CliError> {
     if wiring::writes_beside(spec) {
         swap::forget(spec).await?;
     }
-    old.lift().await?;
-    old.forget().await?;
     crate::run::reverse::give_up(spec, &mut new).await;
-    new.forget().await?;
+    for side in [&mut old, &mut new] {
+        side.lift().await?;
+        side.forget().await?;
+    }
     Ok(())
 }

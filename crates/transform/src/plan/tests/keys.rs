@@ -117,11 +117,8 @@ fn a_v7_key_has_the_time_of_its_own_row_also_in_references() {
 
 /// A table that stands beside another one, row for row, and is found by the reference: `attribute_id` is its own old key.
 fn beside() -> Catalog {
-    let mut scoping = table(
-        "scoping",
-        "attribute_id bigint!, planning_id bigint, reason text",
-        &[("planning_id", "planning", "id")],
-    );
+    let mut scoping =
+        table("scoping", "attribute_id bigint!, planning_id bigint, reason text", &[("planning_id", "planning", "id")]);
     scoping.columns[0].column.key = None;
     scoping.columns[1].column.key = Some(0);
     scoping.columns[1].column.nullable = false;
@@ -169,7 +166,10 @@ fn a_reference_to_a_key_that_is_dropped_is_refused() {
     let catalog = beside();
     let rules = taking(&mut beside());
     let refused = plan(&catalog, &rules, &options(Dialect::Postgres)).unwrap_err().to_string();
-    assert!(refused.contains("public.marks.scoping_id refers to public.scoping by columns that a step drops"), "{refused}");
+    assert!(
+        refused.contains("public.marks.scoping_id refers to public.scoping by columns that a step drops"),
+        "{refused}"
+    );
 }
 
 #[test]

@@ -76,9 +76,7 @@ fn what_could_not_be_kept_is_refused_by_name() {
     };
     assert!(why(&users(r#"{"mask": "email", "with": "hmac"}"#)).contains("from `mask`"));
     assert!(why(&users(r#"{"map_values": "email", "with": {"a": "b"}}"#)).contains("from `map_values`"));
-    assert!(
-        why(&users(r#"{"null_if": "email", "any_of": [""]}, {"filter": "email = 'x'"}"#)).contains("has a filter")
-    );
+    assert!(why(&users(r#"{"null_if": "email", "any_of": [""]}, {"filter": "email = 'x'"}"#)).contains("has a filter"));
     let mut without_default = catalog_with_sequences();
     for def in without_default.tables.iter_mut().flat_map(|table| &mut table.columns) {
         def.default = None;
@@ -90,8 +88,7 @@ fn what_could_not_be_kept_is_refused_by_name() {
         table.foreign_keys.clear();
     }
     let mut rules = with(USERS);
-    rules.rekey.as_mut().unwrap().references =
-        [("public.orders.user_id".to_owned(), "public.users".to_owned())].into();
+    rules.rekey.as_mut().unwrap().references = [("public.orders.user_id".to_owned(), "public.users".to_owned())].into();
     let swap = super::swap(&unreferenced, &rules, &beside()).unwrap();
     assert!(swap.refusals.iter().any(|one| one.why.contains("without a foreign key")), "{:?}", swap.refusals);
 }

@@ -1,0 +1,125 @@
+//! A way back that has done its part: after a failback its slot, its place on the old side and its log are nobody's any more, and
+//! the migration goes on as before its cutover. Its journal is kept beside, for the audit.
+
+use super::back;
+use crate::{
+    commands::folder,
+    error::{CliError, Exit},
+    registry,
+    spec::{REVERSE_FOLDER, Spec},
+};
+use crossfade_connector::Verdict;
+use crossfade_control::{By, Command, Journal};
+use crossfade_event::Side;
+use crossfade_log::embedded::Embedded;
+use crossfade_state::WorkFolder;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// How long the process of a way back may take to end, and its server to notice.
+const PATIENCE: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Before a migration goes on whose old side has the authority again: what is left of its way back goes, and what it cannot go
+/// on with is refused by name.
+pub(super) async fn after_failback(spec: &Spec, journal: &Journal<Embedded>, by: &By) -> Result<(), CliError> {
+    retire(spec).await?;
+    if !aside(&spec.base(), 1).is_dir() {
+        return Ok(());
+    }
+    let (mut old, _) = registry::switch_ends(spec)?;
+    if old.has_born().await? {
+        let reason =
+            "it was failed back, and rows were born on the new side under keys that it would not give them again";
+        journal.command(Command::Fail { reason: reason.to_owned() }, by).await?;
+        return Err(CliError::refused(format!("{} cannot go on: {reason}", spec.name)).hint(
+            "the old side has everything, and the applications write it. Begin anew: `crossfade rollback --wipe`, then `crossfade run`",
+        ));
+    }
+    Ok(())
+}
+
+/// The same as far as it is possible, by whoever has seen a failback to its end. The next start does what is left.
+pub(crate) async fn tidy(spec: &Spec) {
+    let is_back = || -> Result<bool, CliError> {
+        let owned = folder::taken(spec)?;
+        let migration = folder::journal(&owned)?.migration();
+        Ok(migration.authority.side == Side::Old && !migration.phase.is_switching())
+    };
+    match is_back() {
+        Ok(true) => {}
+        Ok(false) | Err(_) => return,
+    }
+    if let Err(error) = retire(spec).await {
+        tracing::warn!("what the way back has left is taken away by the next run: {}", error.message);
+    }
+}
+
+/// Takes away what a way back needs to go on. Only where the old side has the authority. A repeat changes nothing.
+pub(super) async fn retire(spec: &Spec) -> Result<(), CliError> {
+    let base = spec.base();
+    if !back::has_run(&base) {
+        return Ok(());
+    }
+    let folder = base.join(REVERSE_FOLDER);
+    let Some(owned) = taken(&folder).await? else { return Ok(()) };
+    let (_, mut new) = registry::switch_ends(spec)?;
+    let mut tries = PATIENCE.as_millis() / LOOK_AGAIN.as_millis();
+    while let Err(failure) = new.drop_reverse().await {
+        // The server has not noticed yet that its reader has gone.
+        if tries == 0 || !matches!(failure.verdict, Verdict::Retry { .. }) {
+            return Err(failure.into());
+        }
+        tries -= 1;
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    registry::left_by_way_back(spec)?.retire_back(spec.name.as_str()).await?;
+    for gone in [WorkFolder::log_path(&folder), WorkFolder::state_path(&folder), folder.join("spool")] {
+        match fs::remove_dir_all(&gone) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(CliError::io(format!("removing {}", gone.display()), &error));
+            }
+            _ => {}
+        }
+    }
+    let kept = free_name(&base);
+    fs::rename(&folder, &kept).map_err(|error| CliError::io(format!("putting {} aside", folder.display()), &error))?;
+    drop(owned);
+    Ok(())
+}
+
+/// The folder of the way back; `None` once somebody else has put it aside.
+async fn taken(folder: &Path) -> Result<Option<WorkFolder>, CliError> {
+    let mut tries = PATIENCE.as_millis() / LOOK_AGAIN.as_millis();
+    while folder.is_dir() {
+        match WorkFolder::lock(folder).map_err(CliError::from) {
+            Err(error) if error.exit == Exit::Locked && tries > 0 => tries -= 1,
+            taken => return taken.map(Some),
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    Ok(None)
+}
+
+/// Where a way back is put that is over.
+fn free_name(base: &Path) -> PathBuf {
+    (1..).map(|number| aside(base, number)).find(|path| !path.exists()).unwrap_or_else(|| base.join(REVERSE_FOLDER))
+}
+
+/// The first one is there as soon as there was a failback.
+fn aside(base: &Path, number: u32) -> PathBuf {
+    base.join(format!("{REVERSE_FOLDER}-{number}"))
+}
+
+/// Everything of a way back goes, the pairs of keys too: before a wipe.
+pub(super) async fn forget(spec: &Spec) -> Result<(), CliError> {
+    let base = spec.base();
+    if !back::has_run(&base) && !aside(&base, 1).is_dir() {
+        return Ok(());
+    }
+    retire(spec).await?;
+    Ok(registry::left_by_way_back(spec)?.forget_back(spec.name.as_str()).await?)
+}
