@@ -168,7 +168,8 @@ async fn stuck(bank: &Bank) -> (Running, Client) {
     let at_the_gate = bank.new.connect().await;
     at_the_gate.batch_execute(&format!("BEGIN; SELECT crossfade.side('{}')", bank.desk.name)).await.unwrap();
     let failback = bank.desk.crossfade.spawn(&["failback", SPEC]);
-    let freezing = "SELECT pid FROM pg_stat_activity WHERE application_name = 'crossfade freeze' AND datname = current_database()";
+    let freezing =
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'crossfade freeze' AND datname = current_database()";
     wait_for("the freeze to be tried", async || bank.new.value(freezing).await).await;
     let holds = bank.old.connect().await;
     holds.batch_execute("BEGIN; LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE").await.unwrap();

@@ -59,9 +59,7 @@ fn quarantine(facts: &Facts) -> Guarded {
 fn clean_pass(migration: &Migration, before: Direction, facts: &Facts, limits: &Limits, now_us: i64) -> Guarded {
     let wanted = format!("a comparison without a difference, not older than {}", span(limits.verified_within_ms));
     let (passed_at_us, remedy) = match (before, &facts.way_back) {
-        (Direction::Cutover, _) => {
-            (migration.clean_pass.as_ref().map(|pass| pass.at_us), "run `crossfade verify`")
-        }
+        (Direction::Cutover, _) => (migration.clean_pass.as_ref().map(|pass| pass.at_us), "run `crossfade verify`"),
         (Direction::Failback, Some(WayBack::Incomparable { why })) => {
             return judged("clean-pass", true, format!("not asked for: {why}"), wanted, "");
         }

@@ -89,12 +89,10 @@ async fn or_by_the_row(
     is_there: impl Fn(&run::Outcome) -> bool,
 ) -> Result<Json, CliError> {
     match answer {
-        Err(error) if folder::owner(runs)?.is_none() => {
-            match run::settled(spec).await?.filter(is_there) {
-                Some(outcome) => to_json(&outcome),
-                None => Err(error),
-            }
-        }
+        Err(error) if folder::owner(runs)?.is_none() => match run::settled(spec).await?.filter(is_there) {
+            Some(outcome) => to_json(&outcome),
+            None => Err(error),
+        },
         answer => answer,
     }
 }

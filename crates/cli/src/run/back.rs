@@ -105,7 +105,8 @@ fn reversed(spec: &Spec, catalog: Catalog, begin: Option<Position>, epoch: u64) 
     let options = wiring::plan_options(spec, secret);
     let forward = Forward { catalog, rules: spec.rules.clone(), options };
     let back = back(&forward)?;
-    let reverse = Reverse { of: spec.name.clone(), spec: Box::new(spec.clone()), forward: Arc::new(forward), back, epoch, begin };
+    let reverse =
+        Reverse { of: spec.name.clone(), spec: Box::new(spec.clone()), forward: Arc::new(forward), back, epoch, begin };
     spec.reversed(reverse).ok_or_else(|| {
         CliError::refused(format!("there is no way back for {}: a switch would be one-way", spec.name))
             .hint("a way back is built between two PostgreSQL databases only")

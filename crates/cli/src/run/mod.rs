@@ -36,12 +36,12 @@ mod word;
 mod workers;
 
 pub(crate) use back::{opened as way_back, planned as reversed};
-pub(crate) use retired::tidy;
 pub(crate) use dry::dry_run;
 pub(crate) use ends::{discard, retry};
 pub(crate) use keep::whole;
 pub(crate) use plan_file::{PlanFile, secret_of};
 pub(crate) use replay::replay;
+pub(crate) use retired::tidy;
 pub(crate) use roles::{found, needs_deliver, parts_here};
 pub(crate) use rollback::rollback;
 pub(crate) use session::{Session, settled};

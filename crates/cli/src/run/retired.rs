@@ -32,7 +32,8 @@ pub(super) async fn after_failback(spec: &Spec, journal: &Journal<Embedded>, by:
     }
     let (mut old, _) = registry::switch_ends(spec)?;
     if old.has_born().await? {
-        let reason = "it was failed back, and rows were born on the new side under keys that it would not give them again";
+        let reason =
+            "it was failed back, and rows were born on the new side under keys that it would not give them again";
         journal.command(Command::Fail { reason: reason.to_owned() }, by).await?;
         return Err(CliError::refused(format!("{} cannot go on: {reason}", spec.name)).hint(
             "the old side has everything, and the applications write it. Begin anew: `crossfade rollback --wipe`, then `crossfade run`",

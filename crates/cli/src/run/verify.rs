@@ -165,8 +165,7 @@ fn refuse_inexact(spec: &Spec) -> Result<(), CliError> {
 
 fn first_inexact(back: &Back) -> Option<String> {
     let mut columns = back.tables.iter().flat_map(|table| table.columns.iter().map(move |column| (table, column)));
-    let (table, column) =
-        columns.find(|(_, column)| matches!(column.how, BackHow::OldKey | BackHow::WhereChanged))?;
+    let (table, column) = columns.find(|(_, column)| matches!(column.how, BackHow::OldKey | BackHow::WhereChanged))?;
     Some(format!("{}.{}", table.to, column.column))
 }
 

@@ -162,9 +162,9 @@ impl<'w> Way<'w> {
         let reverse = self.stream.spec.reverse.as_ref()?;
         Some(match crate::run::verify::incomparable(&reverse.back) {
             Some(why) => WayBack::Incomparable { why },
-            None => WayBack::Comparable {
-                passed_at_us: self.stream.journal.migration().clean_pass.map(|pass| pass.at_us),
-            },
+            None => {
+                WayBack::Comparable { passed_at_us: self.stream.journal.migration().clean_pass.map(|pass| pass.at_us) }
+            }
         })
     }
 }
