@@ -43,7 +43,8 @@ impl SwitchEnd {
             columns.iter().map(|(.., name)| name.as_ref().map(quoted).transpose()).collect::<Result<_, _>>()?;
         let sql = "SELECT pg_catalog.pg_sequence_last_value(COALESCE( \
                pg_catalog.to_regclass(pg_catalog.pg_get_serial_sequence(s.tab, s.col)), pg_catalog.to_regclass(s.named))) \
-             FROM pg_catalog.unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS s(tab, col, named, n) ORDER BY s.n";
+             FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[])) \
+               WITH ORDINALITY AS s(tab, col, named, n) ORDER BY s.n";
         let rows = self.session().await?.query(sql, &[&tables, &names, &named]).await;
         Ok(rows.map_err(|error| failure(doing, error))?.iter().map(|row| row.get(0)).collect())
     }
