@@ -27,7 +27,7 @@ struct Post {
 /// All of them.
 pub(crate) struct Crew {
     posts: Vec<Post>,
-    _elsewhere: TempDir,
+    elsewhere: TempDir,
 }
 
 impl Crew {
@@ -40,7 +40,7 @@ impl Crew {
         let other = Post { role: "deliver", there: elsewhere, running: None };
         let posts = vec![here("ingest"), here("transform"), here("transform"), here("deliver"), other];
         let base = folder.path().join("crossfade-data").join(&stand.name);
-        let mut crew = Self { posts, _elsewhere: folder };
+        let mut crew = Self { posts, elsewhere: folder };
         crew.start(INGEST);
         let (planned, secret) = (stand.work().join("topics.json"), stand.work().join("secret"));
         crew.until("the log is there", async || planned.exists() && secret.exists()).await;
@@ -96,7 +96,7 @@ impl Crew {
     pub(crate) async fn until(&mut self, what: &str, mut reached: impl AsyncFnMut() -> bool) {
         let began = Instant::now();
         while !reached().await {
-            let late = began.elapsed() > LONGEST;
+            let late = began.elapsed() > GENEROUS;
             for post in &mut self.posts {
                 let Some(running) = &mut post.running else { continue };
                 assert!(running.is_running(), "{} ended before: {what}\n{}", post.role, running.stderr());
@@ -134,7 +134,7 @@ impl Crew {
     }
 
     /// Ends all of them in order; each must drain and say so by its code.
-    pub(crate) async fn stop(mut self) {
+    pub(crate) async fn stop(&mut self) {
         for post in &mut self.posts {
             let Some(running) = post.running.take() else { continue };
             running.terminate();
@@ -143,7 +143,7 @@ impl Crew {
         }
     }
 
-    /// How many changes came as workers had made them, in the runs of now.
+    /// Waits until a deliver has taken what a worker has made.
     pub(crate) async fn until_made(&self) {
         wait_until("what a worker has made to be taken", async || {
             DELIVERS.iter().any(|who| {
@@ -156,6 +156,12 @@ impl Crew {
     }
 }
 
-/// Whoever is frozen or cut off is missed after a while, and then it all begins: on a busy machine more than [`GENEROUS`] can
-/// pass without anything being wrong.
-const LONGEST: Duration = GENEROUS.saturating_mul(3);
+impl Drop for Crew {
+    /// What a failed test leaves is there to be looked at.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.elsewhere.disable_cleanup(true);
+            println!("so is that of the other machine: {}", self.elsewhere.path().display());
+        }
+    }
+}
