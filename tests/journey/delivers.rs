@@ -301,7 +301,7 @@ async fn what_is_not_one_partitions_matter_is_done_by_the_one_that_leads() {
         let said = other.run(words);
         assert!(said.code == Some(3) && said.stderr.contains(&process), "{said}");
     }
-    other.succeed(&["wait", SPEC, "--caught-up", "--timeout", "100s"]);
+    other.succeed(&["wait", SPEC, "--caught-up", "--timeout", "240s"]);
     lead.succeed(&["checkpoint", SPEC, "here"]);
     lead.succeed(&["pause", SPEC]);
     until("nobody to write any more", async || machines[0].shares().is_empty()).await;
@@ -318,7 +318,7 @@ async fn what_is_not_one_partitions_matter_is_done_by_the_one_that_leads() {
         other.json(&["quarantine", "ls", SPEC]).as_array().map(Vec::len) == Some(1)
     })
     .await;
-    lead.succeed(&["wait", SPEC, "--caught-up", "--timeout", "100s"]);
+    lead.succeed(&["wait", SPEC, "--caught-up", "--timeout", "240s"]);
     // What the status says of it is heard from the topic.
     until("nothing to be shared with a key that is held", async || machines[0].shares().is_empty()).await;
     target.execute("ALTER TABLE names DROP CONSTRAINT ours").await;
@@ -328,7 +328,7 @@ async fn what_is_not_one_partitions_matter_is_done_by_the_one_that_leads() {
     // Damaged by hand, and healed while the stream is shared.
     target.execute("UPDATE people SET name = 'damaged'").await;
     source.execute("UPDATE people SET note = 'touched'").await;
-    lead.succeed(&["wait", SPEC, "--caught-up", "--timeout", "100s"]);
+    lead.succeed(&["wait", SPEC, "--caught-up", "--timeout", "240s"]);
     target.execute("ALTER TABLE steps DISABLE TRIGGER noted").await;
     lead.succeed(&["replay", SPEC, "--from", "checkpoint:here"]);
     target.execute("ALTER TABLE steps ENABLE ALWAYS TRIGGER noted").await;
@@ -366,7 +366,7 @@ async fn what_cannot_be_shared_is_applied_by_one_and_says_why() {
     first.deliver.kill();
     writer.wait_for_more(20);
     writer.stop();
-    second.there.succeed(&["wait", SPEC, "--caught-up", "--timeout", "100s"]);
+    second.there.succeed(&["wait", SPEC, "--caught-up", "--timeout", "240s"]);
     assert_same_tables(&source, &target, &["steps", "long", "names"]).await;
     desk.stop(second.deliver);
     desk.stop(ingest);

@@ -84,7 +84,7 @@ impl Desk {
 
     /// The same, with more words.
     pub(crate) fn wait_with(&self, run: &mut Running, more: &[&str]) {
-        let words: Vec<&str> = ["--caught-up", "--timeout", "100s"].iter().chain(more).copied().collect();
+        let words: Vec<&str> = ["--caught-up", "--timeout", "240s"].iter().chain(more).copied().collect();
         let waited = self.command(&["wait"], &words);
         assert!(
             waited.code == Some(0) && run.is_running(),

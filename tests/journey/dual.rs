@@ -46,14 +46,8 @@ fn topics(prefix: &str, table: &str, layout: &str) -> Vec<String> {
 /// A topic's committed records with their headers, by Kafka's own consumer, as the library reads them.
 fn records(kafka: &Kafka, topic: &str) -> Vec<DualRecord> {
     const BETWEEN: &str = "@header@";
-    let (brokers, between) = (kafka.brokers(), format!("headers.separator={BETWEEN}"));
-    let mut words = vec!["--bootstrap-server", &brokers, "--topic", topic, "--from-beginning", "--timeout-ms", "8000"];
-    words.extend(["--isolation-level", "read_committed"]);
-    for property in ["print.key=true", "print.headers=true", &between] {
-        words.extend(["--formatter-property", property]);
-    }
-    let out = kafka.tool("org.apache.kafka.tools.consumer.ConsoleConsumer", &words);
-    let text = String::from_utf8(out.stdout).unwrap();
+    let between = format!("headers.separator={BETWEEN}");
+    let text = kafka.read_topic(topic, &["print.key=true", "print.headers=true", &between]);
     let parsed = text.lines().map(|line| {
         let parts: Vec<&str> = line.split('\t').collect();
         let [headers, key, value] = parts.as_slice() else { panic!("no headers, key and value in {line}") };

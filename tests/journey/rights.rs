@@ -94,7 +94,7 @@ fn assert_refused(said: &Finished, grant: &str) {
 }
 
 fn wait(desk: &Desk, name: &str, running: &mut [&mut Running]) {
-    let waited = user(desk, name).run(&["wait", SPEC, "--caught-up", "--timeout", "100s"]);
+    let waited = user(desk, name).run(&["wait", SPEC, "--caught-up", "--timeout", "240s"]);
     let live = running.iter_mut().all(|running| running.is_running());
     let said: Vec<String> = running.iter().map(|running| running.stderr()).collect();
     assert!(waited.code == Some(0) && live, "they do not catch up\n{waited}\n{}", said.join("\n---\n"));

@@ -50,7 +50,7 @@ async fn desk_of_two(kafka: &Kafka, rules: &str) -> Option<(Desk, Database, Data
 
 /// `crossfade wait --caught-up`, as long as both live.
 pub(crate) fn wait_both(desk: &Desk, ingest: &mut Running, deliver: &mut Running) {
-    let waited = desk.command(&["wait"], &["--caught-up", "--timeout", "100s"]);
+    let waited = desk.command(&["wait"], &["--caught-up", "--timeout", "240s"]);
     assert!(
         waited.code == Some(0) && ingest.is_running() && deliver.is_running(),
         "they do not catch up\n{waited}\n--- ingest says\n{}\n--- deliver says\n{}\n--- status\n{}",
@@ -353,7 +353,7 @@ async fn a_second_deliver_on_another_machine_waits_and_two_never_write() {
     assert!(ended.stderr.contains("a later run has taken the target"), "{ended}");
     let second = there.spawn(&["run", SPEC, "--quiet", "--role", "deliver"]);
     writer.wait_for_more(20);
-    let waited = there.run(&["wait", SPEC, "--caught-up", "--timeout", "100s"]);
+    let waited = there.run(&["wait", SPEC, "--caught-up", "--timeout", "240s"]);
     assert_eq!(waited.code, Some(0), "{waited}\n{}", second.stderr());
     let said = there.succeed(&["verify", SPEC]);
     assert!(said.stdout.contains("0 differences"), "{said}");

@@ -29,22 +29,7 @@ const PUBLIC: &str = "\"public.*\"";
 
 /// A topic's committed records, by Kafka's own consumer: key and value, a tombstone as nothing.
 pub(crate) fn records(kafka: &Kafka, topic: &str) -> Vec<(String, Option<Value>)> {
-    let brokers = kafka.brokers();
-    let words = [
-        "--bootstrap-server",
-        &brokers,
-        "--topic",
-        topic,
-        "--from-beginning",
-        "--timeout-ms",
-        "8000",
-        "--isolation-level",
-        "read_committed",
-        "--formatter-property",
-        "print.key=true",
-    ];
-    let out = kafka.tool("org.apache.kafka.tools.consumer.ConsoleConsumer", &words);
-    let text = String::from_utf8(out.stdout).unwrap();
+    let text = kafka.read_topic(topic, &["print.key=true"]);
     text.lines()
         .map(|line| {
             let (key, value) = line.split_once('\t').unwrap_or_else(|| panic!("no key in {line}"));

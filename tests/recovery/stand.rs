@@ -139,7 +139,7 @@ impl Stand {
 
     /// `crossfade wait --caught-up`, which must succeed.
     pub(crate) fn wait_caught_up(&self) {
-        self.crossfade.succeed(&["wait", SPEC, "--caught-up", "--timeout", "120s"]);
+        self.crossfade.succeed(&["wait", SPEC, "--caught-up", "--timeout", "240s"]);
     }
 
     /// Both sides, table by table and value by value; on both everything adds up.

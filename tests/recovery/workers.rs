@@ -44,8 +44,11 @@ enum Fault {
 const FAULTS: [Fault; 7] =
     [Fault::Worker, Fault::Broker, Fault::Deliver, Fault::Ingest, Fault::Stopped, Fault::All, Fault::Hang];
 
-/// How many faults in each phase of a round.
-const PHASES: [(Phase, usize); 3] = [(Phase::Snapshot, 5), (Phase::CatchUp, 8), (Phase::Streaming, 8)];
+/// How many faults in each phase of a round, at most while it copies.
+fn phases() -> [(Phase, usize); 3] {
+    let (copying, behind, streaming) = if is_soak() { (5, 8, 8) } else { (3, 4, 4) };
+    [(Phase::Snapshot, copying), (Phase::CatchUp, behind), (Phase::Streaming, streaming)]
+}
 
 /// The keys of this table only ever count up; what is transformed leaves its values as they are, so that both sides can be
 /// held against each other as they stand.
@@ -151,7 +154,7 @@ impl<'a> Round<'a> {
             }
             Fault::Stopped => {
                 let who = self.rng.random_range(0..=DELIVERS[1]);
-                let lasts = Duration::from_millis(self.rng.random_range(500..12_000));
+                let lasts = Duration::from_millis(self.rng.random_range(500..if is_soak() { 20_000 } else { 10_000 }));
                 self.crew.freeze(who, lasts).await;
             }
             Fault::Hang => {
@@ -183,7 +186,7 @@ impl<'a> Round<'a> {
 
     /// All phases in turn; gives the faults that came in each.
     async fn play(mut self) -> (Faults, usize) {
-        let [(_, copying), (_, behind), (_, streaming)] = PHASES;
+        let [(_, copying), (_, behind), (_, streaming)] = phases();
         for _ in 0..copying {
             if self.stand.is_loaded().await {
                 break;
@@ -262,7 +265,7 @@ async fn workers_delivers_and_brokers_may_be_killed_or_frozen_in_every_phase() {
         }
         println!("round {} of {rounds}: {next} faults after {:?}, both sides equal", number + 1, began.elapsed());
     }
-    for (phase, _) in PHASES {
+    for (phase, _) in phases() {
         let of = |fault| faults.get(&(phase, fault)).copied().unwrap_or_default();
         println!("  {phase:?}: {:?}", FAULTS.map(|fault| (fault, of(fault))));
         assert!(FAULTS.into_iter().any(|fault| of(fault) > 0), "nothing was done in {phase:?}");

@@ -101,6 +101,10 @@ impl KafkaLog {
     /// [`LogError::Refused`] for topics that cannot be used as they are, [`LogError::Lost`] for topics that are not what
     /// they were, [`LogError::Server`] when no broker answers or one says no.
     pub fn open(options: LogOptions) -> Result<Self, LogError> {
+        patiently(|| Self::open_once(options.clone()))
+    }
+
+    fn open_once(options: LogOptions) -> Result<Self, LogError> {
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?.counting();
         let pin = pin_of(&options)?;
@@ -154,6 +158,10 @@ impl KafkaLog {
     /// # Errors
     /// As [`KafkaLog::open`]; [`LogError::Refused`] when there is no log.
     pub fn open_read_only(options: LogOptions) -> Result<Self, LogError> {
+        patiently(|| Self::open_read_only_once(options.clone()))
+    }
+
+    fn open_read_only_once(options: LogOptions) -> Result<Self, LogError> {
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?;
         let pin = pin_of(&options)?;
@@ -171,6 +179,10 @@ impl KafkaLog {
     /// # Errors
     /// As [`KafkaLog::open_read_only`].
     pub fn open_following(options: LogOptions) -> Result<Self, LogError> {
+        patiently(|| Self::open_following_once(options.clone()))
+    }
+
+    fn open_following_once(options: LogOptions) -> Result<Self, LogError> {
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?.counting();
         let pin = pin_of(&options)?;
@@ -318,6 +330,21 @@ pub fn delete(options: &LogOptions) -> Result<Vec<String>, LogError> {
     let deleted = topics::delete(&Clients::new(options.connection.clone())?, &names, &pin)?;
     Pin::remove(path)?;
     Ok(deleted)
+}
+
+/// Opening a log asks many things. A broker that goes in the midst of it fails one of them at once, and may be back in a
+/// moment; one that is not there at all is waited for by the first question.
+fn patiently<T>(mut open: impl FnMut() -> Result<T, LogError>) -> Result<T, LogError> {
+    let began = Instant::now();
+    loop {
+        match open() {
+            Err(error @ LogError::Server { passing: true, .. }) if began.elapsed() < PATIENCE => {
+                tracing::debug!("{error}; asking again");
+                thread::sleep(Duration::from_millis(200));
+            }
+            other => return other,
+        }
+    }
 }
 
 fn pin_of(options: &LogOptions) -> Result<Option<Pin>, LogError> {

@@ -24,7 +24,7 @@ use tempfile::TempDir;
 const VERSION: &str = "3.6.0.Final";
 
 /// How long it may take to stop.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(240);
 
 /// One worker with one connector, which captures one database.
 #[derive(Debug)]

@@ -37,7 +37,7 @@ pub const USER: &str = "crossfade";
 pub const PASSWORD: &str = "drawn-for-tests";
 
 /// How long a broker may take to start or stop: far more than it ever needs. One that does not start is tried anew.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(240);
 
 /// How often a broker is tried.
 const TRIES: u32 = 4;
@@ -204,6 +204,42 @@ impl Kafka {
         let file = fs::File::open(input).unwrap_or_else(|error| panic!("{}: {error}", input.display()));
         let out = self.java().stdin(file).arg("-Xmx256m").arg(class).args(args).output();
         out.unwrap_or_else(|error| panic!("java cannot be run: {error}"))
+    }
+
+    /// A topic's committed records as Kafka's own consumer prints them with these properties of its formatter.
+    ///
+    /// The consumer ends when nothing has come for a while, which on a busy machine may be before the end: where its group
+    /// has not come to the end of each partition, it reads again with more patience.
+    ///
+    /// # Panics
+    /// When that does not help.
+    pub fn read_topic(&self, topic: &str, properties: &[&str]) -> String {
+        let brokers = self.brokers();
+        for patience_ms in [3_000, 10_000, 30_000, 90_000, 270_000] {
+            let (group, patience) = (self.prefix("reads"), patience_ms.to_string());
+            let mut words = vec!["--bootstrap-server", &brokers, "--topic", topic, "--from-beginning"];
+            words.extend(["--group", &group, "--isolation-level", "read_committed", "--timeout-ms", &patience]);
+            words.extend(properties.iter().flat_map(|property| ["--formatter-property", *property]));
+            let out = self.tool("org.apache.kafka.tools.consumer.ConsoleConsumer", &words);
+            if self.has_read_all(topic, &group) {
+                return String::from_utf8_lossy(&out.stdout).into_owned();
+            }
+        }
+        panic!("Kafka's consumer does not come to the end of {topic}")
+    }
+
+    /// Whether a group stands at the end of each partition of a topic.
+    fn has_read_all(&self, topic: &str, group: &str) -> bool {
+        let words = ["--bootstrap-server", &self.brokers(), "--describe", "--group", group];
+        let out = self.tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &words);
+        let text = String::from_utf8_lossy(&out.stdout);
+        // GROUP TOPIC PARTITION CURRENT-OFFSET LOG-END-OFFSET LAG …
+        let rows: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .filter(|row: &Vec<&str>| row.get(1) == Some(&topic))
+            .collect();
+        !rows.is_empty() && rows.iter().all(|row| row.get(5) == Some(&"0") || row.get(4) == Some(&"0"))
     }
 
     /// Starts and waits until it takes connections; false when it ended instead, or did not come that far.

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Far more than anything takes on a busy machine; only a test that fails waits so long.
-pub const GENEROUS: Duration = Duration::from_secs(120);
+pub const GENEROUS: Duration = Duration::from_secs(300);
 
 const PAUSE: Duration = Duration::from_millis(10);
 

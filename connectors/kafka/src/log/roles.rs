@@ -9,6 +9,7 @@
 use super::{
     KafkaLog, drawn,
     meta::{self, Says, Writer},
+    patiently,
     pin::Pin,
     pin_of,
     topics::{self, Names},
@@ -24,6 +25,10 @@ impl KafkaLog {
     /// # Errors
     /// [`LogError::Lost`] for topics that are not those that were pinned, [`LogError::Server`] when no broker answers.
     pub fn head(options: &LogOptions) -> Result<Option<String>, LogError> {
+        patiently(|| Self::head_once(options))
+    }
+
+    fn head_once(options: &LogOptions) -> Result<Option<String>, LogError> {
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?;
         let pin = pin_of(options)?;
@@ -38,6 +43,10 @@ impl KafkaLog {
     /// # Errors
     /// As [`KafkaLog::open_read_only`].
     pub fn adopt(options: &LogOptions) -> Result<(), LogError> {
+        patiently(|| Self::adopt_once(options))
+    }
+
+    fn adopt_once(options: &LogOptions) -> Result<(), LogError> {
         let (Some(path), None) = (&options.pin, pin_of(options)?) else { return Ok(()) };
         let names = Names::new(&options.topic_prefix)?;
         let clients = Clients::new(options.connection.clone())?;

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     LogOptions,
-    client::{Clients, LogConsumer, LogProducer, flush, reason, writing},
+    client::{Clients, LogConsumer, LogProducer, PATIENCE, flush, reason, writing},
 };
 use crossfade_event::{Cut, Partition, Position};
 use crossfade_log::{LogError, provider::Schemas};
@@ -429,7 +429,7 @@ impl Shared {
         let failed = |error| writing(&self.names.meta, reason(&producer, error));
         let record = BaseRecord::with_opaque_to(&self.names.meta, SAID).partition(0).key(&key).payload(&value);
         producer.send(record).map_err(|(error, _)| failed(error))?;
-        flush(&producer, Duration::from_secs(10)).map_err(failed)?;
+        flush(&producer, PATIENCE).map_err(failed)?;
         let offset = producer.context().offsets().map_err(failed)?.get(&SAID).copied();
         producer.context().reset();
         offset.ok_or_else(|| LogError::Contract("a note was taken and has no offset".to_owned()))
