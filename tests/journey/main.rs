@@ -19,6 +19,7 @@ mod desk;
 #[cfg(feature = "kafka")]
 mod dual;
 mod example;
+mod heimdall;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod lookups;

@@ -43,7 +43,13 @@ pub(crate) struct Reporters {
 
 impl Reporters {
     /// Starts them; `round` keeps the names of what they make apart from those of other rounds.
-    pub(crate) fn start(old: &Database, new: &Database, migration: Option<&'static str>, size: Size, round: &str) -> Self {
+    pub(crate) fn start(
+        old: &Database,
+        new: &Database,
+        migration: Option<&'static str>,
+        size: Size,
+        round: &str,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let committed = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
         let longest_gap = Arc::new(Mutex::new((Instant::now(), Duration::ZERO)));
@@ -79,7 +85,9 @@ impl Reporters {
         let (old, new) = (self.committed[0].load(Relaxed), self.committed[1].load(Relaxed));
         let gap = self.longest_gap.lock().unwrap().1;
         let rate = (old + new) as f64 / took_s;
-        format!("{old} transactions on the old side and {new} on the new one, {rate:.0} a second; at most {gap:?} between two commits")
+        format!(
+            "{old} transactions on the old side and {new} on the new one, {rate:.0} a second; at most {gap:?} between two commits"
+        )
     }
 }
 
@@ -129,7 +137,10 @@ impl Reporter {
                 last.1 = last.1.max(now - last.0);
                 last.0 = now;
             }
-            let due = began + Duration::from_secs_f64((number + 1) as f64 * self.size.writers as f64 / self.size.transactions_per_second as f64);
+            let due = began
+                + Duration::from_secs_f64(
+                    (number + 1) as f64 * self.size.writers as f64 / self.size.transactions_per_second as f64,
+                );
             tokio::time::sleep(due.saturating_duration_since(Instant::now())).await;
         }
     }
@@ -157,7 +168,9 @@ impl Reporter {
     fn sql(&self, side: usize, number: u64) -> String {
         let name = &self.name;
         let drawn = (number * 7919 + self.writer * 104_729) % 1_000_003;
-        let user = |shift: u64| format!("(SELECT user_id FROM users WHERE email = 'user{}@example.org')", 1 + (drawn + shift) % 40);
+        let user = |shift: u64| {
+            format!("(SELECT user_id FROM users WHERE email = 'user{}@example.org')", 1 + (drawn + shift) % 40)
+        };
         let (reports, cycles) = (5 + self.size.rows / 1000, 6 + self.size.rows / 20_000);
         let report = format!("r.name = 'report {}'", 1 + drawn % reports);
         let phase = |of: &str| {

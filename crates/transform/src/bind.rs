@@ -230,12 +230,7 @@ impl Bound {
 
     /// A key is mapped when its row comes into being, which any update may mean: a changed key, a row that enters, and a row
     /// that was moved past the pages still to be copied, of which nothing comes but its updates.
-    fn mapped_again(
-        &self,
-        before: Option<&Image>,
-        after: Option<Mapped>,
-        out: &mut Vec<Output>,
-    ) -> Result<(), String> {
+    fn mapped_again(&self, before: Option<&Image>, after: Option<Mapped>, out: &mut Vec<Output>) -> Result<(), String> {
         let takes = self.plan.mapping.as_ref().is_some_and(|mapping| mapping.old.is_some());
         match (before.and_then(|image| image.mapping.as_ref()), &after) {
             (Some((old_new, old)), Some((new_new, new))) if old == new && old_new != new_new => {

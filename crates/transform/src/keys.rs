@@ -48,11 +48,7 @@ pub(crate) fn canonical(table: &str, parts: &[Part<'_>]) -> Vec<u8> {
 }
 
 /// `sha256:` and the hash of `key:v<version>;` and the normalised parts.
-pub(crate) fn canonical_sha256(
-    version: u32,
-    table: Option<&str>,
-    parts: &[(Part<'_>, &[Normalise])],
-) -> String {
+pub(crate) fn canonical_sha256(version: u32, table: Option<&str>, parts: &[(Part<'_>, &[Normalise])]) -> String {
     let mut out = format!("key:v{version};").into_bytes();
     if let Some(table) = table {
         push(&mut out, b'n', table);

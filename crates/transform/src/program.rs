@@ -59,7 +59,8 @@ impl<'a> Reg<'a> {
     }
 }
 
-/// One operation.
+/// One operation. A canonical key says of each part how it is normalised. What is packed and the same in every row is there
+/// already where the document has not changed; what is unpacked goes out of the document.
 #[derive(Debug, Clone)]
 pub(crate) enum Op {
     Extract { from: usize, path: Path, to: usize, type_: TypeSpec, keep_existing: bool },
@@ -71,11 +72,8 @@ pub(crate) enum Op {
     Merge { from: Vec<usize>, with: String, to: usize },
     Lookup(Lookup),
     Mask { register: usize, with: Mask, secret: Arc<Vec<u8>> },
-    /// Each part with how it is normalised.
     CanonicalKey { to: usize, of: Vec<(usize, Vec<Normalise>)>, version: u32 },
-    /// Into a document; what is the same in every row is there already where the document has not changed.
     Pack { from: usize, name: String, into: usize, constant: bool },
-    /// Out of a document: a member goes.
     Unpack { from: usize, name: String },
     Filter(Predicate),
 }
@@ -414,7 +412,8 @@ impl Run<'_, '_> {
         if !matches!(self.inputs(registers.iter().copied())?, Inputs::Ready) {
             return Ok(None);
         }
-        let values: Vec<Option<Value>> = registers.iter().map(|register| self.value(*register)).collect::<Result<_, _>>()?;
+        let values: Vec<Option<Value>> =
+            registers.iter().map(|register| self.value(*register)).collect::<Result<_, _>>()?;
         let parts: Vec<Part<'_>> = values.iter().map(Option::as_ref).collect();
         Ok(Some(keys::shown(&parts)))
     }

@@ -260,19 +260,34 @@ impl<'a> Steps<'_, 'a> {
             None => step.pack.clone(),
             Some(path) => match Path::parse(path).as_ref().and_then(Path::member) {
                 Some(name) => name.to_owned(),
-                None => return Err(self.invalid(format!("\"{path}\" is no member of the document itself; write $.name"))),
+                None => {
+                    return Err(self.invalid(format!("\"{path}\" is no member of the document itself; write $.name")));
+                }
             },
         };
         if self.context.crosses() || self.context.options.dialect != Dialect::Postgres {
             return Err(PlanError::Unbuilt(format!("pack between two kinds of databases, in {}", self.place)));
         }
+        if step.pack == step.into {
+            return Err(self.invalid(format!("\"{}\" cannot be packed into itself", step.pack)));
+        }
         let kind = self.work(&step.pack)?.value.clone();
         let packs = matches!(
             kind.logical,
-            Logical::Text | Logical::Uuid | Logical::Bool | Logical::Int16 | Logical::Int32 | Logical::Int64 | Logical::Numeric | Logical::Jsonb
+            Logical::Text
+                | Logical::Uuid
+                | Logical::Bool
+                | Logical::Int16
+                | Logical::Int32
+                | Logical::Int64
+                | Logical::Numeric
+                | Logical::Jsonb
         );
         if !packs {
-            let problem = format!("\"{}\" is {}, which has no one form in a document; cast it to text first", step.pack, kind.name);
+            let problem = format!(
+                "\"{}\" is {}, which has no one form in a document; cast it to text first",
+                step.pack, kind.name
+            );
             return Err(self.invalid(problem));
         }
         let into = self.work(&step.into)?;
