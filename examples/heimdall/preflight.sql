@@ -10,6 +10,7 @@ WITH keys AS (
 SELECT 'collision' AS problem, label, array_agg(id ORDER BY id) AS rows, key AS detail FROM keys GROUP BY label, key HAVING count(*) > 1
 UNION ALL
 SELECT 'an edge without an end', label, ARRAY[id], format('%s -> %s', start_id, end_id) FROM ends
-WHERE NOT EXISTS (SELECT FROM keys WHERE id = start_id) OR NOT EXISTS (SELECT FROM keys WHERE id = end_id)
+WHERE NOT EXISTS (SELECT FROM intel."Row" WHERE id = start_id UNION ALL SELECT FROM intel."FieldValue" WHERE id = start_id)
+   OR NOT EXISTS (SELECT FROM intel."FieldValue" WHERE id = end_id)
 ORDER BY 1, 2, 3;
 COMMIT;

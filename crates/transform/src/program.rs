@@ -59,69 +59,22 @@ impl<'a> Reg<'a> {
     }
 }
 
-/// One operation.
+/// One operation. A canonical key says of each part how it is normalised. What is packed and the same in every row is there
+/// already where the document has not changed; what is unpacked goes out of the document.
 #[derive(Debug, Clone)]
 pub(crate) enum Op {
-    Extract {
-        from: usize,
-        path: Path,
-        to: usize,
-        type_: TypeSpec,
-        keep_existing: bool,
-    },
-    Cast {
-        register: usize,
-        to: TypeSpec,
-    },
-    Constant {
-        to: usize,
-        value: Value,
-    },
-    NullIf {
-        register: usize,
-        any_of: Vec<Value>,
-        type_: TypeSpec,
-    },
-    MapValues {
-        register: usize,
-        with: Vec<(Value, Value)>,
-        otherwise: Option<Value>,
-        type_: TypeSpec,
-    },
-    Split {
-        from: usize,
-        by: String,
-        into: Vec<usize>,
-    },
-    Merge {
-        from: Vec<usize>,
-        with: String,
-        to: usize,
-    },
+    Extract { from: usize, path: Path, to: usize, type_: TypeSpec, keep_existing: bool },
+    Cast { register: usize, to: TypeSpec },
+    Constant { to: usize, value: Value },
+    NullIf { register: usize, any_of: Vec<Value>, type_: TypeSpec },
+    MapValues { register: usize, with: Vec<(Value, Value)>, otherwise: Option<Value>, type_: TypeSpec },
+    Split { from: usize, by: String, into: Vec<usize> },
+    Merge { from: Vec<usize>, with: String, to: usize },
     Lookup(Lookup),
-    Mask {
-        register: usize,
-        with: Mask,
-        secret: Arc<Vec<u8>>,
-    },
-    /// Each part with how it is normalised.
-    CanonicalKey {
-        to: usize,
-        of: Vec<(usize, Vec<Normalise>)>,
-        version: u32,
-    },
-    /// Into a document; what is the same in every row is there already where the document has not changed.
-    Pack {
-        from: usize,
-        name: String,
-        into: usize,
-        constant: bool,
-    },
-    /// Out of a document: a member goes.
-    Unpack {
-        from: usize,
-        name: String,
-    },
+    Mask { register: usize, with: Mask, secret: Arc<Vec<u8>> },
+    CanonicalKey { to: usize, of: Vec<(usize, Vec<Normalise>)>, version: u32 },
+    Pack { from: usize, name: String, into: usize, constant: bool },
+    Unpack { from: usize, name: String },
     Filter(Predicate),
 }
 

@@ -193,8 +193,9 @@ steps! {
 }
 
 /// A part of a canonical key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(untagged)]
 pub enum KeyPart {
     /// A column.
     Column(String),
@@ -210,6 +211,18 @@ pub struct NormalisedPart {
     pub column: String,
     /// How its value is normalised, in this order.
     pub normalise: Vec<Normalise>,
+}
+
+impl<'de> Deserialize<'de> for KeyPart {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Json::deserialize(deserializer)? {
+            Json::String(column) => Ok(Self::Column(column)),
+            Json::Object(part) => serde_json::from_value(Json::Object(part))
+                .map(Self::Normalised)
+                .map_err(|error| D::Error::custom(error.to_string())),
+            _ => Err(D::Error::custom("a part of a key is a column's name, or { column = …, normalise = […] }")),
+        }
+    }
 }
 
 impl KeyPart {

@@ -153,7 +153,8 @@ impl Maker<'_, '_, '_> {
                 }
             }
         }
-        let (checks, indexes) = (self.checks(), self.indexes());
+        let (checks, mut indexes) = (self.checks(), self.indexes());
+        indexes.extend(self.indexes_by_surrogate());
         let foreign_keys = self.foreign_keys()?;
         let name = self.target(&source.name).unwrap_or_else(|| source.name.clone());
         Ok(TableDef {
@@ -369,6 +370,34 @@ impl Maker<'_, '_, '_> {
             }
         }
         out
+    }
+
+    /// A reference that the source finds by an index is found by one where it goes by a surrogate, too.
+    fn indexes_by_surrogate(&self) -> Vec<IndexDef> {
+        let source = self.draft.source;
+        let keys = source.primary_key.iter().chain(&source.uniques).map(|key| key.columns.as_slice());
+        let plain = source.indexes.iter().filter(|index| index.plain).map(|index| index.columns.as_slice());
+        let lists: Vec<&[String]> = keys.chain(plain).collect();
+        let by_surrogate = self.draft.by_surrogate.iter().filter_map(|(place, name)| {
+            let foreign = source.foreign_keys.get(*place)?;
+            let begins = |list: &&[String]| {
+                let first = list.get(..foreign.columns.len());
+                first.is_some_and(|first| foreign.columns.iter().all(|column| first.contains(column)))
+            };
+            lists.iter().any(begins).then_some(name)
+        });
+        by_surrogate
+            .map(|name| IndexDef {
+                name: clipped(&format!("{}_{name}_idx", source.name.name)),
+                unique: false,
+                definition: match self.context.options.dialect {
+                    Dialect::Postgres => format!("USING btree ({})", quote(name)),
+                    Dialect::Sqlite => format!("({})", quote(name)),
+                },
+                columns: vec![name.clone()],
+                plain: true,
+            })
+            .collect()
     }
 
     fn index_by_hand(&self, def: &IndexDef) -> String {

@@ -268,6 +268,9 @@ impl<'a> Steps<'_, 'a> {
         if self.context.crosses() || self.context.options.dialect != Dialect::Postgres {
             return Err(PlanError::Unbuilt(format!("pack between two kinds of databases, in {}", self.place)));
         }
+        if step.pack == step.into {
+            return Err(self.invalid(format!("\"{}\" cannot be packed into itself", step.pack)));
+        }
         let kind = self.work(&step.pack)?.value.clone();
         let packs = matches!(
             kind.logical,

@@ -67,6 +67,15 @@ fn a_composite_key_gets_a_surrogate_and_references_follow() {
     assert_eq!(parts.def.foreign_keys[0].columns, ["lines_id"]);
     assert_eq!(parts.def.foreign_keys[0].referenced_columns, ["id"]);
     assert!(parts.def.columns.iter().any(|def| &*def.column.name == "lines_id" && def.column.nullable));
+    assert_eq!(parts.def.indexes, [], "nothing was found by the old columns");
+    let mut found_by = catalog.clone();
+    found_by.tables[3].uniques.push(KeyDef {
+        columns: vec!["line_no".into(), "order_id".into(), "id".into()],
+        ..lines.def.primary_key.clone().unwrap()
+    });
+    let plan_of_it = super::plan(&found_by, &rules, &options(Dialect::Postgres)).unwrap();
+    let parts_of_it = plan_of_it.tables().iter().find(|table| &*table.schema.name.name == "parts").unwrap();
+    assert_eq!(parts_of_it.def.indexes[0].definition, "USING btree (\"lines_id\")");
     let line = run(&catalog, &plan, "lines", RowOp::Insert, None, Some(&["7", "3", "a"]));
     let part = run(&catalog, &plan, "parts", RowOp::Insert, None, Some(&["1", "7", "3"]));
     assert!(line[0].starts_with("insert uuid_migration_mapping [] [public.lines (7,3) "), "{}", line[0]);

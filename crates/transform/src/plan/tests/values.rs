@@ -164,6 +164,7 @@ fn what_has_no_one_form_in_a_document_is_not_packed() {
         (r#"{"pack": "at", "into": "docb"}"#, "cast it to text first"),
         (r#"{"pack": "id", "into": "doc"}"#, "a column is packed into jsonb"),
         (r#"{"pack": "id", "into": "docb", "path": "$.a.b"}"#, "write $.name"),
+        (r#"{"pack": "docb", "into": "docb"}"#, "into itself"),
     ] {
         let refused = plan(&catalog, &steps("t", step), &options(Dialect::Postgres)).unwrap_err().to_string();
         assert!(refused.contains(word), "{refused}");
