@@ -76,13 +76,15 @@ pub(super) fn save_sql(table: &Table) -> Option<String> {
     ))
 }
 
-/// Notes what we left under the keys of a set.
+/// Notes what we left under the keys of a set. The keys come first, and each finds its record: a server without statistics of
+/// the records took all of them for one, and looked through the whole set for each.
 pub(super) fn note_sql(table: &Table) -> Option<String> {
     (table.target.schema.identity == Identity::Key).then(|| {
         format!(
             "UPDATE crossfade.undo u SET written = (SELECT {} FROM {} t WHERE {}) FROM unnest($1::{}[]) s \
-             WHERE u.migration = $2 AND u.table_schema = $3 AND u.table_name = $4 AND u.key = ARRAY[{}] \
-             AND $5::text[] IS NOT NULL",
+             CROSS JOIN LATERAL (SELECT x.ctid AS place FROM crossfade.undo x WHERE x.migration = $2 \
+               AND x.table_schema = $3 AND x.table_name = $4 AND x.key = ARRAY[{}] OFFSET 0) x \
+             WHERE u.ctid = x.place AND $5::text[] IS NOT NULL",
             hash(table, "t"),
             table.quoted,
             table.matches_key("t", false),
