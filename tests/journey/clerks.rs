@@ -146,10 +146,10 @@ impl Office {
         ] {
             self.none(what, sql).await;
         }
-        // Rows from before the switch have the keys that the plan made.
+        // Rows from before the switch have the keys that the plan made; the mapping outlives rows that are gone.
         self.none(
             "keys",
-            "SELECT m.old_id FROM uuid_migration_mapping m LEFT JOIN users u ON m.old_id = u.legacy_user_id::text \
+            "SELECT m.old_id FROM uuid_migration_mapping m JOIN users u ON m.old_id = u.legacy_user_id::text \
              WHERE m.table_name = 'public.users' AND m.new_id::text IS DISTINCT FROM u.user_id::text",
         )
         .await;

@@ -81,7 +81,7 @@ async fn the_clean_up_waits_is_confirmed_exports_and_leaves_only_the_new_columns
         views_are_there(&office.database, schema, 3).await;
     }
     office.desk.verify();
-    office.desk.expect(3, &["cleanup"], &["--confirm", &office.desk.name]);
+    office.desk.expect(75, &["cleanup"], &["--confirm", &office.desk.name]);
     office.desk.expect(0, &["cutover"], &[]);
     let clerks = Clerks::start(&office, 2, 0);
     clerks.wait_for_more(30);

@@ -105,11 +105,20 @@ impl SwapEnd {
         .transpose()
     }
 
-    /// Takes the note away; the table with the last one.
+    /// Takes the note away, the table with the last one, and the fences of views, which would hold on to what is made for them.
     ///
     /// # Errors
     /// When the database cannot be asked.
     pub async fn forget(&mut self) -> Result<(), Failure> {
+        let fences = format!(
+            "DO $crossfade$ DECLARE t record; BEGIN \
+             FOR t IN SELECT g.tgname, g.tgrelid::pg_catalog.regclass AS name FROM pg_catalog.pg_trigger g \
+               JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid \
+               WHERE g.tgname = {} AND c.relkind = 'v' AND NOT g.tgisinternal \
+             LOOP EXECUTE pg_catalog.format('DROP TRIGGER %I ON %s', t.tgname, t.name); END LOOP; END $crossfade$",
+            quote_literal(&super::views::fence_of(&self.migration))
+        );
+        self.execute("taking the fences of the views down", &fences).await?;
         let sql = format!(
             "DO $crossfade$ BEGIN IF pg_catalog.to_regclass('crossfade.swaps') IS NULL THEN RETURN; END IF; \
              DELETE FROM crossfade.swaps WHERE migration = {}; \

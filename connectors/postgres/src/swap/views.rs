@@ -29,7 +29,7 @@ pub struct View {
 const LOCK_TRIES: u32 = 20;
 const LOCK: &str = "SET lock_timeout = '300ms'";
 
-fn fence_of(migration: &str) -> String {
+pub(super) fn fence_of(migration: &str) -> String {
     format!("crossfade_view_{}", migration.replace('-', "_"))
 }
 

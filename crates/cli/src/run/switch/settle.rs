@@ -202,7 +202,7 @@ pub(crate) async fn forget(spec: &Spec) -> Result<(), CliError> {
         return Ok(());
     }
     let (mut old, mut new) = registry::switch_ends(spec)?;
-    if wiring::writes_beside(spec) {
+    if wiring::writes_beside(spec) || spec.views.is_some() {
         swap::forget(spec).await?;
     }
     crate::run::reverse::give_up(spec, &mut new).await;
