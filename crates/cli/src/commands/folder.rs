@@ -2,9 +2,15 @@
 
 use crate::{error::CliError, spec::Spec};
 use crossfade_control::{By, Journal, Migration};
-use crossfade_log::embedded::{Embedded, Options};
+use crossfade_log::{
+    LogError,
+    embedded::{Embedded, Options},
+};
 use crossfade_state::{StateError, WorkFolder};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 /// The folder, which must be there.
 pub(crate) fn existing(spec: &Spec) -> Result<PathBuf, CliError> {
@@ -40,11 +46,22 @@ pub(crate) const INGEST: &str = "ingest";
 /// How large a segment of the journal grows: it is small, and kept whole.
 const JOURNAL_SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 
-/// The journal of a folder that this process owns.
+/// How long the process that had the folder before may take to close its journal.
+const CLOSES_WITHIN: Duration = Duration::from_secs(10);
+
+/// The journal of a folder that this process owns. One that ends gives the folder up before its journal is closed: that is waited
+/// for.
 pub(crate) fn journal(folder: &WorkFolder) -> Result<Journal<Embedded>, CliError> {
-    let options = Options { segment_bytes: JOURNAL_SEGMENT_BYTES, ..Options::default() };
-    let log = Embedded::open(WorkFolder::journal_path(folder.dir()), options)?;
-    Ok(Journal::open(log, None)?)
+    let begun = Instant::now();
+    loop {
+        let options = Options { segment_bytes: JOURNAL_SEGMENT_BYTES, ..Options::default() };
+        match Embedded::open(WorkFolder::journal_path(folder.dir()), options) {
+            Err(LogError::Locked { .. }) if begun.elapsed() < CLOSES_WITHIN => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => return Ok(Journal::open(opened?, None)?),
+        }
+    }
 }
 
 /// Where the migration stands by the journal of a folder that another process owns, as far as that has written it.

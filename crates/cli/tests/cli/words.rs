@@ -48,9 +48,6 @@ fn a_wrong_command_line_ends_with_two_and_the_nearest_right_word() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     let desk = Desk::new();
-    for command in ["failback", "cleanup"] {
-        desk.refuse(&[command, "spec.toml"], 2, &format!("{command} is not built yet"));
-    }
     for role in ["ingest", "transform", "deliver"] {
         desk.refuse(&["run", "spec.toml", "--role", role], 2, "needs the log on Kafka");
     }
