@@ -201,7 +201,7 @@ fn what_is_wrong_in_a_spec_is_said_with_its_place() {
     assert_said(&desk.crossfade.run(&["check", "nowhere.toml"]), 2, &["nowhere.toml"]);
     for command in ["failback", "cleanup"] {
         desk.write_spec(&source, &sqlite("new.db"), "");
-        assert_said(&desk.command(&[command], &[]), 2, &["not built yet"]);
+        assert_said(&desk.command(&[command], &[]), 2, &["has no [switch]"]);
     }
 }
 
