@@ -146,8 +146,8 @@ pub async fn verify_rows<A: Inspect, B: Inspect, P: SinkPosition>(
     judge::wait_for(sink, digests.position, options).await?;
     side::digest_target(&expected, target, options, &mut digests).await?;
     let suspects = drill::suspects(&expected, source, target, &digests, options).await?;
-    let differences = judge::judge(&expected, source, target, sink, suspects, options).await?;
+    let judged = judge::judge(&expected, source, target, sink, suspects, options).await?;
     let checks = integrity::integrity(subject, source, target, sink, options).await?;
-    let report = report::report(&expected, &digests, &differences, checks, options);
-    Ok((report, Differences(differences)))
+    let report = report::report(&expected, &digests, &judged, checks, options);
+    Ok((report, Differences(judged.real)))
 }

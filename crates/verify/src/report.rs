@@ -3,6 +3,7 @@
 use crate::{
     Check, Options,
     drill::Suspect,
+    judge::Judged,
     side::{Digests, Expected},
 };
 use crossfade_event::{Cell, Identity, Key, Row, TableId, TableSchema, codec};
@@ -59,6 +60,8 @@ pub struct Report {
     pub differences: u64,
     /// Source rows that the transforms refuse: they are in quarantine, not in the target.
     pub refused_rows: u64,
+    /// Rows that changed whenever they were looked at, so that nothing can be said of them.
+    pub unjudged_rows: u64,
     /// Table by table.
     pub tables: Vec<TableReport>,
     /// What the target was asked about itself.
@@ -75,12 +78,12 @@ impl Report {
 pub(crate) fn report(
     expected: &Expected<'_>,
     digests: &Digests,
-    real: &BTreeMap<(TableId, Key), Suspect>,
+    judged: &Judged,
     checks: Vec<Check>,
     options: &Options,
 ) -> Report {
     let mut by_table: BTreeMap<TableId, Vec<Difference>> = BTreeMap::new();
-    for ((table, key), suspect) in real {
+    for ((table, key), suspect) in &judged.real {
         if let Some(side) = expected.targets.get(table) {
             by_table.entry(*table).or_default().push(difference(&side.schema, key, suspect, options.show_keys));
         }
@@ -104,6 +107,7 @@ pub(crate) fn report(
         position: digests.position.map(|position| position.to_string()),
         differences: tables.iter().map(|table| table.differences).sum(),
         refused_rows: digests.refused,
+        unjudged_rows: judged.unjudged,
         tables,
         checks,
     }

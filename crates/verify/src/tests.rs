@@ -16,6 +16,8 @@ struct Memory {
     later: Option<Vec<Row>>,
     /// What the first question for single rows is answered with, and no other.
     passing: Option<Vec<Row>>,
+    /// How often single rows were asked for, where each time they are others.
+    restless: Option<u32>,
     scanned: RowPage,
     asked_for: Vec<TableName>,
 }
@@ -56,6 +58,10 @@ impl Inspect for Memory {
 
     async fn fetch(&mut self, schema: &TableSchema, keys: &[Key]) -> Result<(Vec<Row>, Option<Position>), Failure> {
         let passing = self.passing.take();
+        if let Some(times) = &mut self.restless {
+            *times += 1;
+            self.rows = rows_of(&[("c", &times.to_string())]);
+        }
         if let Some(later) = self.later.take() {
             self.rows = later;
         }
@@ -95,27 +101,37 @@ fn catalog() -> Catalog {
     Catalog { dialect: Dialect::Postgres, tables: vec![table], types, sequences, extensions }
 }
 
-/// Compares; the rule makes one key of `a` and `b`. The source's table has this name now.
-async fn compared(source: &mut Memory, target: &mut Memory, name: &str) -> Report {
+/// The rule makes one key of `a` and `b`.
+fn planned() -> crossfade_transform::Plan {
     let rules: Rules = serde_json::from_value(serde_json::json!({
         "table": [{ "from": "public.parts", "steps": [{ "map_values": "id", "with": { "a": "k", "b": "k", "c": "c" } }] }]
     }))
     .unwrap();
-    let catalog = catalog();
-    let plan = plan(&catalog, &rules, &PlanOptions::default()).unwrap();
+    plan(&catalog(), &rules, &PlanOptions::default()).unwrap()
+}
+
+/// The source's table, which has this name now.
+fn subject<'a>(plan: &'a crossfade_transform::Plan, name: &str) -> Subject<'a> {
     let (planned, now) = (TableName::new("public", "parts"), TableName::new("public", name));
     let schema = TableSchema {
         id: TableId(1),
         version: SchemaVersion(1),
         name: now.clone(),
-        columns: catalog.tables[0].columns.iter().map(|def| def.column.clone()).collect(),
+        columns: catalog().tables[0].columns.iter().map(|def| def.column.clone()).collect(),
         identity: Identity::Key,
         native_id: 7,
     };
-    let renamed = BTreeMap::from([(now, planned)]);
-    let subject = Subject { plan: &plan, source_tables: vec![Arc::new(schema)], renamed };
-    let options = Options { patience: Duration::from_secs(5), ..Options::default() };
-    verify(&subject, source, target, &mut Nowhere, &options).await.unwrap()
+    Subject { plan, source_tables: vec![Arc::new(schema)], renamed: BTreeMap::from([(now, planned)]) }
+}
+
+fn options() -> Options {
+    Options { patience: Duration::from_secs(5), ..Options::default() }
+}
+
+/// Compares. The source's table has this name now.
+async fn compared(source: &mut Memory, target: &mut Memory, name: &str) -> Report {
+    let plan = planned();
+    verify(&subject(&plan, name), source, target, &mut Nowhere, &options()).await.unwrap()
 }
 
 #[tokio::test]
@@ -146,6 +162,27 @@ async fn a_row_that_takes_the_place_of_the_one_that_was_read_is_no_difference() 
 }
 
 #[tokio::test]
+async fn what_is_left_of_a_row_that_went_while_it_was_looked_at_is_no_difference_where_it_may_stay() {
+    // As the mapping keeps an entry whose row was deleted after it was suspected and before it was judged.
+    for (may_have_more, differences) in [(true, 0), (false, 1)] {
+        let (mut source, mut target) = (Memory::of(&[]), Memory::of(&[("c", "one")]));
+        let plan = planned();
+        let (subject, views) = (subject(&plan, "parts"), side::LiveViews::default());
+        let mut expected = Expected::of(&subject, &views).unwrap();
+        let row = rows_of(&[("c", "one")]).remove(0);
+        let (table, side) = expected.targets.iter_mut().next().unwrap();
+        side.may_have_more = may_have_more;
+        let key = side.schema.key_of(&row).unwrap();
+        let origin = Some((subject.source_tables[0].clone(), key.clone()));
+        let suspect = drill::Suspect { origin, expected: vec![row], found: Vec::new() };
+        let suspects = drill::Suspects { by_key: BTreeMap::from([((*table, key), suspect)]), position: None };
+        let judged =
+            judge::judge(&expected, &mut source, &mut target, &mut Nowhere, suspects, &options()).await.unwrap();
+        assert_eq!((judged.real.len(), judged.unjudged), (differences, 0), "{judged:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_row_that_changed_and_changed_back_while_it_was_looked_at_is_no_difference() {
     // The source said `one` before and after; in between it was something else, and so the target is for a moment.
     let mut source = Memory::of(&[("c", "one")]);
@@ -156,6 +193,16 @@ async fn a_row_that_changed_and_changed_back_while_it_was_looked_at_is_no_differ
     let mut target = Memory::of(&[("c", "behind")]).for_a_moment(&[("c", "between")]).then(&[("c", "another")]);
     let report = compared(&mut source, &mut target, "parts").await;
     assert_eq!(report.differences, 1, "{report:?}");
+}
+
+#[tokio::test]
+async fn of_a_row_that_changes_whenever_it_is_looked_at_nothing_is_said() {
+    let mut source = Memory { restless: Some(0), ..Memory::of(&[("c", "one")]) };
+    let mut target = Memory::of(&[("c", "behind")]);
+    let (plan, options) = (planned(), Options { patience: Duration::ZERO, ..options() });
+    let report = verify(&subject(&plan, "parts"), &mut source, &mut target, &mut Nowhere, &options).await.unwrap();
+    assert_eq!((report.differences, report.unjudged_rows), (0, 1), "{report:?}");
+    assert!(source.restless > Some(40), "it was given up after {:?} looks", source.restless);
 }
 
 #[tokio::test]

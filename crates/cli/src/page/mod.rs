@@ -67,7 +67,8 @@ impl Page<'_> {
     }
 
     fn verdict(&self) -> (&'static str, String) {
-        let rows = self.rows.map_or(0, |rows| rows.differences + rows.refused_rows);
+        let rows = self.rows.map_or(0, |rows| rows.differences + rows.refused_rows + rows.broken());
+        let restless = self.rows.map_or(0, |rows| rows.unjudged_rows);
         let queries = self.queries.unwrap_or_default();
         let count = |is: fn(&PairReport) -> bool| queries.iter().filter(|report| is(report)).count();
         let (differ, unjudged) = (count(PairReport::differs), count(|report| report.unjudged > 0));
@@ -75,6 +76,7 @@ impl Page<'_> {
         let mut words = Vec::new();
         for (count, one, many) in [
             (rows, "row differs or is refused", "rows differ or are refused"),
+            (restless, "row could not be judged", "rows could not be judged"),
             (differ as u64, "query is answered differently", "queries are answered differently"),
             (unjudged as u64, "query could not be judged", "queries could not be judged"),
             (slow as u64, "query is too slow", "queries are too slow"),

@@ -160,6 +160,10 @@ impl Found {
                 CliError::failed(said).hint("ask for what does not change all the time, such as rows of yesterday")
             );
         }
+        if let Some(rows) = self.compared.as_ref().map(|found| found.report.unjudged_rows).filter(|rows| *rows > 0) {
+            return Err(CliError::failed(format!("rows that could not be judged: {}", output::count(rows)))
+                .hint("they changed whenever they were looked at; verify again when there are fewer writes to them"));
+        }
         slow.map_or(Ok(()), |said| Err(CliError::refused(said)))
     }
 }
@@ -232,7 +236,10 @@ async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, Cl
         "rows": report.tables.iter().map(|table| table.target_rows).sum::<u64>(),
         "differences": report.differences + report.refused_rows + report.broken(),
     });
+    // Where something could not be judged there is no proof, and none is voided.
+    let is_said = report.unjudged_rows == 0 || report.differences + report.refused_rows + report.broken() > 0;
     if spec.part.is_none()
+        && is_said
         && let Err(error) = control::ask(spec, hyper::Method::POST, "/command/verified", Some(body)).await
     {
         tracing::info!("the comparison is not noted for a switch: {error}");
@@ -415,6 +422,10 @@ impl Compared {
         if self.report.refused_rows > 0 {
             let rows = output::count(self.report.refused_rows);
             notes.push(format!("{rows} source rows are refused by the transforms"));
+        }
+        if self.report.unjudged_rows > 0 {
+            let rows = output::count(self.report.unjudged_rows);
+            notes.push(format!("{rows} rows changed whenever they were looked at: nothing is said of them"));
         }
         notes
     }
