@@ -7,6 +7,7 @@ mod error;
 mod names;
 mod pace;
 mod patterns;
+mod publication;
 pub(crate) mod replication;
 mod socket;
 mod tls;
@@ -17,6 +18,7 @@ pub use error::{ServerError, failure};
 pub(crate) use names::printed;
 pub use names::{QuotedName, quote_ident, quote_literal, quote_table};
 pub use patterns::Patterns;
+pub(crate) use publication::drop_publication;
 
 use crate::Config;
 use crossfade_connector::Failure;

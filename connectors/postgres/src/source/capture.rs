@@ -3,8 +3,8 @@
 use super::{catalog, object_name, setup::publication, slot};
 use crate::{
     Patterns, Session,
-    client::{failure, replication},
-    quote_ident, quote_literal,
+    client::{drop_publication, failure, replication},
+    quote_literal,
 };
 use crossfade_connector::Failure;
 
@@ -57,6 +57,5 @@ pub(super) async fn uninstall(session: &Session, migration: &str) -> Result<(), 
                 WHERE slot_name = $1 AND database = pg_catalog.current_database()";
     let dropped = session.execute(drop, &[&name]).await;
     dropped.map_err(|error| failure(format!("dropping the slot {name}"), error))?;
-    let drop = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(&name)?);
-    session.batch_execute(&drop).await.map_err(|error| failure(format!("dropping the publication {name}"), error))
+    drop_publication(session, &name).await
 }

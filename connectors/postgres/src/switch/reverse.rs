@@ -2,7 +2,10 @@
 //! that no write of the new side is missed. Reading it is somebody else's work.
 
 use super::{SwitchEnd, listed};
-use crate::{client::failure, quote_ident, quote_table};
+use crate::{
+    client::{drop_publication, failure},
+    quote_ident, quote_table,
+};
 use crossfade_connector::Failure;
 use crossfade_event::TableName;
 
@@ -76,8 +79,7 @@ impl SwitchEnd {
              WHERE slot_name = $1 AND database = pg_catalog.current_database()";
         let dropped = self.session().await?.execute(sql, &[&name]).await;
         dropped.map_err(|error| failure(format!("dropping the slot {name}"), error))?;
-        let sql = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(&name)?);
-        self.execute(&format!("dropping the publication {name}"), &sql).await
+        drop_publication(self.session().await?, &name).await
     }
 
     /// Whether rows were born on the new side, which have their old keys from this side's sequences: asked of the old side.

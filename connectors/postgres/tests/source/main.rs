@@ -8,6 +8,7 @@ mod held;
 mod identity;
 mod inspected;
 mod large;
+mod leaving;
 mod lost;
 mod roots;
 mod secured;
