@@ -60,31 +60,29 @@ pub(crate) async fn lock_all(
         }
         tries += 1;
         let since = Instant::now();
-        let (left, one) = (left.as_millis().max(1), patience.as_millis().max(1));
+        // The try itself is counted against the rest, as if it took as long as it may.
+        let (left, one) = ((left - patience).as_millis().max(1), patience.as_millis().max(1));
         let whole = if version >= 170_000 { format!("SET LOCAL transaction_timeout = {left};") } else { String::new() };
+        // With the locks comes the time for what is done under them: a question of its own would be asked under the try's.
         let sql = format!(
             "{begin}; SET LOCAL idle_in_transaction_session_timeout = {left}; {whole} SET LOCAL lock_timeout = {one}; \
              SET LOCAL statement_timeout = {one}; SELECT pg_catalog.pg_advisory_xact_lock({gate}); \
-             LOCK TABLE {list} IN ACCESS EXCLUSIVE MODE"
+             LOCK TABLE {list} IN ACCESS EXCLUSIVE MODE; \
+             SET LOCAL statement_timeout = {left}; SET LOCAL lock_timeout = {left}"
         );
         match session.batch_execute(&sql).await {
-            Ok(()) => {
-                let locked = Locked { since, tries, ends };
-                // The time that waiting for the locks has taken counts, too.
-                let left = locked.left().as_millis().max(1);
-                let sql = format!(
-                    "SET LOCAL idle_in_transaction_session_timeout = {left}; SET LOCAL statement_timeout = {left}; \
-                     SET LOCAL lock_timeout = {left}"
-                );
-                session.batch_execute(&sql).await.map_err(|error| failure(doing, error))?;
-                return Ok(locked);
-            }
+            Ok(()) => return Ok(Locked { since, tries, ends }),
             Err(error) if is_a_wait(&error) => {
                 session.batch_execute("ROLLBACK").await.map_err(|error| failure(doing, error))?;
                 tokio::time::sleep(patience).await;
                 patience = (patience * 2).min(lock_timeout);
             }
-            Err(error) => return Err(failure(doing, error)),
+            Err(error) => {
+                if let Err(error) = session.batch_execute("ROLLBACK").await {
+                    tracing::debug!(%error, "the session has ended");
+                }
+                return Err(failure(doing, error));
+            }
         }
     }
 }

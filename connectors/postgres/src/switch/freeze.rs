@@ -79,16 +79,17 @@ impl SwitchEnd {
             let since = Instant::now();
             let sql = format!(
                 "BEGIN; {lease} SET LOCAL lock_timeout = {one}; SET LOCAL statement_timeout = {one}; \
-                 SELECT pg_catalog.pg_advisory_xact_lock({gate}); LOCK TABLE {list} IN SHARE ROW EXCLUSIVE MODE",
-                lease = lease(version, left),
+                 SELECT pg_catalog.pg_advisory_xact_lock({gate}); LOCK TABLE {list} IN SHARE ROW EXCLUSIVE MODE; \
+                 SET LOCAL statement_timeout = {rest}; SET LOCAL lock_timeout = {rest}",
+                // The try itself is counted against the rest, as if it took as long as it may.
+                lease = lease(version, left - patience),
                 one = patience.as_millis().max(1),
+                rest = (left - patience).as_millis().max(1),
             );
             match session.batch_execute(&sql).await {
                 Ok(()) => {
                     let (migration, here) = (self.migration.clone(), self.here);
-                    let freeze = Freeze { session, migration, here, tables, ends, since, tries };
-                    freeze.keep_to_the_deadline().await?;
-                    return Ok(freeze);
+                    return Ok(Freeze { session, migration, here, tables, ends, since, tries });
                 }
                 Err(error) if is_a_wait(&error) => {
                     session
@@ -138,12 +139,6 @@ impl Freeze {
     /// How long it holds still.
     pub fn left(&self) -> Duration {
         self.ends.saturating_duration_since(Instant::now())
-    }
-
-    /// The time that waiting for the locks has taken counts too.
-    async fn keep_to_the_deadline(&self) -> Result<(), Failure> {
-        let sql = format!("SET LOCAL idle_in_transaction_session_timeout = {}", self.left().as_millis().max(1));
-        self.session.batch_execute(&sql).await.map_err(|error| failure("holding up the writers", error))
     }
 
     /// The point of no return: the row, the fence and the end of the lock, in one commit. `epoch` is what the row must say.
