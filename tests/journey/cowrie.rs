@@ -119,7 +119,26 @@ async fn sessions_get_what_was_known_of_their_address_while_the_application_writ
     // And begun anew, with nobody at work: what was looked up is what is there now.
     desk.expect(0, &["run"], &["--until", "caught-up", "--quiet"]);
     desk.verify();
+
+    // The new columns take the old names, are written by them, and give them back.
+    desk.expect(0, &["cutover"], &[]);
+    database
+        .execute(
+            "UPDATE session_summaries SET snapshot_country = 'ZZ', snapshot_ip_type = 'tor' WHERE session_id = 'new-0'",
+        )
+        .await;
+    let written =
+        "SELECT legacy_snapshot_country, legacy_snapshot_ip_types FROM session_summaries WHERE session_id = 'new-0'";
+    assert_same("what is kept", &rows(&database, "VALUES ('ZZ', 'tor')").await, &rows(&database, written).await);
+    desk.expect(0, &["failback"], &[]);
+    database
+        .execute(
+            "UPDATE session_summaries SET snapshot_country = NULL, snapshot_ip_types = NULL WHERE session_id = 'new-0'",
+        )
+        .await;
+    assert_same("the application's own columns, after the way back", &before, &rows(&database, own).await);
     desk.expect(0, &["rollback"], &["--wipe", "--yes"]);
+    assert_eq!(rows(&database, NEW_COLUMNS).await.count(), 0, "all that was made is gone");
     if is_full() {
         println!(
             "cowrie: {size} sessions in {took_s:.1} s, one UPDATE … FROM in {:.1} s",

@@ -36,7 +36,6 @@ fn switch(office: &Office, word: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on trial: CROSSFADE_TRIAL=switch-within-tables; fails now and then under load"]
 async fn columns_change_places_under_live_writers_and_back_and_no_write_is_lost() {
     for version in Version::ALL {
         let Some(office) = Office::open(version, "").await else { return };
@@ -81,7 +80,6 @@ async fn columns_change_places_under_live_writers_and_back_and_no_write_is_lost(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on trial: CROSSFADE_TRIAL=switch-within-tables; fails now and then under load"]
 async fn where_nobody_runs_it_the_cutover_in_place_runs_it_itself() {
     let Some(office) = Office::open(Version::V15, "").await else { return };
     let (run, clerks) = ready(&office, 2, 1).await;
@@ -107,7 +105,6 @@ fn journal_says(office: &Office, word: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on trial: CROSSFADE_TRIAL=switch-within-tables; fails now and then under load"]
 async fn killed_right_after_any_line_of_the_journal_the_columns_are_on_one_side() {
     for line in ["switch-intended", "\"draining\"", "\"switching\"", "authority-moved", "routing-flipped"] {
         let Some(office) = Office::open(Version::V15, "").await else { return };
@@ -142,7 +139,6 @@ async fn killed_right_after_any_line_of_the_journal_the_columns_are_on_one_side(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on trial: CROSSFADE_TRIAL=switch-within-tables; fails now and then under load"]
 async fn what_could_not_be_kept_exact_is_refused_by_name() {
     let Some(office) = Office::open(Version::V15, "").await else { return };
     office
@@ -169,7 +165,6 @@ async fn what_could_not_be_kept_exact_is_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on trial: CROSSFADE_TRIAL=switch-within-tables; fails now and then under load"]
 async fn a_drain_that_does_not_end_lets_everybody_go_on_and_what_was_drained_comes_again() {
     let Some(office) = Office::open(Version::V15, "deadline = \"3s\"").await else { return };
     let (_run, clerks) = ready(&office, 2, 1).await;

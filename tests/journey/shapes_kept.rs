@@ -37,7 +37,6 @@ async fn refused(database: &Database, sql: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on trial: CROSSFADE_TRIAL=switch-within-tables; fails now and then under load"]
 async fn both_shapes_are_right_at_all_times_and_written_on_the_side_that_has_the_authority_until_the_clean_up() {
     let Some(office) = Office::open(Version::V15, "keep = \"1ms\"\n[views]\napp = \"app\"").await else { return };
     let plan = office.desk.expect(0, &["plan"], &[]);
@@ -74,7 +73,6 @@ async fn both_shapes_are_right_at_all_times_and_written_on_the_side_that_has_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on trial: CROSSFADE_TRIAL=switch-within-tables; fails now and then under load"]
 async fn the_clean_up_waits_is_confirmed_exports_and_leaves_only_the_new_columns() {
     let Some(office) = Office::open(Version::V18, "keep = \"7d\"\n[views]\napp = \"app\"").await else { return };
     let mut run = office.desk.start();

@@ -42,9 +42,6 @@ pub(crate) async fn cutover(spec: &Spec, args: &SwitchArgs) -> Result<(), CliErr
         return Err(run::no_section(spec));
     }
     let in_place = crate::wiring::writes_beside(spec);
-    if in_place {
-        on_trial()?;
-    }
     if in_place && !args.dry_run {
         run::prepare_swap(spec).await?;
     }
@@ -72,7 +69,6 @@ pub(crate) async fn failback(spec: &Spec, args: &SwitchArgs) -> Result<(), CliEr
         return Err(run::no_section(spec));
     }
     if crate::wiring::writes_beside(spec) {
-        on_trial()?;
         let answer = to_json(&run::failback_within(spec, args.dry_run, args.deadline).await?)?;
         return tell(spec, Direction::Failback, args, &answer);
     }
@@ -95,18 +91,6 @@ pub(crate) async fn failback(spec: &Spec, args: &SwitchArgs) -> Result<(), CliEr
         run::tidy(spec).await;
     }
     tell(spec, Direction::Failback, args, &answer)
-}
-
-/// The word that says that somebody wants to try a switch within tables.
-const TRIAL: &str = "switch-within-tables";
-
-/// A switch within tables is not proven yet: under load a comparison before it has found rows without their new columns.
-fn on_trial() -> Result<(), CliError> {
-    if std::env::var("CROSSFADE_TRIAL").is_ok_and(|word| word == TRIAL) {
-        return Ok(());
-    }
-    Err(CliError::not_built("a switch within the application's own tables")
-        .hint(format!("it is on trial: to try it on a copy of the database, set CROSSFADE_TRIAL={TRIAL}")))
 }
 
 /// What the run has put off is done here, once it has ended.
