@@ -86,6 +86,13 @@ impl Desk {
     pub(crate) fn wait_with(&self, run: &mut Running, more: &[&str]) {
         let words: Vec<&str> = ["--caught-up", "--timeout", "240s"].iter().chain(more).copied().collect();
         let waited = self.command(&["wait"], &words);
+        // A run that is ending says why in its last line.
+        for _ in 0..250 {
+            if waited.code == Some(0) || !run.is_running() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         assert!(
             waited.code == Some(0) && run.is_running(),
             "the run does not catch up\n{waited}\n--- the run says\n{}{}\n--- status\n{}",

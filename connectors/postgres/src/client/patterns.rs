@@ -67,8 +67,17 @@ impl Patterns {
     /// `Misconfigured` when a pattern (one that excludes, too) matches nothing: a typing error would otherwise move
     /// less, or more, than was meant.
     pub fn select(&self, existing: &[TableName]) -> Result<Vec<TableName>, Failure> {
+        self.select_beside(existing, &[])
+    }
+
+    /// The same, where beside the tables there are other relations, views above all: one may be excluded, and none is meant.
+    ///
+    /// # Errors
+    /// As [`Self::select`].
+    pub fn select_beside(&self, existing: &[TableName], others: &[TableName]) -> Result<Vec<TableName>, Failure> {
         for pattern in &self.patterns {
-            if !existing.iter().any(|name| !is_system(&name.schema) && pattern.matches(name)) {
+            let others = if pattern.excludes { others } else { &[] };
+            if !existing.iter().chain(others).any(|name| !is_system(&name.schema) && pattern.matches(name)) {
                 return Err(pattern.matches_nothing(existing));
             }
         }
@@ -198,6 +207,15 @@ mod tests {
         assert!(!patterns.matches(&name("My.Schema", "odd\"xname")));
         assert!(Patterns::parse(&["users".to_owned()]).is_err());
         assert!(Patterns::parse(&["a.b.c".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn a_view_may_be_excluded_and_is_never_meant() {
+        let (tables, views) = ([name("app", "users")], [name("app", "busy")]);
+        let found = patterns(&["app.*", "!app.busy"]).select_beside(&tables, &views).unwrap();
+        assert_eq!(found, tables);
+        assert!(patterns(&["app.*", "app.busy"]).select_beside(&tables, &views).is_err());
+        assert!(patterns(&["app.*", "!app.bsuy"]).select_beside(&tables, &views).is_err());
     }
 
     #[test]

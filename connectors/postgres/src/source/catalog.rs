@@ -98,6 +98,14 @@ pub(super) async fn candidates(client: &Client, migration: &str) -> Result<Vec<C
         .collect())
 }
 
+/// Relations that no pattern can mean, and that may be excluded all the same: `public.*` speaks of them, too.
+pub(super) async fn without_rows(client: &Client) -> Result<Vec<TableName>, Failure> {
+    let sql = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('v', 'm', 'f')";
+    let rows = client.query(sql, &[]).await.map_err(|error| failure("listing the views", error))?;
+    Ok(rows.iter().map(|row| TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+}
+
 /// The tables with rows that the patterns mean: a leaf also through the root of its tree, unless a pattern speaks of
 /// the leaf itself. Where trees are meant as one table, what stands under a root that is taken comes through it.
 pub(super) fn wanted(candidates: &[Candidate], patterns: &Patterns) -> Vec<Candidate> {

@@ -188,7 +188,7 @@ async fn begin(
 ) -> Result<Prepared, Failure> {
     let candidates = catalog::candidates(&session, &config.migration).await?;
     let names: Vec<_> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
-    patterns.select(&names)?;
+    patterns.select_beside(&names, &catalog::without_rows(&session).await?)?;
     let wanted = catalog::wanted(&candidates, patterns);
     let slot = config.object_name();
     match config.begin {
