@@ -387,7 +387,7 @@ fn looked(
     pin: Option<&Pin>,
     notes: &mut Notes,
 ) -> Result<Look, LogError> {
-    let began = Instant::now();
+    let mut differ_since: Option<Instant> = None;
     loop {
         let meta = meta::read_on(asking, names, notes)?;
         let seen = match &meta.birth {
@@ -398,8 +398,11 @@ fn looked(
         };
         match seen {
             Ok((tail, birth)) => return Ok(Look { meta, tail, birth }),
-            // Committed in one of the topics, and not to be read in the other yet.
-            Err(LogError::Lost { .. }) if began.elapsed() < AGREE => thread::sleep(Duration::from_millis(20)),
+            // Committed in one of the topics, and not to be read in the other yet. What asking itself took, of brokers that
+            // are slow or change their leaders, does not count: both are looked at again after that.
+            Err(LogError::Lost { .. }) if differ_since.get_or_insert_with(Instant::now).elapsed() < AGREE => {
+                thread::sleep(Duration::from_millis(20));
+            }
             Err(error) => return Err(error),
         }
     }

@@ -25,7 +25,10 @@ use crate::{
 use crossfade_connector::{Delivery, Failure, Guard, Progress, Sink, Stage};
 use crossfade_event::{Cut, Event, Partition, Position, Sequence, TableId};
 use crossfade_log::{Entries, Entry, EventLog, Lane, LogReader};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 /// Bounds and ends of one deliver.
 #[derive(Debug, Clone)]
@@ -47,6 +50,9 @@ pub struct DeliverOptions {
     pub ahead: Vec<Sequence>,
     /// What the log says of its backfills; shared with whoever else reads the same log.
     pub folds: Folds,
+    /// Told once the sink is prepared: whoever stops this deliver and goes on with the same session of the sink waits for it,
+    /// for what is cancelled while it prepares takes the session along.
+    pub prepared: Option<watch::Sender<bool>>,
 }
 
 impl DeliverOptions {
@@ -61,6 +67,7 @@ impl DeliverOptions {
             made: false,
             ahead: Vec::new(),
             folds: Folds::default(),
+            prepared: None,
         }
     }
 
@@ -170,6 +177,9 @@ async fn session<K: Sink, L: EventLog>(
     tokio::select! {
         prepared = sink.prepare(routes.target()) => prepared.map_err(Broken::Sink)?,
         () = stop.requested() => return Ok(Ending::Stopped),
+    }
+    if let Some(prepared) = &options.prepared {
+        prepared.send_replace(true);
     }
     retry.succeeded("sink", watch);
     let start = progress.unwrap_or_else(|| Progress {

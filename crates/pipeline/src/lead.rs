@@ -17,7 +17,7 @@ use crossfade_connector::{Failure, Gathered, LEADING, Lead, Stage};
 use crossfade_event::{Cut, Partition};
 use crossfade_log::EventLog;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// How often it is asked for the lead, and how often whoever has it looks after the others.
 const LOOK: Duration = Duration::from_millis(250);
@@ -246,8 +246,16 @@ impl<K: Lead, L: EventLog> Leading<'_, K, L> {
             let (stopper, own_stop) = stop_channel();
             let looks = valve.clone();
             let mut asked = stop.clone();
-            let mut delivering =
-                Box::pin(deliver(self.log, routes, self.sink, self.options, self.watch, valve, own_stop));
+            let (prepared, mut is_prepared) = watch::channel(false);
+            let options = DeliverOptions { prepared: Some(prepared), ..self.options.clone() };
+            let mut delivering = Box::pin(deliver(self.log, routes, self.sink, &options, self.watch, valve, own_stop));
+            let offered = async {
+                // Stopped while it prepares, however long that takes, the sink would lose its session, and with it the lead.
+                let _ = is_prepared.wait_for(|prepared| *prepared).await;
+                // What was in vain a moment ago is not what this deliver is for, however long it took to prepare.
+                let rest = if told.is_some() { OFFER } else { Duration::ZERO };
+                until_offered(self.others, &looks, from.max(Instant::now() + rest)).await;
+            };
             tokio::select! {
                 ended = &mut delivering => return ended,
                 () = asked.requested() => {
@@ -255,7 +263,7 @@ impl<K: Lead, L: EventLog> Leading<'_, K, L> {
                     delivering.await?;
                     return Ok(Ending::Stopped);
                 }
-                () = until_offered(self.others, &looks, from) => {
+                () = offered => {
                     stopper.stop();
                     delivering.await?;
                 }

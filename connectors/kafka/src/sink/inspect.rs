@@ -10,8 +10,7 @@ use crate::{
 };
 use crossfade_connector::{Failure, Inspect, RowPage};
 use crossfade_event::{
-    Cell, Column, ColumnType, Format, Key, Logical, Position, Row, RowBuilder, TableName, TableSchema,
-    catalog::Catalog, codec,
+    Cell, Column, ColumnType, Format, Key, Position, Row, RowBuilder, TableName, TableSchema, catalog::Catalog, codec,
 };
 
 /// Asks the topics that a sink wrote. A look at a table reads its topic from its beginning.
@@ -76,11 +75,6 @@ fn in_formats(columns: &[Column], row: &Row) -> Result<Row, Failure> {
 
 fn in_format(type_: &ColumnType, text: &[u8]) -> Option<bytes::BytesMut> {
     let text = std::str::from_utf8(text).ok()?;
-    let text = match (type_.logical, text) {
-        (Logical::Bool, "true") => "t",
-        (Logical::Bool, "false") => "f",
-        (_, text) => text,
-    };
     let mut out = bytes::BytesMut::new();
     codec::encode(type_, &codec::from_text(type_.logical, text)?, &mut out).ok()?;
     Some(out)

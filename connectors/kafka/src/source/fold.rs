@@ -216,21 +216,22 @@ impl Fold {
 /// How a row of now is made of what was read.
 struct Whole {
     constants: Vec<Option<Option<String>>>,
-    casts: Vec<Cast>,
+    spellings: Vec<Spelling>,
 }
 
 impl Whole {
     fn new(schema: &TableSchema, constants: Vec<Option<Option<String>>>) -> Self {
-        Self { constants, casts: schema.columns.iter().map(|column| Cast::of(&column.type_.name)).collect() }
+        let spellings = schema.columns.iter().map(|column| Spelling::of(&column.type_.name)).collect();
+        Self { constants, spellings }
     }
 
     fn row(&self, row: &Row) -> Row {
         let mut whole = RowBuilder::with_capacity(self.constants.len(), row.as_bytes().len());
-        for ((cell, constant), cast) in row.cells().zip(&self.constants).zip(&self.casts) {
+        for ((cell, constant), spelling) in row.cells().zip(&self.constants).zip(&self.spellings) {
             match (cell, constant) {
-                (Cell::Absent, Some(Some(text))) => whole.push(Cell::Bytes(&cast.spell(text.as_bytes()))),
+                (Cell::Absent, Some(Some(text))) => whole.push(Cell::Bytes(&spelling.spell(text.as_bytes()))),
                 (Cell::Absent, _) => whole.push(Cell::Null),
-                (Cell::Bytes(text), _) => whole.push(Cell::Bytes(&cast.spell(text))),
+                (Cell::Bytes(text), _) => whole.push(Cell::Bytes(&spelling.spell(text))),
                 (cell, _) => whole.push(cell),
             }
         }
@@ -256,40 +257,35 @@ fn flat(mut moved: Moved) -> Moved {
     moved
 }
 
-/// Where a cast to text, which is how the target's values are read, spells otherwise than the type itself.
-enum Cast {
+/// Where PostgreSQL prints a value, which is how the other side is read, in another way than a topic has it.
+enum Spelling {
     Same,
-    Bool,
-    Padded,
+    /// `character(n)`: filled up to so many characters.
+    Padded(usize),
     Money,
 }
 
-impl Cast {
+impl Spelling {
     fn of(type_: &str) -> Self {
+        let length = || types::arguments(type_).first().and_then(|length| usize::try_from(*length).ok());
         match types::base(type_).as_str() {
-            "bool" | "boolean" => Self::Bool,
-            "char" | "character" | "bpchar" => Self::Padded,
+            "char" | "character" | "bpchar" => length().map_or(Self::Same, Self::Padded),
             "money" => Self::Money,
             _ => Self::Same,
         }
     }
 
     fn spell<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
-        match (self, text) {
-            (Self::Bool, b"t") => Cow::Borrowed(b"true"),
-            (Self::Bool, b"f") => Cow::Borrowed(b"false"),
-            (Self::Padded, text) => Cow::Borrowed(unpadded(text)),
-            (Self::Money, text) => {
-                std::str::from_utf8(text).map_or(Cow::Borrowed(text), |text| Cow::Owned(money(text)))
-            }
-            (_, text) => Cow::Borrowed(text),
+        let Ok(words) = std::str::from_utf8(text) else { return Cow::Borrowed(text) };
+        match self {
+            Self::Padded(length) => match length.saturating_sub(words.chars().count()) {
+                0 => Cow::Borrowed(text),
+                missing => Cow::Owned([text, " ".repeat(missing).as_bytes()].concat()),
+            },
+            Self::Money => Cow::Owned(money(words)),
+            Self::Same => Cow::Borrowed(text),
         }
     }
-}
-
-fn unpadded(text: &[u8]) -> &[u8] {
-    let end = text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
-    text.get(..end).unwrap_or(text)
 }
 
 /// `-1234.50` as `-$1,234.50`: as PostgreSQL spells it where `lc_monetary` is `C`.
@@ -320,17 +316,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_spelled_as_a_cast_to_text_spells_them() {
-        for (type_, text, cast) in [
-            ("boolean", "t", "true"),
-            ("character(5)", "ab   ", "ab"),
-            ("character varying(5)", "ab   ", "ab   "),
+    fn values_are_spelled_as_postgresql_prints_them() {
+        for (type_, text, printed) in [
+            ("boolean", "t", "t"),
+            ("character(5)", "ab   ", "ab   "),
+            ("character(5)", "äb", "äb   "),
+            ("bpchar", "ab", "ab"),
+            ("character varying(5)", "ab", "ab"),
             ("money", "1234.50", "$1,234.50"),
             ("money", "-1234567.00", "-$1,234,567.00"),
             ("money", "0.05", "$0.05"),
             ("text", "t", "t"),
         ] {
-            assert_eq!(Cast::of(type_).spell(text.as_bytes()).as_ref(), cast.as_bytes(), "{type_}");
+            assert_eq!(Spelling::of(type_).spell(text.as_bytes()).as_ref(), printed.as_bytes(), "{type_}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `status`, `wait`, `pause`, `resume`, `checkpoint`: asked of the process that runs the migration, over its control
 //! socket; where nobody runs, the folder itself answers.
 
-use super::folder;
+use super::{folder, stopped};
 use crate::{
     error::{CliError, Exit},
     event_log::AnyLog,
@@ -12,7 +12,7 @@ use crossfade_control::{Command, Migration};
 use crossfade_event::Position;
 use crossfade_log::EventLog;
 use crossfade_observe::{
-    ProcessStatus, Rates, Status, StatusFile, Totals, render,
+    ProcessStatus, Rates, Status, Totals, render,
     socket::{SocketError, request},
 };
 use crossfade_state::WorkFolder;
@@ -104,7 +104,7 @@ async fn status_of(spec: &Spec) -> Result<Status, CliError> {
     match ask(spec, Method::GET, "/status", None).await? {
         Some(answer) => serde_json::from_value(answer)
             .map_err(|error| CliError::failed(format!("the running process answers in another shape: {error}"))),
-        None => stopped_status(spec),
+        None => stopped::status(spec),
     }
 }
 
@@ -142,49 +142,6 @@ fn with_place_words(spec: &Spec, mut status: Status) -> Status {
         *current = json!(format!("{}, position {position}", registry::place_words(spec, &position)));
     }
     status
-}
-
-/// What the folder says while nobody runs.
-fn stopped_status(spec: &Spec) -> Result<Status, CliError> {
-    let folder = folder::existing(spec)?;
-    let path = WorkFolder::status_path(&folder);
-    let last = StatusFile::read(&path).map_err(|error| CliError::io(format!("reading {}", path.display()), &error))?;
-    let owned = match WorkFolder::lock(&folder) {
-        Err(error) if !error.is_locked() => return Err(error.into()),
-        owned => owned,
-    };
-    if !WorkFolder::journal_path(&folder).is_dir() {
-        owned?;
-        return Err(CliError::misconfigured(format!("the migration {} has not begun yet", spec.name))
-            .hint(format!("`crossfade run {}` begins it", spec.file.display())));
-    }
-    let migration = match &owned {
-        Ok(owned) => folder::journal(owned)?.migration(),
-        // Somebody owns the folder and does not answer (it is starting, mends, or the way back fails back): what is
-        // written is what there is.
-        Err(_) => folder::read_journal(&folder)?,
-    };
-    let now = folder::by_hand().at_us;
-    // The journal knows phase, pauses and checkpoints better than the last file; the file knows the figures.
-    let mut fresh = Status::new(spec.name.as_str(), now, &migration, &Totals::default(), Rates::default());
-    fresh.role = spec.part.map(|part| part.name().to_owned());
-    let status = match last {
-        None => fresh,
-        Some(last) => Status {
-            phase: fresh.phase,
-            standing: fresh.standing,
-            reason: fresh.reason,
-            remedy: fresh.remedy,
-            epoch: fresh.epoch,
-            checkpoints: fresh.checkpoints,
-            switch: fresh.switch,
-            ..last.not_running()
-        },
-    };
-    Ok(match folder::owner(spec)?.filter(|_| owned.is_err()) {
-        Some(pid) => status.run_by(pid),
-        None => status,
-    })
 }
 
 /// Waits until the sink has passed the source's position as it is now; through restarts of the process that runs.

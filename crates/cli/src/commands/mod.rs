@@ -10,6 +10,7 @@ mod plan;
 mod plan_reverse;
 mod quarantine;
 pub(crate) mod state;
+mod stopped;
 pub(crate) mod switch;
 
 use crate::{

@@ -361,8 +361,9 @@ pub(super) async fn agreed_by(
                 spec.name,
                 event_log::place(spec, &spec.base())
             );
+            // First where it is asked for: whoever has read the line may ask at once.
+            waiting(waits.clone())?;
             tracing::warn!("{waits}: waiting for it");
-            waiting(waits)?;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }

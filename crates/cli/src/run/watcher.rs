@@ -231,19 +231,22 @@ impl Watch for Watcher {
     }
 
     fn retrying(&self, side: &'static str, failure: &Failure, wait: Duration) {
+        {
+            let mut retrying = held(&self.retrying);
+            let times = retrying.as_ref().filter(|before| before.side == side).map_or(0, |before| before.times) + 1;
+            *retrying = Some(Retrying {
+                side: side.to_owned(),
+                failure: failure.to_string(),
+                times,
+                wait_ms: wait.as_millis() as u64,
+            });
+        }
+        // Said last: whoever has read the line may ask for the status at once.
         tracing::warn!(side, wait_ms = wait.as_millis() as u64, "{failure}; trying again");
-        let mut retrying = held(&self.retrying);
-        let times = retrying.as_ref().filter(|before| before.side == side).map_or(0, |before| before.times) + 1;
-        *retrying = Some(Retrying {
-            side: side.to_owned(),
-            failure: failure.to_string(),
-            times,
-            wait_ms: wait.as_millis() as u64,
-        });
     }
 
     fn recovered(&self, side: &'static str) {
-        tracing::info!(side, "works again");
         *held(&self.retrying) = None;
+        tracing::info!(side, "works again");
     }
 }
