@@ -14,7 +14,7 @@ use crossfade_testkit::{
     kafka::Kafka,
     postgres::Database,
     seeded,
-    wait::GENEROUS,
+    wait::{GENEROUS, wait_until},
 };
 use rand::Rng;
 use std::{
@@ -326,7 +326,11 @@ async fn what_is_not_one_partitions_matter_is_done_by_the_one_that_leads() {
     until_shared(&mut machines, None).await;
 
     // Damaged by hand, and healed while the stream is shared.
-    target.execute("UPDATE people SET name = 'damaged'").await;
+    // Two delivers write there all the while: the one or the other may meet us in a deadlock.
+    wait_until("all names to be damaged at once", async || {
+        target.connect().await.batch_execute("UPDATE people SET name = 'damaged'").await.is_ok()
+    })
+    .await;
     source.execute("UPDATE people SET note = 'touched'").await;
     lead.succeed(&["wait", SPEC, "--caught-up", "--timeout", "240s"]);
     target.execute("ALTER TABLE steps DISABLE TRIGGER noted").await;

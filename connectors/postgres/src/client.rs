@@ -4,6 +4,7 @@
 //! same way whoever reads it. Foreign errors become a [`Failure`] here ([`failure`]) and nowhere else.
 
 mod error;
+mod lowat;
 mod names;
 mod pace;
 mod patterns;
@@ -24,7 +25,7 @@ use crate::Config;
 use crossfade_connector::Failure;
 use secrecy::ExposeSecret;
 use socket::{Ready, Socket};
-use std::ops::{Deref, DerefMut};
+use std::{ops::Deref, sync::Arc};
 use tokio::task::JoinHandle;
 
 /// The settings of every session. They make text forms lossless and the same everywhere; row security becomes an
@@ -37,7 +38,7 @@ pub const SETTINGS: &str = "SET client_encoding = 'UTF8'; SET DateStyle = 'ISO, 
 
 /// An ordinary session: the client, and the task that moves its bytes. Dropping it ends both.
 pub struct Session {
-    client: tokio_postgres::Client,
+    client: Arc<tokio_postgres::Client>,
     task: JoinHandle<()>,
 }
 
@@ -55,9 +56,10 @@ impl Deref for Session {
     }
 }
 
-impl DerefMut for Session {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.client
+impl Session {
+    /// The client for what is sent and not waited for yet. It ends with the session all the same.
+    pub(crate) fn client(&self) -> Arc<tokio_postgres::Client> {
+        Arc::clone(&self.client)
     }
 }
 
@@ -96,7 +98,7 @@ pub async fn connect(config: &Config, application_name: &str) -> Result<Session,
         .map_err(|_| Failure::reconnect(doing(), "the server did not finish the login in time"))?
         .map_err(|error| failure(doing(), error))?;
     let task = tokio::spawn(drive(connection));
-    let session = Session { client, task };
+    let session = Session { client: Arc::new(client), task };
     session.batch_execute(&settings(config)).await.map_err(|error| failure(doing(), error))?;
     Ok(session)
 }

@@ -518,7 +518,7 @@ impl<L: EventLog> Producer<L> {
                         Meaning::BackfillBegan { .. } => {}
                     },
                 }
-                if self.gather.bytes() >= self.options.batch_bytes_max && self.flush(!self.open).await.is_err() {
+                if self.is_full() && self.flush(!self.open).await.is_err() {
                     return Ok(Err(Gone));
                 }
             }
@@ -527,6 +527,14 @@ impl<L: EventLog> Producer<L> {
                 self.progress.cut.clone_from(&at);
             }
         }
+    }
+
+    /// Whether what was gathered is handed over now. A transaction that ends soon is waited for: a part of one is written by
+    /// itself, and costs the sink a commit's worth of questions and answers without one.
+    fn is_full(&self) -> bool {
+        let enough = self.options.batch_bytes_max;
+        let limit = if self.open { enough + enough / 4 } else { enough };
+        self.gather.bytes() >= limit
     }
 
     fn boundary(&mut self, at: &Cut, sequence: Sequence, position: Position) {

@@ -33,6 +33,8 @@ use tokio::{
 /// How many bytes may wait between the reader and the engine.
 const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const FEEDBACK_EVERY: Duration = Duration::from_secs(1);
+/// What is in the socket already is told of at once; this bounds the wait where nothing is.
+const TOLD_WITHIN: Duration = Duration::from_millis(1);
 /// After so long without a word from the server we ask for one; after three times that it is taken for dead.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// Microseconds from 1970-01-01 to 2000-01-01, PostgreSQL's epoch.
@@ -250,13 +252,15 @@ impl Reader {
             if let Some(filled) = self.wire.fill().now_or_never() {
                 let mut bytes = filled?;
                 if !self.pace.is_much(bytes) {
-                    tokio::time::sleep(PAUSE).await;
-                    bytes += self.wire.fill().now_or_never().transpose()?.unwrap_or_default();
+                    self.pause().await?;
+                    // What has gathered is told of as soon as the pause is over.
+                    let more = tokio::time::timeout(TOLD_WITHIN, self.wire.fill()).await;
+                    bytes += more.unwrap_or(Ok(0))?;
                     self.pace.gathered(bytes);
                 }
                 return Ok(());
             }
-            tokio::time::sleep(PAUSE).await;
+            self.pause().await?;
         }
         let began = Instant::now();
         tokio::select! {
@@ -270,6 +274,14 @@ impl Reader {
             _ = tick.tick() => self.on_tick().await?,
         }
         Ok(())
+    }
+
+    /// Lets the stream gather, without being woken for each message of it.
+    async fn pause(&self) -> Result<(), Failure> {
+        // Where the system does not know it, the pause is one all the same.
+        let gathers = self.wire.gather(true).is_ok();
+        tokio::time::sleep(PAUSE).await;
+        if gathers { self.wire.gather(false).map_err(|error| self.wire.broken(error)) } else { Ok(()) }
     }
 
     /// Waits for room in the queue; feedback goes on meanwhile.

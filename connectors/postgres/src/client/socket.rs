@@ -10,6 +10,7 @@ use postgres_protocol::message::frontend;
 use std::{
     convert::Infallible,
     future, io,
+    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -28,6 +29,15 @@ pub(crate) enum Socket {
 impl Socket {
     pub(super) fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// The descriptor beneath.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tls(stream) => stream.get_ref().0.as_fd(),
+        }
     }
 
     /// The hash of the server's certificate, to which a SCRAM login is bound.

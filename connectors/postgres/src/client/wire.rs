@@ -1,7 +1,7 @@
 //! Our own client on the wire: a login, simple queries, and bulk output (`COPY`, replication) taken straight from the
 //! receive buffer. `tokio-postgres` lacks CopyBoth, and hands over a `COPY` row by row; this does neither.
 
-use super::{ServerError, broken, socket, socket::Socket};
+use super::{ServerError, broken, lowat, socket, socket::Socket};
 use crate::Config;
 use bytes::{Buf, Bytes, BytesMut};
 use crossfade_connector::Failure;
@@ -242,6 +242,11 @@ impl Wire {
             Ok(bytes) => Ok(bytes),
             Err(error) => Err(self.broken(error)),
         }
+    }
+
+    /// Whether the socket lets bytes gather before it wakes anybody.
+    pub(super) fn gather(&self, gathers: bool) -> io::Result<()> {
+        lowat::gather(self.socket.as_fd(), gathers)
     }
 
     pub(crate) fn broken(&self, error: io::Error) -> Failure {

@@ -8,10 +8,11 @@ use std::{
     collections::HashMap,
     future::poll_fn,
     pin::Pin,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, Waker},
 };
 use tokio_postgres::{
-    Error, Statement,
+    Client, Error, Statement,
     types::{IsNull, ToSql, Type},
 };
 
@@ -278,26 +279,20 @@ impl Link {
         prelude: Option<&str>,
         binds: &[Bind],
     ) -> Result<Vec<u64>, (Option<usize>, Error)> {
-        let client = &self.session;
-        let mut waiting: Vec<(Answer<'_>, Option<Result<u64, Error>>)> = Vec::with_capacity(binds.len() + 1);
+        let mut flight = self.take_off(prelude);
+        binds.iter().for_each(|bind| flight.send(bind.clone()));
+        flight.land().await
+    }
+
+    /// Begins to send statements whose answers are waited for together.
+    pub(super) fn take_off(&self, prelude: Option<&str>) -> Flight {
+        let mut flight = Flight { client: self.session.client(), skip: 0, waiting: Vec::new() };
         if let Some(sql) = prelude {
-            waiting.push((Box::pin(async move { client.batch_execute(sql).await.map(|()| 0) }), None));
+            let (client, sql) = (Arc::clone(&flight.client), sql.to_owned());
+            flight.skip = 1;
+            flight.sent(Box::pin(async move { client.batch_execute(&sql).await.map(|()| 0) }));
         }
-        for bind in binds {
-            waiting.push((Box::pin(client.execute_raw(&bind.statement, &bind.params)), None));
-        }
-        // The first poll of each, in order, is what sends it.
-        poll_fn(|context| poll_all(&mut waiting, context)).await;
-        let skip = usize::from(prelude.is_some());
-        let mut counts = Vec::with_capacity(binds.len());
-        for (index, (_, answer)) in waiting.into_iter().enumerate() {
-            match answer {
-                Some(Ok(count)) if index >= skip => counts.push(count),
-                Some(Err(error)) => return Err((index.checked_sub(skip), error)),
-                _ => {}
-            }
-        }
-        Ok(counts)
+        flight
     }
 
     /// Runs one `COPY … FROM STDIN` over whole pieces of its input, with a `COMMIT` right behind it where `commits`:
@@ -326,6 +321,46 @@ impl Link {
         let [(_, finished), (_, committed)] = both;
         let count = finished.unwrap_or(Ok(0))?;
         committed.unwrap_or(Ok(0)).map(|_| count)
+    }
+}
+
+/// Statements that are on their way. The server works on the first while the next one is still being made.
+pub(super) struct Flight {
+    client: Arc<Client>,
+    /// How many answers at the beginning are the prelude's.
+    skip: usize,
+    waiting: Vec<(Answer<'static>, Option<Result<u64, Error>>)>,
+}
+
+impl Flight {
+    /// Sends a statement behind those that were sent.
+    pub(super) fn send(&mut self, bind: Bind) {
+        let client = Arc::clone(&self.client);
+        self.sent(Box::pin(async move { client.execute_raw(&bind.statement, bind.params).await }));
+    }
+
+    /// The first poll is what sends it; nobody waits yet.
+    fn sent(&mut self, mut answer: Answer<'static>) {
+        let done = match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(done) => Some(done),
+            Poll::Pending => None,
+        };
+        self.waiting.push((answer, done));
+    }
+
+    /// Waits for all answers: how many rows each statement touched. The error is the first in order, with the number of
+    /// its statement (the prelude is none).
+    pub(super) async fn land(mut self) -> Result<Vec<u64>, (Option<usize>, Error)> {
+        poll_fn(|context| poll_all(&mut self.waiting, context)).await;
+        let mut counts = Vec::with_capacity(self.waiting.len());
+        for (index, (_, answer)) in self.waiting.into_iter().enumerate() {
+            match answer {
+                Some(Ok(count)) if index >= self.skip => counts.push(count),
+                Some(Err(error)) => return Err((index.checked_sub(self.skip), error)),
+                _ => {}
+            }
+        }
+        Ok(counts)
     }
 }
 

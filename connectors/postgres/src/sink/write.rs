@@ -1,6 +1,6 @@
 //! One attempt to write a range of changes as sets: deletes first, then table by table updates and inserts, parents
-//! before children. Statements go out together and are answered together; only a `COPY` stands by itself, and may take
-//! the commit along.
+//! before children. Statements go out as they are made and are answered together; only a `COPY` stands by itself, and may
+//! take the commit along.
 //!
 //! ```text
 //!  BEGIN or SAVEPOINT ─┬─ delete sets (children first)
@@ -11,7 +11,7 @@
 
 use super::{
     fold::{Final, Folded, Slot, Unit, is_move, merged},
-    link::{Bind, Link, Trouble},
+    link::{Bind, Flight, Link, Trouble},
     sets::{self, SET_BYTES, SET_ROWS, Set},
     table::Table,
     undo,
@@ -32,12 +32,6 @@ enum Short {
     Insert(Bind),
     /// A partial image cannot be inserted.
     Missing,
-}
-
-/// One step of an attempt.
-enum Action {
-    Bind { bind: Bind, table: usize, expected: u64, short: Short },
-    Copy { table: usize, sql: String, input: Bytes },
 }
 
 /// What an attempt knows of its surroundings.
@@ -77,31 +71,42 @@ pub(super) async fn write(
     prelude: Option<&str>,
     tail: Option<Tail<'_>>,
 ) -> Result<Done, Trouble> {
-    let mut actions = Vec::new();
-    if !context.deletes_last {
-        removals(link, tables, folded, context, &mut actions).await?;
+    let mut out = Outgoing::new(link, tables, prelude);
+    match all(&mut out, tables, folded, context).await {
+        Ok(()) => out.end(tail).await,
+        Err(trouble) => Err(out.first_of(trouble).await),
     }
-    for (index, table) in tables.iter().enumerate() {
-        if let Some(Some(folded)) = folded.get(index) {
-            Planner { link, table, index, context, actions: &mut actions }.writes(folded).await?;
-        }
-    }
-    if context.deletes_last {
-        removals(link, tables, folded, context, &mut actions).await?;
-    }
-    run(link, tables, actions, prelude, tail).await
 }
 
-async fn removals(
-    link: &mut Link,
+async fn all(
+    out: &mut Outgoing<'_>,
     tables: &[Table],
     folded: &[Option<Folded>],
     context: Context<'_>,
-    actions: &mut Vec<Action>,
+) -> Result<(), Trouble> {
+    if !context.deletes_last {
+        removals(out, tables, folded, context).await?;
+    }
+    for (index, table) in tables.iter().enumerate() {
+        if let Some(Some(folded)) = folded.get(index) {
+            Planner { out, table, index, context }.writes(folded).await?;
+        }
+    }
+    if context.deletes_last {
+        removals(out, tables, folded, context).await?;
+    }
+    Ok(())
+}
+
+async fn removals(
+    out: &mut Outgoing<'_>,
+    tables: &[Table],
+    folded: &[Option<Folded>],
+    context: Context<'_>,
 ) -> Result<(), Trouble> {
     for (index, table) in tables.iter().enumerate().rev() {
         if let Some(Some(folded)) = folded.get(index) {
-            Planner { link: &mut *link, table, index, context, actions: &mut *actions }.removals(folded).await?;
+            Planner { out: &mut *out, table, index, context }.removals(folded).await?;
         }
     }
     Ok(())
@@ -124,22 +129,24 @@ pub(super) async fn write_move(
     let mut set = Set::new(&table.row_type, new.as_bytes().len() + before.as_bytes().len() + 64);
     set.push(new.cells().chain(before.cells()));
     let sql = table.move_sql(&changed);
-    let mut actions = Vec::new();
-    if table.tracked {
-        let keys = table.target.schema.key_of(&new).into_iter().chain([before.clone()]).collect::<Vec<_>>();
-        Planner { link: &mut *link, table, index: unit.table, context, actions: &mut actions }
-            .before(keys.iter())
-            .await?;
+    let mut out = Outgoing::new(link, tables, prelude);
+    let keys: Vec<_> = table.target.schema.key_of(&new).into_iter().chain([before]).collect();
+    let planned = async {
+        let mut planner = Planner { out: &mut out, table, index: unit.table, context };
+        if table.tracked {
+            planner.before(keys.iter()).await?;
+        }
+        let bind = planner.out.link.bind(&sql, vec![set.finish()]).await?;
+        planner.push(bind, 1, Short::Missing).await?;
+        if table.tracked {
+            planner.after(keys.iter()).await?;
+        }
+        Ok(())
+    };
+    match planned.await {
+        Ok(()) => out.end(None).await,
+        Err(trouble) => Err(out.first_of(trouble).await),
     }
-    let bind = link.bind(&sql, vec![set.finish()]).await?;
-    actions.push(Action::Bind { bind, table: unit.table, expected: 1, short: Short::Missing });
-    if table.tracked {
-        let keys = table.target.schema.key_of(&new).into_iter().chain([before]).collect::<Vec<_>>();
-        Planner { link: &mut *link, table, index: unit.table, context, actions: &mut actions }
-            .after(keys.iter())
-            .await?;
-    }
-    run(link, tables, actions, prelude, None).await
 }
 
 /// True for what [`write_move`] is for: partial images, and where foreign keys are in force every change of a key, for
@@ -154,71 +161,115 @@ pub(super) fn needs_move(tables: &[Table], unit: &Unit, replica: bool) -> bool {
     })
 }
 
-/// What is sent without waiting for anything in between, and what is copied after it.
-#[derive(Default)]
-struct Flight {
-    binds: Vec<(Bind, usize, u64, Short)>,
+/// Statements on their way to the server. Each goes out as soon as it is made, so that the server works on one while the next
+/// is made; answers are waited for only where something depends on them, a `COPY` above all.
+struct Outgoing<'a> {
+    link: &'a mut Link,
+    tables: &'a [Table],
+    /// What begins the attempt, until it is sent.
+    prelude: Option<&'a str>,
+    began: bool,
+    flight: Option<Flight>,
+    /// Of each statement in flight: its table, how many rows it should touch, and what to do if it does not.
+    group: Vec<(usize, u64, Short)>,
+    /// Goes after what is in flight is in.
     copy: Option<(usize, String, Bytes)>,
 }
 
-fn flights(actions: Vec<Action>) -> Vec<Flight> {
-    let (mut flights, mut next) = (Vec::new(), Flight::default());
-    for action in actions {
-        match action {
-            Action::Bind { bind, table, expected, short } => next.binds.push((bind, table, expected, short)),
-            Action::Copy { table, sql, input } => {
-                next.copy = Some((table, sql, input));
-                flights.push(std::mem::take(&mut next));
-            }
-        }
+impl<'a> Outgoing<'a> {
+    fn new(link: &'a mut Link, tables: &'a [Table], prelude: Option<&'a str>) -> Self {
+        Self { link, tables, prelude, began: false, flight: None, group: Vec::new(), copy: None }
     }
-    if !next.binds.is_empty() {
-        flights.push(next);
-    }
-    flights
-}
 
-async fn run(
-    link: &mut Link,
-    tables: &[Table],
-    actions: Vec<Action>,
-    mut prelude: Option<&str>,
-    tail: Option<Tail<'_>>,
-) -> Result<Done, Trouble> {
-    if actions.is_empty() {
-        return Ok(Done::default());
+    fn name(&self, table: usize) -> String {
+        self.tables.get(table).map_or_else(String::new, |table| table.target.schema.name.to_string())
     }
-    let name = |table: usize| tables.get(table).map_or_else(String::new, |table| table.target.schema.name.to_string());
-    let mut flights = flights(actions).into_iter().peekable();
-    while let Some(Flight { binds: group, copy }) = flights.next() {
-        let tail = tail.filter(|_| flights.peek().is_none());
-        let mut binds: Vec<Bind> = group.iter().map(|(bind, ..)| bind.clone()).collect();
-        binds.extend(tail.map(|tail| tail.position.clone()));
-        link.open |= prelude.is_some();
-        let counts = link.pipeline(prelude.take(), &binds).await.map_err(|(at, error)| {
-            let table = at.and_then(|at| group.get(at)).map(|(_, table, ..)| name(*table));
+
+    /// What is in flight; begun by what begins the attempt, if that was not sent.
+    fn flight(&mut self) -> &mut Flight {
+        self.began = true;
+        self.link.open |= self.prelude.is_some();
+        let (link, prelude) = (&*self.link, &mut self.prelude);
+        self.flight.get_or_insert_with(|| link.take_off(prelude.take()))
+    }
+
+    async fn send(&mut self, bind: Bind, table: usize, expected: u64, short: Short) -> Result<(), Trouble> {
+        if self.copy.is_some() {
+            self.land(None).await?;
+        }
+        self.flight().send(bind);
+        self.group.push((table, expected, short));
+        Ok(())
+    }
+
+    async fn copy(&mut self, table: usize, sql: String, input: Bytes) -> Result<(), Trouble> {
+        if self.copy.is_some() {
+            self.land(None).await?;
+        }
+        self.copy = Some((table, sql, input));
+        Ok(())
+    }
+
+    /// Waits for what is in flight, does what its answers ask for, and then the copy. `tail` ends the delivery.
+    async fn land(&mut self, tail: Option<Tail<'_>>) -> Result<(), Trouble> {
+        if let Some(tail) = tail {
+            self.flight().send(tail.position.clone());
+        }
+        // A copy is not sent behind other statements; what begins the attempt is one.
+        self.flight();
+        let group = std::mem::take(&mut self.group);
+        let counts = match self.flight.take() {
+            Some(flight) => flight.land().await,
+            None => Ok(Vec::new()),
+        };
+        let counts = counts.map_err(|(at, error)| {
+            let table = at.and_then(|at| group.get(at)).map(|(table, ..)| self.name(*table));
             Trouble::of(format!("writing {}", table.unwrap_or_else(|| "the position".to_owned())), error)
         })?;
         if tail.is_some() && counts.last() == Some(&0) {
             return Err(Trouble::Failure(super::store::fenced(0)));
         }
-        for ((_, table, expected, short), count) in group.into_iter().zip(counts) {
+        for ((table, expected, short), count) in group.into_iter().zip(counts) {
             match short {
                 Short::Insert(bind) if count < expected => {
-                    let inserted = link.pipeline(None, &[bind]).await;
-                    inserted.map_err(|(_, error)| Trouble::of(format!("writing {}", name(table)), error))?;
+                    let inserted = self.link.pipeline(None, &[bind]).await;
+                    inserted.map_err(|(_, error)| Trouble::of(format!("writing {}", self.name(table)), error))?;
                 }
                 Short::Missing if count < expected => return Err(Trouble::Missing),
                 _ => {}
             }
         }
-        if let Some((table, sql, input)) = copy {
-            let trouble = |error| Trouble::of(format!("copying rows into {}", name(table)), error);
+        if let Some((table, sql, input)) = self.copy.take() {
             let commits = tail.is_some_and(|tail| tail.commits);
-            link.copy(&sql, vec![input], commits).await.map_err(trouble)?;
+            let copied = self.link.copy(&sql, vec![input], commits).await;
+            copied.map_err(|error| Trouble::of(format!("copying rows into {}", self.name(table)), error))?;
+        }
+        Ok(())
+    }
+
+    /// The end of the attempt.
+    async fn end(mut self, tail: Option<Tail<'_>>) -> Result<Done, Trouble> {
+        if self.flight.is_none() && self.copy.is_none() {
+            return Ok(Done { began: self.began, with_tail: false });
+        }
+        self.land(tail).await?;
+        Ok(Done { began: true, with_tail: tail.is_some() })
+    }
+
+    /// Something could not be made ready: the server has refused it if it had refused what was sent before, and then that is
+    /// what there is to say.
+    async fn first_of(mut self, trouble: Trouble) -> Trouble {
+        match self.flight.take() {
+            None => trouble,
+            Some(flight) => match flight.land().await {
+                Ok(_) => trouble,
+                Err((at, error)) => {
+                    let table = at.and_then(|at| self.group.get(at)).map(|(table, ..)| self.name(*table));
+                    Trouble::of(format!("writing {}", table.unwrap_or_default()), error)
+                }
+            },
         }
     }
-    Ok(Done { began: true, with_tail: tail.is_some() })
 }
 
 /// The columns that a row writes: those that may be set, and whose cells it has.
@@ -233,15 +284,14 @@ fn changed_columns(table: &Table, row: &Row) -> Vec<usize> {
 }
 
 /// Turns one table's final changes into statements.
-struct Planner<'a> {
-    link: &'a mut Link,
+struct Planner<'a, 'o> {
+    out: &'a mut Outgoing<'o>,
     table: &'a Table,
     index: usize,
     context: Context<'a>,
-    actions: &'a mut Vec<Action>,
 }
 
-impl Planner<'_> {
+impl Planner<'_, '_> {
     /// What goes, and what was there before is saved.
     async fn removals(&mut self, folded: &Folded) -> Result<(), Trouble> {
         if self.table.tracked {
@@ -266,16 +316,16 @@ impl Planner<'_> {
                 for key in keys {
                     set.push(key.cells());
                 }
-                let bind = self.link.bind(&self.table.sql.delete, vec![set.finish()]).await?;
-                self.push(bind, 0, Short::Accept);
+                let bind = self.out.link.bind(&self.table.sql.delete, vec![set.finish()]).await?;
+                self.push(bind, 0, Short::Accept).await?;
             }
         }
         let fewer: Vec<_> = folded.copies.iter().filter(|(_, count)| *count < 0).collect();
         for some in fewer.chunks(SET_ROWS) {
             let rows = sets::rows(&self.table.row_type, some.iter().map(|(row, _)| row));
             let counts = sets::numbers(some.iter().map(|(_, count)| -count));
-            let bind = self.link.bind(&self.table.sql.delete_copies, vec![rows, counts]).await?;
-            self.push(bind, 0, Short::Accept);
+            let bind = self.out.link.bind(&self.table.sql.delete_copies, vec![rows, counts]).await?;
+            self.push(bind, 0, Short::Accept).await?;
         }
         Ok(())
     }
@@ -288,8 +338,8 @@ impl Planner<'_> {
         if !folded.freed.is_empty() {
             let mut set = Set::new(&self.table.key_type, folded.slots.len() * 32);
             folded.slots.iter().for_each(|slot| set.push(slot.key.cells()));
-            let bind = self.link.bind(&self.table.free_sql(&folded.freed)?, vec![set.finish()]).await?;
-            self.push(bind, 0, Short::Accept);
+            let bind = self.out.link.bind(&self.table.free_sql(&folded.freed)?, vec![set.finish()]).await?;
+            self.push(bind, 0, Short::Accept).await?;
         }
         let in_columns = matches!(self.table.target.mode, WriteMode::Columns { .. });
         let mut inserts: Vec<&Row> = Vec::new();
@@ -343,8 +393,8 @@ impl Planner<'_> {
             keys.push(key.cells());
         }
         let set = sets::rows(&self.table.row_type, rows.iter().map(|(_, row)| *row));
-        let bind = self.link.bind(&self.table.anew_sql(), vec![set, keys.finish()]).await?;
-        self.push(bind, 0, Short::Accept);
+        let bind = self.out.link.bind(&self.table.anew_sql(), vec![set, keys.finish()]).await?;
+        self.push(bind, 0, Short::Accept).await?;
         Ok(())
     }
 
@@ -370,18 +420,18 @@ impl Planner<'_> {
                 None if may_miss => {}
                 // Nothing but a key: it only has to be there.
                 None => {
-                    let bind = self.link.bind(&self.table.sql.insert_missing, vec![set]).await?;
-                    self.push(bind, 0, Short::Accept);
+                    let bind = self.out.link.bind(&self.table.sql.insert_missing, vec![set]).await?;
+                    self.push(bind, 0, Short::Accept).await?;
                 }
                 Some(sql) => {
                     let short = match may_miss {
                         true => Short::Accept,
                         false => {
-                            Short::Insert(self.link.bind(&self.table.sql.insert_missing, vec![set.clone()]).await?)
+                            Short::Insert(self.out.link.bind(&self.table.sql.insert_missing, vec![set.clone()]).await?)
                         }
                     };
-                    let bind = self.link.bind(sql, vec![set]).await?;
-                    self.push(bind, some.len() as u64, short);
+                    let bind = self.out.link.bind(sql, vec![set]).await?;
+                    self.push(bind, some.len() as u64, short).await?;
                 }
             }
         }
@@ -392,8 +442,8 @@ impl Planner<'_> {
         let Some(sql) = self.table.update_sql(columns) else { return Ok(()) };
         for some in chunks(rows) {
             let set = sets::rows(&self.table.row_type, some.iter().copied());
-            let bind = self.link.bind(&sql, vec![set]).await?;
-            self.push(bind, some.len() as u64, if may_miss { Short::Accept } else { Short::Missing });
+            let bind = self.out.link.bind(&sql, vec![set]).await?;
+            self.push(bind, some.len() as u64, if may_miss { Short::Accept } else { Short::Missing }).await?;
         }
         Ok(())
     }
@@ -407,8 +457,7 @@ impl Planner<'_> {
         let cautious = by_key && self.cautious() && !self.table.bulk;
         if !once && !cautious && self.table.binary && rows.len() >= COPY_ROWS {
             let input = sets::copy_input(rows.iter().copied());
-            self.actions.push(Action::Copy { table: self.index, sql: self.table.sql.copy.clone(), input });
-            return Ok(());
+            return self.out.copy(self.index, self.table.sql.copy.clone(), input).await;
         }
         let sql = match (once, cautious) {
             (true, _) => &self.table.sql.insert_missing,
@@ -417,8 +466,8 @@ impl Planner<'_> {
         };
         for some in chunks(rows) {
             let set = sets::rows(&self.table.row_type, some.iter().copied());
-            let bind = self.link.bind(sql, vec![set]).await?;
-            self.push(bind, 0, Short::Accept);
+            let bind = self.out.link.bind(sql, vec![set]).await?;
+            self.push(bind, 0, Short::Accept).await?;
         }
         Ok(())
     }
@@ -447,14 +496,14 @@ impl Planner<'_> {
                 set.push(key.cells());
             }
             let params = undo::params(self.context.migration, self.table, set.finish());
-            let bind = self.link.bind(&sql, params).await?;
-            self.push(bind, 0, Short::Accept);
+            let bind = self.out.link.bind(&sql, params).await?;
+            self.push(bind, 0, Short::Accept).await?;
         }
         Ok(())
     }
 
-    fn push(&mut self, bind: Bind, expected: u64, short: Short) {
-        self.actions.push(Action::Bind { bind, table: self.index, expected, short });
+    async fn push(&mut self, bind: Bind, expected: u64, short: Short) -> Result<(), Trouble> {
+        self.out.send(bind, self.index, expected, short).await
     }
 }
 
