@@ -39,6 +39,27 @@ async fn with_a_table() -> Option<(Database, Database)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_value_of_a_row_is_logged_at_any_level() {
+    let Some((source, target)) = with_a_table().await else { return };
+    source.execute("INSERT INTO customers VALUES (2, 'S3CR3T of the copy')").await;
+    let desk = Desk::new();
+    spec(&desk, &source.url, &target.url);
+    let mut run = desk.crossfade.spawn(&["run", "shop.toml", "--quiet", "--log", "trace"]);
+    desk.wait(&mut run);
+    source
+        .execute("UPDATE customers SET name = 'S3CR3T of the stream' WHERE id = 1; DELETE FROM customers WHERE id = 2")
+        .await;
+    desk.wait(&mut run);
+    run.terminate();
+    let ended = run.wait();
+    assert!(ended.stderr.contains("TRACE") && ended.stderr.contains("DEBUG"), "it logs");
+    let told = ended.stderr.lines().find(|line| line.contains("S3CR3T"));
+    assert_eq!(told, None, "a value was logged");
+    let there = rows(&target, "SELECT id, name FROM customers").await;
+    assert_same("customers", &rows(&source, "SELECT id, name FROM customers").await, &there);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_there_is_named() {
     let Some((source, _)) = with_a_table().await else { return };
     let desk = Desk::new();

@@ -158,7 +158,10 @@ async fn what_could_not_be_kept_exact_is_refused_by_name() {
         .await;
     // A reference from a table that the migration does not know.
     let spec = std::fs::read_to_string(office.desk.path(SPEC)).unwrap();
-    office.desk.crossfade.write(SPEC, &spec.replace("[\"public.*\"]", "[\"public.*\", \"!public.badges\", \"!public.busy\"]"));
+    office
+        .desk
+        .crossfade
+        .write(SPEC, &spec.replace("[\"public.*\"]", "[\"public.*\", \"!public.badges\", \"!public.busy\"]"));
     let mut run = office.desk.start();
     office.desk.wait(&mut run);
     let refused = office.desk.expect(3, &["cutover"], &["--dry-run"]);

@@ -22,7 +22,7 @@ use args::Cli;
 use clap::Parser;
 use error::{CliError, Exit};
 use std::{io::IsTerminal, process::ExitCode};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -57,16 +57,16 @@ fn start_tracing(cli: &Cli) -> Result<(), CliError> {
         CliError::misconfigured(format!("--log {:?} is not a level or a filter: {error}", cli.log))
             .hint("use error, warn, info, debug or trace")
     })?;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    if cli.log_json {
-        lines.json().init()
-    } else {
-        lines.init()
-    }
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = if cli.log_json { lines.json().boxed() } else { lines.boxed() };
+    tracing_subscriber::registry().with(filter).with(filter_fn(tells_no_values)).with(lines).init();
     Ok(())
+}
+
+/// The client library's own lines name the parameters of every statement from `debug` on: rows of the migrated tables.
+fn tells_no_values(line: &tracing::Metadata<'_>) -> bool {
+    *line.level() <= tracing::Level::INFO || !line.target().starts_with("tokio_postgres")
 }
 
 fn report(error: &CliError) {
