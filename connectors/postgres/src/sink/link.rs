@@ -348,6 +348,12 @@ impl Flight {
         self.waiting.push((answer, done));
     }
 
+    /// Takes answers that have come. Whoever waits for another answer of this session must do so meanwhile: the connection
+    /// keeps few messages for a request that nobody listens to, and then reads no further.
+    pub(super) fn hear(&mut self, context: &mut Context<'_>) {
+        let _ = poll_all(&mut self.waiting, context);
+    }
+
     /// Waits for all answers: how many rows each statement touched. The error is the first in order, with the number of
     /// its statement (the prelude is none).
     pub(super) async fn land(mut self) -> Result<Vec<u64>, (Option<usize>, Error)> {

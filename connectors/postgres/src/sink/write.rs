@@ -11,15 +11,19 @@
 
 use super::{
     fold::{Final, Folded, Slot, Unit, is_move, merged},
-    link::{Bind, Flight, Link, Trouble},
+    link::{Bind, Flight, Link, Param, Trouble},
     sets::{self, SET_BYTES, SET_ROWS, Set},
     table::Table,
     undo,
 };
 use bytes::Bytes;
-use crossfade_connector::{Guard, WriteMode};
+use crossfade_connector::{Failure, Guard, WriteMode};
 use crossfade_event::{Identity, Row};
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    future::{Future, poll_fn},
+    pin::pin,
+};
 
 /// From so many inserts on, `COPY` is cheaper than a statement, its extra round trip included.
 const COPY_ROWS: usize = 64;
@@ -136,7 +140,7 @@ pub(super) async fn write_move(
         if table.tracked {
             planner.before(keys.iter()).await?;
         }
-        let bind = planner.out.link.bind(&sql, vec![set.finish()]).await?;
+        let bind = planner.out.bind(&sql, vec![set.finish()]).await?;
         planner.push(bind, 1, Short::Missing).await?;
         if table.tracked {
             planner.after(keys.iter()).await?;
@@ -191,6 +195,20 @@ impl<'a> Outgoing<'a> {
         self.link.open |= self.prelude.is_some();
         let (link, prelude) = (&*self.link, &mut self.prelude);
         self.flight.get_or_insert_with(|| link.take_off(prelude.take()))
+    }
+
+    /// A statement with its parameters. One that is not prepared yet asks the server, and until that has answered, what is in
+    /// flight must be heard: the client library hands out answers in their order.
+    async fn bind(&mut self, sql: &str, params: Vec<Param>) -> Result<Bind, Failure> {
+        let Self { link, flight, .. } = self;
+        let mut bound = pin!(link.bind(sql, params));
+        poll_fn(|context| {
+            if let Some(flight) = flight {
+                flight.hear(context);
+            }
+            bound.as_mut().poll(context)
+        })
+        .await
     }
 
     async fn send(&mut self, bind: Bind, table: usize, expected: u64, short: Short) -> Result<(), Trouble> {
@@ -316,7 +334,7 @@ impl Planner<'_, '_> {
                 for key in keys {
                     set.push(key.cells());
                 }
-                let bind = self.out.link.bind(&self.table.sql.delete, vec![set.finish()]).await?;
+                let bind = self.out.bind(&self.table.sql.delete, vec![set.finish()]).await?;
                 self.push(bind, 0, Short::Accept).await?;
             }
         }
@@ -324,7 +342,7 @@ impl Planner<'_, '_> {
         for some in fewer.chunks(SET_ROWS) {
             let rows = sets::rows(&self.table.row_type, some.iter().map(|(row, _)| row));
             let counts = sets::numbers(some.iter().map(|(_, count)| -count));
-            let bind = self.out.link.bind(&self.table.sql.delete_copies, vec![rows, counts]).await?;
+            let bind = self.out.bind(&self.table.sql.delete_copies, vec![rows, counts]).await?;
             self.push(bind, 0, Short::Accept).await?;
         }
         Ok(())
@@ -338,7 +356,7 @@ impl Planner<'_, '_> {
         if !folded.freed.is_empty() {
             let mut set = Set::new(&self.table.key_type, folded.slots.len() * 32);
             folded.slots.iter().for_each(|slot| set.push(slot.key.cells()));
-            let bind = self.out.link.bind(&self.table.free_sql(&folded.freed)?, vec![set.finish()]).await?;
+            let bind = self.out.bind(&self.table.free_sql(&folded.freed)?, vec![set.finish()]).await?;
             self.push(bind, 0, Short::Accept).await?;
         }
         let in_columns = matches!(self.table.target.mode, WriteMode::Columns { .. });
@@ -393,7 +411,7 @@ impl Planner<'_, '_> {
             keys.push(key.cells());
         }
         let set = sets::rows(&self.table.row_type, rows.iter().map(|(_, row)| *row));
-        let bind = self.out.link.bind(&self.table.anew_sql(), vec![set, keys.finish()]).await?;
+        let bind = self.out.bind(&self.table.anew_sql(), vec![set, keys.finish()]).await?;
         self.push(bind, 0, Short::Accept).await?;
         Ok(())
     }
@@ -420,17 +438,15 @@ impl Planner<'_, '_> {
                 None if may_miss => {}
                 // Nothing but a key: it only has to be there.
                 None => {
-                    let bind = self.out.link.bind(&self.table.sql.insert_missing, vec![set]).await?;
+                    let bind = self.out.bind(&self.table.sql.insert_missing, vec![set]).await?;
                     self.push(bind, 0, Short::Accept).await?;
                 }
                 Some(sql) => {
                     let short = match may_miss {
                         true => Short::Accept,
-                        false => {
-                            Short::Insert(self.out.link.bind(&self.table.sql.insert_missing, vec![set.clone()]).await?)
-                        }
+                        false => Short::Insert(self.out.bind(&self.table.sql.insert_missing, vec![set.clone()]).await?),
                     };
-                    let bind = self.out.link.bind(sql, vec![set]).await?;
+                    let bind = self.out.bind(sql, vec![set]).await?;
                     self.push(bind, some.len() as u64, short).await?;
                 }
             }
@@ -442,7 +458,7 @@ impl Planner<'_, '_> {
         let Some(sql) = self.table.update_sql(columns) else { return Ok(()) };
         for some in chunks(rows) {
             let set = sets::rows(&self.table.row_type, some.iter().copied());
-            let bind = self.out.link.bind(&sql, vec![set]).await?;
+            let bind = self.out.bind(&sql, vec![set]).await?;
             self.push(bind, some.len() as u64, if may_miss { Short::Accept } else { Short::Missing }).await?;
         }
         Ok(())
@@ -466,7 +482,7 @@ impl Planner<'_, '_> {
         };
         for some in chunks(rows) {
             let set = sets::rows(&self.table.row_type, some.iter().copied());
-            let bind = self.out.link.bind(sql, vec![set]).await?;
+            let bind = self.out.bind(sql, vec![set]).await?;
             self.push(bind, 0, Short::Accept).await?;
         }
         Ok(())
@@ -496,7 +512,7 @@ impl Planner<'_, '_> {
                 set.push(key.cells());
             }
             let params = undo::params(self.context.migration, self.table, set.finish());
-            let bind = self.out.link.bind(&sql, params).await?;
+            let bind = self.out.bind(&sql, params).await?;
             self.push(bind, 0, Short::Accept).await?;
         }
         Ok(())
