@@ -92,7 +92,7 @@ fn each_wrong_spec_is_refused_with_its_place_and_the_nearest_right_word() {
         (with("[gate]\n"), "spec.toml:9:2: unknown key \"gate\" at the top level; did you mean \"gates\"?"),
         (
             with("[gates]\nlatency = { max = \"1\" }\n"),
-            "spec.toml:10:1: the gate \"latency\" is not built yet; error_rate, lag, throughput, disk and memory are",
+            "spec.toml:10:19: `1` is not by how much something may grow; write it like \"+50%\", at most \"+10000%\"",
         ),
         (
             with("[log]\nkind = \"pulsar\"\n"),

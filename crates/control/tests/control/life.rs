@@ -1,8 +1,8 @@
 //! Every command in every state: the ways that are open are written down here, everything else must be refused.
 
 use crossfade_control::{
-    Approval, Command, Decision, Direction, End, Facts, Judgement, Limits, Migration, Overlay, Phase, Refusal,
-    RollbackKind, WayBack, decide, evolve,
+    Approval, Command, Decision, Direction, End, Facts, Fall, Inputs, Judgement, Limits, Migration, Overlay, Phase,
+    Refusal, RollbackKind, Verdict, WayBack, decide, evolve,
 };
 use crossfade_event::{Cut, Offset, Side};
 use proptest::prelude::*;
@@ -22,6 +22,12 @@ fn plan(spec: &str) -> Command {
 
 fn lose() -> Command {
     Command::Lose { reason: text("the slot is gone"), remedy: text("begin anew") }
+}
+
+fn fall_back(kind: RollbackKind) -> Command {
+    let verdict =
+        Verdict { gate: text("disk"), holds: false, measured: text("95%"), max: text("90%"), then: text("rollback") };
+    Command::FallBack { kind, fall: Fall { verdict, inputs: Inputs::default() } }
 }
 
 fn commands() -> Vec<Command> {
@@ -48,6 +54,8 @@ fn commands() -> Vec<Command> {
         Command::Found,
         Command::Undo,
         Command::Wipe,
+        fall_back(RollbackKind::Undo),
+        fall_back(RollbackKind::Wipe),
         Command::RollbackDone,
         checkpoint("one", 1),
         checkpoint("one", 2),
@@ -450,6 +458,17 @@ fn from_every_reachable_state_every_command_keeps_the_rules() {
                     place()
                 );
             }
+            // A gate's doing is known until a person answers it, and nothing begins anew before that.
+            let is_back = matches!(moved.phase, Phase::RollingBack(_)) || moved.phase.is_back();
+            assert!(moved.fallen.is_none() || is_back, "{}: fallen, and going on", place());
+            let answers = before.phase.is_back() && command == Command::Resume;
+            assert!(before.fallen.is_none() || moved.fallen.is_some() || answers, "{}: nobody answered", place());
+            let fell = matches!(command, Command::FallBack { .. });
+            assert!(moved.fallen.is_none() || before.fallen.is_some() || fell, "{}: no gate fell", place());
+            // No gate takes back what only a switch may, nor what a person holds.
+            let written = before.phase >= Phase::Expanded && before.phase <= Phase::Ready;
+            let held = before.overlay.as_ref().is_some_and(|overlay| !overlay.is_by_gate());
+            assert!(!fell || decisions.is_empty() || written && !held && !before.authority.to_route, "{}", place());
             // Nobody is at work in a phase whose spec is unknown.
             assert!(!moved.phase.is_active() || !moved.spec_hash.is_empty(), "{}", place());
             assert!(moved.generation >= before.generation || decisions.contains(&Decision::BegunAnew), "{}", place());
@@ -517,6 +536,11 @@ fn from_every_reachable_state_a_wipe_and_a_new_run_reach_the_end() {
                 continue;
             }
             let name = command.name();
+            if command == plan("c") && now.fallen.is_some() {
+                let refused = after(&now, command.clone()).unwrap_err().to_string();
+                assert!(refused.contains("crossfade resume"), "begun {from}: {refused}");
+                now = after(&now, Command::Found).and_then(|now| after(&now, Command::Resume)).unwrap();
+            }
             if now.overlay.is_some() && nothing_written && command != plan("c") {
                 now = after(&now, Command::Found).and_then(|now| after(&now, Command::Resume)).unwrap();
             }
