@@ -5,7 +5,7 @@ use crate::desk::{Desk, SPEC, Writer, postgres, rows, two_databases};
 use crossfade_testkit::{
     compare::{Rows, assert_same},
     crossfade::Running,
-    postgres::Database,
+    postgres::{Database, Postgres, Settings, Version},
 };
 use std::{fs, time::Duration};
 
@@ -205,5 +205,93 @@ async fn a_gate_in_the_stream_puts_back_the_rows_of_others_before_it_drops_what_
     let (left, right) =
         ("SELECT id, amount::int, note FROM items", "SELECT id, amount, note FROM items WHERE id <= 3000");
     assert_same("items", &rows(&source, left).await, &rows(&target, right).await);
+    desk.stop(running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_application_gets_slow_pauses_the_migration_until_it_is_resumed() {
+    let settings = Settings::new().set("shared_preload_libraries", "pg_stat_statements");
+    let Some(server) = Postgres::start(Version::V15, settings) else { return };
+    let (source, target) = (server.create_database("source").await, server.create_database("target").await);
+    source
+        .execute(
+            "CREATE EXTENSION pg_stat_statements;
+             CREATE TABLE pace (ms int); INSERT INTO pace VALUES (10);
+             CREATE TABLE ticks (id int PRIMARY KEY, beat bigint); INSERT INTO ticks VALUES (1, 0)",
+        )
+        .await;
+    // What the application did before is what it is compared with.
+    let writer = Writer::start(&source, |number| {
+        format!("SELECT pg_sleep(ms / 1000.0) FROM pace; UPDATE ticks SET beat = {number}")
+    });
+    writer.wait_for_more(60);
+    let desk = Desk::new();
+    let from = format!("{}\ntables = [\"public.ticks\"]", postgres(&source));
+    desk.write_spec(&from, &postgres(&target), "[gates]\nlatency = { max = \"+150%\", then = \"pause\" }\n");
+    let said = desk.expect(0, &["check"], &[]);
+    assert!(!said.stdout.contains("question of our own"), "{said}");
+    let mut running = desk.start();
+    desk.wait(&mut running);
+    let said = journal(&desk);
+    let (taken, copied) = (said.find("baseline-taken"), said.find("start-backfill"));
+    assert!(taken.is_some() && taken < copied && said.contains("\"statements\""), "{said}");
+
+    let latency = || {
+        let status = desk.crossfade.json(&["status", SPEC]);
+        let gates = status["gates"].as_array().unwrap().clone();
+        (status, gates.into_iter().find(|gate| gate["gate"] == "latency"))
+    };
+    desk.until("the latency to be known", &mut running, async || {
+        latency().1.is_some_and(|gate| gate["measured"] != "-" && gate["holds"] == true)
+    })
+    .await;
+    source.execute("UPDATE pace SET ms = 300").await;
+    desk.until("a pause", &mut running, async || latency().0["standing"] == "paused").await;
+    let (status, gate) = latency();
+    let reason = status["reason"].as_str().unwrap();
+    assert!(reason.contains("gate latency") && reason.contains("the limit is +150%"), "{status}");
+    assert_eq!(gate.unwrap()["holds"], false, "{status}");
+    // It is reading that the source is slow by: that is held as well.
+    desk.until("nothing to be read any more", &mut running, async || {
+        let before = latency().0["log"]["end"].clone();
+        writer.wait_for_more(5);
+        latency().0["log"]["end"] == before
+    })
+    .await;
+
+    source.execute("UPDATE pace SET ms = 10").await;
+    desk.expect(0, &["resume"], &[]);
+    desk.wait(&mut running);
+    desk.until("the latency to be known again", &mut running, async || {
+        latency().1.is_some_and(|gate| gate["measured"] != "-" && gate["holds"] == true)
+    })
+    .await;
+    assert_eq!(latency().0["standing"], "running");
+    writer.stop();
+    desk.wait(&mut running);
+    assert_same("ticks", &rows(&source, "SELECT * FROM ticks").await, &rows(&target, "SELECT * FROM ticks").await);
+    desk.stop(running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_statements_cannot_be_read_check_says_so_and_a_question_of_ours_is_judged() {
+    let Some((source, target)) = two_databases().await else { return };
+    source.execute("CREATE TABLE ticks (id int PRIMARY KEY, beat bigint); INSERT INTO ticks VALUES (1, 0)").await;
+    let desk = Desk::new();
+    let from = format!("{}\ntables = [\"public.ticks\"]", postgres(&source));
+    desk.write_spec(&from, &postgres(&target), "[gates]\nlatency = { max = \"+10000%\" }\n");
+    let said = desk.expect(0, &["check"], &[]);
+    for word in ["the gate latency", "question of our own", "CREATE EXTENSION pg_stat_statements"] {
+        assert!(said.stdout.contains(word), "{word}: {said}");
+    }
+    let mut running = desk.start();
+    desk.wait(&mut running);
+    assert!(journal(&desk).contains("\"probe\""));
+    desk.until("the latency to be known", &mut running, async || {
+        let status = desk.crossfade.json(&["status", SPEC]);
+        status["gates"].as_array().unwrap().iter().any(|gate| gate["gate"] == "latency" && gate["measured"] != "-")
+    })
+    .await;
+    assert_same("ticks", &rows(&source, "SELECT * FROM ticks").await, &rows(&target, "SELECT * FROM ticks").await);
     desk.stop(running);
 }

@@ -253,7 +253,7 @@ impl Command {
             Self::Found => "found",
             Self::Undo => "rollback --undo",
             Self::Wipe => "rollback --wipe",
-            Self::FallBack { .. } => "rollback by a gate",
+            Self::FallBack { .. } => "gate's rollback",
             Self::RollbackDone => "rollback done",
             Self::TakeBaseline { .. } => "take baseline",
             Self::NameCheckpoint { .. } => "checkpoint",

@@ -236,6 +236,8 @@ fn every_command_in_every_phase_does_what_the_table_says() {
         found             =====================
         rollback --undo   ..>>>>>>>>.......=.=.
         rollback --wipe   ..>>>>>>>>.......>=>=
+        gate's rollback   ..>>>>>>>>...........
+        gate's rollback   ..>>>>>>>>...........
         rollback done     .................>>==
         checkpoint        ...++++++++++++......
         checkpoint        ...++++++++++++......
@@ -294,6 +296,8 @@ fn under_a_pause_wishes_wait_and_facts_hold() {
         found             ==========
         rollback --undo   >>>>>>>>..
         rollback --wipe   >>>>>>>>..
+        gate's rollback   !!!!!!!!..
+        gate's rollback   !!!!!!!!..
         rollback done     ..........
         checkpoint        .+++++++++
         checkpoint        .+++++++++
@@ -352,6 +356,8 @@ fn what_is_lost_goes_nowhere_but_back() {
         found             +++++++++++++++++++++
         rollback --undo   ..>>>>>>>>.......+.=.
         rollback --wipe   ..>>>>>>>>.......>+>=
+        gate's rollback   ..!!!!!!!!...........
+        gate's rollback   ..!!!!!!!!...........
         rollback done     .................>>==
         checkpoint        ...++++++++++++......
         checkpoint        ...++++++++++++......
@@ -548,6 +554,58 @@ fn from_every_reachable_state_a_wipe_and_a_new_run_reach_the_end() {
         }
         assert_eq!(now.phase, Phase::Shadowing, "begun {from}");
     }
+}
+
+#[test]
+fn what_a_gate_took_back_waits_for_a_person_whatever_dies_meanwhile() {
+    let gates_pause = || Command::Pause { by: text("gate lag"), reason: text("late") };
+    for phase in
+        [Phase::Expanded, Phase::Capturing, Phase::Backfilling, Phase::CatchingUp, Phase::DualReading, Phase::Ready]
+    {
+        for kind in [RollbackKind::Undo, RollbackKind::Wipe] {
+            // A pause by another gate is no person's.
+            let paused = after(&at(phase), gates_pause()).unwrap();
+            let decisions = decide(&paused, fall_back(kind)).unwrap();
+            assert!(
+                matches!(decisions.as_slice(), [Decision::RollbackBegan { .. }, Decision::GateFell { fall }] if fall.by() == "gate disk")
+            );
+            let mut now = after(&paused, fall_back(kind)).unwrap();
+            assert_eq!((now.phase, now.overlay.is_none(), now.dual_millionths), (Phase::RollingBack(kind), true, 0));
+            // The next process fails on its way, and is asked again.
+            now = after(&now, Command::Fail { reason: text("no connection") }).unwrap();
+            assert!(now.fallen.is_some() && after(&now, plan("a")).is_err());
+            if kind == RollbackKind::Undo {
+                now = after(&now, Command::Undo).and_then(|now| after(&now, Command::RollbackDone)).unwrap();
+                assert!(now.phase == Phase::Undone && now.fallen.is_some() && after(&now, plan("a")).is_err());
+            }
+            now = after(&now, Command::Wipe).and_then(|now| after(&now, Command::RollbackDone)).unwrap();
+            assert_eq!((now.phase, now.overlay.clone()), (Phase::Wiped, None));
+            assert_eq!(
+                now.summary(),
+                "wiped, rolled back by gate disk: 95% of the disk under the work folder is full, the limit is 90%"
+            );
+            let refused = after(&now, plan("a")).unwrap_err().to_string();
+            assert!(refused.contains("gate disk") && refused.contains("`crossfade resume`"), "{refused}");
+            now = after(&now, Command::Resume).unwrap();
+            assert!(now.fallen.is_none() && after(&now, plan("a")).unwrap().phase == Phase::Planned);
+        }
+    }
+    let old: Migration = serde_json::from_str("{\"phase\":\"wiped\",\"overlay\":null,\"epoch\":1,\"spec_hash\":\"\",\"secret_id\":\"\",\"generation\":0,\"pins\":{},\"checkpoints\":{}}").unwrap();
+    assert_eq!((old.fallen, old.baseline), (None, None), "a fold that was kept before gates rolled back");
+}
+
+#[test]
+fn a_baseline_is_taken_once_in_a_life() {
+    let take = |us| Command::TakeBaseline { baseline: crossfade_control::Baseline::Probe(us) };
+    let taken = after(&at(Phase::Planned), take(5)).unwrap();
+    assert_eq!(decide(&taken, take(9)), Ok(Vec::new()));
+    assert_eq!(after(&taken, Command::Expand).unwrap().baseline, Some(crossfade_control::Baseline::Probe(5)));
+    let mut anew = [Command::Expand, Command::Wipe, Command::RollbackDone, plan("b")]
+        .into_iter()
+        .fold(taken, |now, command| after(&now, command).unwrap());
+    assert_eq!(anew.baseline, None);
+    anew = after(&anew, take(9)).unwrap();
+    assert_eq!(anew.baseline, Some(crossfade_control::Baseline::Probe(9)));
 }
 
 #[test]
