@@ -56,11 +56,15 @@ pub(crate) async fn way(source: &mut AnyInspect) -> Result<Way, CliError> {
     if may == 0 {
         return Ok(Way::Probe("the role may not read what pg_stat_statements has of other roles", GRANT));
     }
-    // The view is there without its library, and then cannot be read.
-    match source.query(&format!("SELECT count(*) FROM {schema}.pg_stat_statements WHERE false"), &[], 1 << 10).await {
+    // The view is there without its library, too, and then cannot be read; and before 1.8 its columns had other names.
+    let sql = format!("SELECT total_exec_time FROM {schema}.pg_stat_statements LIMIT 1");
+    match source.query(&sql, &[], ANSWER_BYTES_MAX).await {
         Ok(_) => Ok(Way::Statements(schema)),
         Err(failure) if failure.is_transient() => Err(failure.into()),
-        Err(_) => Ok(Way::Probe("pg_stat_statements cannot be read: its library is not loaded", MAKE)),
+        Err(_) => Ok(Way::Probe(
+            "pg_stat_statements cannot be read: its library is not loaded, or it is older than 1.8",
+            MAKE,
+        )),
     }
 }
 
@@ -74,11 +78,12 @@ fn usual(schema: &str) -> String {
     )
 }
 
-/// The same statements, as they stand now.
+/// The same statements, as they stand now; without their texts, which the server would read from a file.
 fn again(schema: &str, before: &BTreeMap<i64, Count>) -> String {
     let ids: Vec<String> = before.keys().map(i64::to_string).collect();
     format!(
-        "SELECT queryid, sum(calls)::bigint, (sum(total_exec_time) * 1000)::bigint FROM {schema}.pg_stat_statements \
+        "SELECT queryid, sum(calls)::bigint, (sum(total_exec_time) * 1000)::bigint \
+         FROM {schema}.pg_stat_statements(false) \
          WHERE dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
          AND queryid IN ({}) GROUP BY queryid",
         ids.join(", ")

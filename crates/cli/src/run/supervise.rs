@@ -216,11 +216,15 @@ impl Running {
         let measures = self.shared.measures(status);
         let verdicts = evaluate(&self.shared.gates, &measures);
         self.keep_room(&verdicts);
-        let fell = match fall(&verdicts, &measures) {
-            Some(fell) => self.shared.fall_back(&fell).await.then_some(fell),
+        let wanted = fall(&verdicts, &measures);
+        let fell = match &wanted {
+            Some(wanted) => self.shared.fall_back(wanted).await.then(|| wanted.clone()),
             None => None,
         };
-        if let Some((by, reason)) = pause_reason(&verdicts)
+        // Where somebody has not been told yet who has the authority, nothing is taken back.
+        let held = wanted.filter(|_| self.shared.journal.migration().authority.to_route);
+        let pause = pause_reason(&verdicts).or_else(|| held.map(|fall| (fall.by(), fall.verdict.says())));
+        if let Some((by, reason)) = pause
             && fell.is_none()
             && self.shared.valve.reason().is_none()
             && let Err(refused) = self.shared.pause(by, reason).await
