@@ -92,11 +92,11 @@ fn each_wrong_spec_is_refused_with_its_place_and_the_nearest_right_word() {
         (with("[gate]\n"), "spec.toml:9:2: unknown key \"gate\" at the top level; did you mean \"gates\"?"),
         (
             with("[gates]\nlatency = { max = \"1\" }\n"),
-            "spec.toml:10:19: `1` is not by how much something may grow; write it like \"+50%\", at most \"+10000%\"",
+            "spec.toml:10:19: \"max\" in [gates.latency]: `1` is not by how much something may grow; write it like \"+50%\", at most \"+10000%\"",
         ),
         (
             with("[gates]\nlag = { max = \"1s\", then = \"stop\" }\n"),
-            "spec.toml:10:30: `stop` is not \"warn\", \"pause\" or \"rollback\"",
+            "spec.toml:10:28: \"then\" in [gates.lag]: `stop` is not \"warn\", \"pause\" or \"rollback\"",
         ),
         (
             with("[log]\nkind = \"pulsar\"\n"),
