@@ -99,7 +99,7 @@ async fn counts(source: &mut AnyInspect, sql: &str) -> Result<BTreeMap<i64, Coun
             .zip(&answer.columns)
             .filter_map(|(cell, column)| match cell {
                 Cell::Bytes(bytes) => match codec::decode(&column.type_, bytes) {
-                    Ok(Value::Int(number)) => i64::try_from(number).ok(),
+                    Ok(Value::Int(number)) => Some(number),
                     _ => None,
                 },
                 _ => None,
@@ -153,6 +153,7 @@ pub(super) async fn take_baseline(session: &Session) -> Result<(), CliError> {
 pub(super) async fn watch(shared: Arc<Shared>, baseline: Baseline) {
     let mut closed = shared.closed();
     let mut source = None;
+    let mut is_known = true;
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -163,9 +164,14 @@ pub(super) async fn watch(shared: Arc<Shared>, baseline: Baseline) {
                 look(&shared, &mut source, &baseline).await
             } => looked,
         };
-        if let Err(error) = looked {
-            if source.take().is_some() {
-                tracing::warn!("the source's latency is not known now: {error}");
+        match looked {
+            Ok(()) => is_known = true,
+            Err(error) => {
+                source = None;
+                // Said once, not each second.
+                if std::mem::replace(&mut is_known, false) {
+                    tracing::warn!("the source's latency is not known now: {error}");
+                }
             }
         }
     }
