@@ -22,6 +22,7 @@ mod desk;
 mod dual;
 mod example;
 mod failback;
+mod fallen;
 mod heimdall;
 mod in_place;
 #[cfg(feature = "kafka")]

@@ -279,7 +279,8 @@ impl From<Refusal> for CliError {
             Refusal::WrongPhase { .. }
             | Refusal::Stopped { .. }
             | Refusal::SpecChanged { .. }
-            | Refusal::Guarded { .. } => Exit::Refused,
+            | Refusal::Guarded { .. }
+            | Refusal::Fallen { .. } => Exit::Refused,
             Refusal::IdentityChanged { .. } | Refusal::AnotherEpoch { .. } => Exit::Lost,
             Refusal::CheckpointExists { .. }
             | Refusal::NoCheckpoint { .. }

@@ -6,7 +6,7 @@ use crate::{
     error::CliError,
     event_log::AnyLog,
     registry::{self, AnyInspect, AnySink, AnySource},
-    run::{PlanFile, secret_of},
+    run::{LatencyWay, PlanFile, latency_way, secret_of},
     spec::{DualLayout, Existing, SinkSpec, SourceSpec, Spec, WriteRecords, WriteTo},
 };
 use crossfade_connector::{Inspect, Query, Refusal, Target, Verdict};
@@ -204,8 +204,25 @@ pub(crate) async fn preflight(spec: &Spec) -> Result<Preflight, CliError> {
         findings.extend(tables_with_rows(spec, &planned.plan).await?);
     }
     findings.extend(unmet(spec).await?);
+    if spec.gates.latency.is_some() {
+        findings.extend(latency_by_probe(spec).await?);
+    }
     let tables = planned.plan.tables().iter().filter(|table| table.source.is_some()).count();
     Ok(Preflight { tables, findings })
+}
+
+/// Where the gate on latency cannot look at the application's own statements.
+async fn latency_by_probe(spec: &Spec) -> Result<Option<Finding>, CliError> {
+    Ok(match latency_way(&mut source_inspect(spec)?).await? {
+        LatencyWay::Statements(_) => None,
+        LatencyWay::Probe(why, remedy) => Some(Finding {
+            end: "source",
+            object: "the gate latency".to_owned(),
+            problem: format!("{why}: it judges by a question of our own, not by the application's statements"),
+            remedy: remedy.to_owned(),
+            fatal: false,
+        }),
+    })
 }
 
 /// The spec's own requirements that do not hold in the source.

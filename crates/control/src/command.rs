@@ -1,6 +1,8 @@
 //! What may be asked, what may follow, and why not.
 
-use crate::{Approval, CleanPass, Direction, End, Facts, Intent, Judgement, Limits, Phase, RollbackKind};
+use crate::{
+    Approval, Baseline, CleanPass, Direction, End, Facts, Fall, Intent, Judgement, Limits, Phase, RollbackKind,
+};
 use crossfade_event::{Cut, Position};
 use serde::{Deserialize, Serialize};
 
@@ -68,8 +70,20 @@ pub enum Command {
     Undo,
     /// Drop what we made.
     Wipe,
+    /// A gate has fallen that takes the migration back.
+    FallBack {
+        /// How what was written is taken back.
+        kind: RollbackKind,
+        /// Which gate, and what it saw.
+        fall: Fall,
+    },
     /// The rollback has ended.
     RollbackDone,
+    /// This is how fast the source answers before tables are copied.
+    TakeBaseline {
+        /// What was measured.
+        baseline: Baseline,
+    },
     /// Give a place a name.
     NameCheckpoint {
         /// The name.
@@ -198,7 +212,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// The oldest format of the journal that knows it: 2 for everything about a switch.
+    /// The oldest format of the journal that knows it: 2 for everything about a switch, 3 for gates that roll back, and baselines.
     pub fn format(&self) -> u32 {
         match self {
             Self::Verified { .. }
@@ -216,6 +230,7 @@ impl Command {
             | Self::Soak
             | Self::Cleanup
             | Self::CleanupDone => 2,
+            Self::FallBack { .. } | Self::TakeBaseline { .. } => 3,
             _ => 1,
         }
     }
@@ -238,7 +253,9 @@ impl Command {
             Self::Found => "found",
             Self::Undo => "rollback --undo",
             Self::Wipe => "rollback --wipe",
+            Self::FallBack { .. } => "gate's rollback",
             Self::RollbackDone => "rollback done",
+            Self::TakeBaseline { .. } => "take baseline",
             Self::NameCheckpoint { .. } => "checkpoint",
             Self::DropCheckpoint { .. } => "drop checkpoint",
             Self::Pin { .. } => "pin",
@@ -326,6 +343,18 @@ pub enum Decision {
     RollbackBegan {
         /// Which kind.
         kind: RollbackKind,
+    },
+    /// It was a gate's doing.
+    GateFell {
+        /// Which gate, and what it saw.
+        fall: Fall,
+    },
+    /// A person has seen that a gate took the migration back, and lets it begin anew.
+    FallAnswered,
+    /// The source's latency is known.
+    BaselineTaken {
+        /// What it was.
+        baseline: Baseline,
     },
     /// A place has a name.
     CheckpointNamed {
@@ -432,6 +461,16 @@ pub enum Refusal {
     SpecChanged {
         /// `spec` or `secret`.
         what: &'static str,
+    },
+    /// A gate has taken it back, and no person has answered that yet.
+    #[error(
+        "`{command}` is not possible: the migration was {fall}. Mend the cause, then `crossfade resume`, and `crossfade run` begins anew"
+    )]
+    Fallen {
+        /// What was asked.
+        command: &'static str,
+        /// Which gate, and why.
+        fall: String,
     },
     /// Another database answers.
     #[error(

@@ -13,7 +13,7 @@
 
 mod switch;
 
-use crate::{Checkpoint, Command, Decision, Migration, Overlay, Phase, Refusal, RollbackKind};
+use crate::{Checkpoint, Command, Decision, Fall, Migration, Overlay, Phase, Refusal, RollbackKind};
 
 type Decided = Result<Vec<Decision>, Refusal>;
 
@@ -46,7 +46,13 @@ pub fn decide(migration: &Migration, command: Command) -> Decided {
         }),
         Command::Undo => rollback(migration, &command, RollbackKind::Undo),
         Command::Wipe => rollback(migration, &command, RollbackKind::Wipe),
+        Command::FallBack { kind, fall } => fall_back(migration, &command, *kind, fall),
         Command::RollbackDone => rollback_done(migration, &command),
+        // Once: what is measured later is measured under the migration.
+        Command::TakeBaseline { baseline } => Ok(match migration.baseline {
+            None => vec![Decision::BaselineTaken { baseline: baseline.clone() }],
+            Some(_) => Vec::new(),
+        }),
         Command::NameCheckpoint { name, cut, position, at_us } => {
             let checkpoint = Checkpoint { cut: cut.clone(), position: *position, at_us: *at_us };
             name_checkpoint(migration, &command, name, checkpoint)
@@ -71,6 +77,7 @@ pub fn decide(migration: &Migration, command: Command) -> Decided {
 fn plan(migration: &Migration, spec_hash: &str, secret_id: &str) -> Decided {
     let planned = Decision::Planned { spec_hash: spec_hash.to_owned(), secret_id: secret_id.to_owned() };
     match migration.phase {
+        phase if phase.is_back() && migration.fallen.is_some() => Err(fallen(migration, "plan")),
         // An old worker of the life before must not write into the new one.
         Phase::Undone | Phase::Wiped => {
             let epoch = migration.epoch + 1;
@@ -153,9 +160,13 @@ fn pause(migration: &Migration, command: &Command, by: &str, reason: &str) -> De
 
 fn resume(migration: &Migration, command: &Command) -> Decided {
     match &migration.overlay {
-        None => Ok(Vec::new()),
-        Some(Overlay::Paused { .. } | Overlay::Failed { .. }) => Ok(vec![Decision::Resumed]),
         Some(lost @ Overlay::Lost { .. }) => Err(stopped(command, lost)),
+        overlay => {
+            let resumed = overlay.as_ref().map(|_| Decision::Resumed);
+            // What a gate took back begins anew once a person has said so; not while it is still being taken back.
+            let answers = migration.fallen.is_some() && migration.phase.is_back();
+            Ok(resumed.into_iter().chain(answers.then_some(Decision::FallAnswered)).collect())
+        }
     }
 }
 
@@ -206,6 +217,27 @@ fn rollback(migration: &Migration, command: &Command, kind: RollbackKind) -> Dec
         (Phase::RollingBack(under_way), _) if under_way == kind && migration.overlay.is_none() => Ok(Vec::new()),
         _ => Ok(began),
     }
+}
+
+/// A gate takes the migration back. Only what a person's rollback could take back, and never against a person's pause: he
+/// has it in hand. A switch that is under way, or has been, is nothing that a gate ends.
+fn fall_back(migration: &Migration, command: &Command, kind: RollbackKind, fall: &Fall) -> Decided {
+    let is_back = migration.phase.is_back() || matches!(migration.phase, Phase::RollingBack(_));
+    if is_back && migration.fallen.is_some() {
+        return Ok(Vec::new());
+    }
+    if !(migration.phase >= Phase::Expanded && migration.phase <= Phase::Ready) || migration.authority.to_route {
+        return Err(wrong_phase(migration, command, "a gate takes back only what was written before a switch"));
+    }
+    match &migration.overlay {
+        Some(overlay) if !overlay.is_by_gate() => Err(stopped(command, overlay)),
+        _ => Ok(vec![Decision::RollbackBegan { kind }, Decision::GateFell { fall: fall.clone() }]),
+    }
+}
+
+fn fallen(migration: &Migration, command: &'static str) -> Refusal {
+    let fall = migration.fallen.as_ref().map(ToString::to_string).unwrap_or_default();
+    Refusal::Fallen { command, fall }
 }
 
 fn rollback_done(migration: &Migration, command: &Command) -> Decided {

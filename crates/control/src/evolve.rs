@@ -41,6 +41,9 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
             migration.approvals.clear();
             migration.dual_millionths = 0;
         }
+        Decision::BaselineTaken { baseline } => migration.baseline = Some(baseline),
+        Decision::GateFell { fall } => migration.fallen = Some(fall),
+        Decision::FallAnswered => migration.fallen = None,
         Decision::CheckpointNamed { name, checkpoint } => {
             migration.checkpoints.insert(name, checkpoint);
         }

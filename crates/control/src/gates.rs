@@ -1,14 +1,16 @@
 //! Conditions that must hold while a migration runs. Judged from figures and times that are passed in; never a clock.
 
+mod baseline;
 mod judge;
 #[cfg(test)]
 mod tests;
 mod window;
 
-pub use judge::{Measures, Verdict, evaluate, pause_reason};
+pub use baseline::{Baseline, Count, Slowness};
+pub use judge::{Fall, Inputs, Measures, Verdict, evaluate, fall, pause_reason};
 pub use window::{Pace, Sample, Window, Windows};
 
-use crate::{Percent, Span};
+use crate::{Increase, Percent, Span};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use std::time::Duration;
@@ -31,11 +33,43 @@ pub struct Gates {
     /// How much of the machine's memory may be in use, or of the limit that is set for this process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Share>,
+    /// By how much the source may answer slower than before the migration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
 }
 
 impl Gates {
-    /// Gates that later versions will have: refused by name until then.
-    pub const NOT_BUILT: [&str; 1] = ["latency"];
+    /// The gates by which a migration takes itself back.
+    pub fn rolling_back(&self) -> Vec<&'static str> {
+        let thens = [
+            ("error_rate", Some(self.error_rate.then)),
+            ("lag", self.lag.map(|gate| gate.then)),
+            ("throughput", self.throughput.map(|gate| gate.then)),
+            ("disk", self.disk.map(|gate| gate.then)),
+            ("memory", self.memory.map(|gate| gate.then)),
+            ("latency", self.latency.map(|gate| gate.then)),
+        ];
+        thens.into_iter().filter(|(_, then)| *then == Some(Then::Rollback)).map(|(gate, _)| gate).collect()
+    }
+
+    /// The same for the stream back, after a switch: what the new side holds is not ours to take back, so a gate that would
+    /// roll back pauses.
+    #[must_use]
+    pub fn of_way_back(mut self) -> Self {
+        let Self { error_rate, lag, throughput, disk, memory, latency } = &mut self;
+        let thens = [
+            Some(&mut error_rate.then),
+            lag.as_mut().map(|gate| &mut gate.then),
+            throughput.as_mut().map(|gate| &mut gate.then),
+            disk.as_mut().map(|gate| &mut gate.then),
+            memory.as_mut().map(|gate| &mut gate.then),
+            latency.as_mut().map(|gate| &mut gate.then),
+        ];
+        for then in thens.into_iter().flatten().filter(|then| **then == Then::Rollback) {
+            *then = Then::Pause;
+        }
+        self
+    }
 }
 
 /// The gate on quarantined changes.
@@ -86,6 +120,17 @@ impl Throughput {
     }
 }
 
+/// The gate on the source's latency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Latency {
+    /// The highest increase over the baseline that passes.
+    pub max: Increase,
+    /// What happens beyond it.
+    #[serde(default = "Then::warn")]
+    pub then: Then,
+}
+
 /// A gate on how much of something is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +150,9 @@ pub enum Then {
     Warn,
     /// The migration is paused until `resume`.
     Pause,
+    /// The migration takes back what it has written, as `crossfade rollback` does, and begins anew once a person says
+    /// `resume`. After a switch it pauses.
+    Rollback,
 }
 
 impl Then {
@@ -122,8 +170,8 @@ impl<'de> Deserialize<'de> for Then {
         match String::deserialize(deserializer)?.as_str() {
             "warn" => Ok(Self::Warn),
             "pause" => Ok(Self::Pause),
-            "rollback" => Err(D::Error::custom("`rollback` is not built yet for gates; write \"warn\" or \"pause\"")),
-            other => Err(D::Error::custom(format!("`{other}` is not \"warn\" or \"pause\""))),
+            "rollback" => Ok(Self::Rollback),
+            other => Err(D::Error::custom(format!("`{other}` is not \"warn\", \"pause\" or \"rollback\""))),
         }
     }
 }

@@ -21,8 +21,8 @@ pub use command::{Command, Decision, Refusal};
 pub use decide::decide;
 pub use evolve::evolve;
 pub use gates::{
-    ErrorRate, Gates, Lag, Measures, Pace, Sample, Share, Then, Throughput, Verdict, Window, Windows, evaluate,
-    pause_reason,
+    Baseline, Count, ErrorRate, Fall, Gates, Inputs, Lag, Latency, Measures, Pace, Sample, Share, Slowness, Then,
+    Throughput, Verdict, Window, Windows, evaluate, fall, pause_reason,
 };
 pub use guards::guards;
 pub use journal::{By, Journal, JournalError, Record};
@@ -30,4 +30,4 @@ pub use migration::{Checkpoint, End, Migration, Overlay, Phase, RollbackKind};
 pub use switch::{
     Approval, Authority, CleanPass, Direction, Facts, Guarded, Intent, Judgement, Limits, OldestWriter, WayBack,
 };
-pub use units::{ParseUnitError, Percent, Span};
+pub use units::{Increase, ParseUnitError, Percent, Span};

@@ -1,6 +1,6 @@
 //! Where a migration stands: the fold of its journal.
 
-use crate::{Approval, Authority, CleanPass, Intent, Judgement};
+use crate::{Approval, Authority, Baseline, CleanPass, Fall, Intent, Judgement};
 use crossfade_event::{Cut, Position};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
@@ -98,6 +98,11 @@ impl Phase {
         self >= Self::Freezing && self <= Self::Switching
     }
 
+    /// What was written has been taken back, all of it or what could be.
+    pub fn is_back(self) -> bool {
+        matches!(self, Self::Undone | Self::Wiped)
+    }
+
     /// The new side has the authority, and the way back is open.
     pub fn is_over(self) -> bool {
         self == Self::Switched || self == Self::Soaking
@@ -165,6 +170,13 @@ pub enum Overlay {
         /// How to go on without losing anything.
         remedy: String,
     },
+}
+
+impl Overlay {
+    /// A pause that no person has asked for.
+    pub fn is_by_gate(&self) -> bool {
+        matches!(self, Self::Paused { by, .. } if by.starts_with("gate "))
+    }
 }
 
 impl fmt::Display for Overlay {
@@ -248,14 +260,21 @@ pub struct Migration {
     /// The switch under way.
     #[serde(default)]
     pub intent: Option<Intent>,
+    /// The gate that took it back, until a person has answered that: only while it is rolled back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallen: Option<Fall>,
+    /// How fast the source answered before tables were copied, where a gate asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Baseline>,
 }
 
 impl Migration {
     /// Phase and overlay in a few words.
     pub fn summary(&self) -> String {
-        match &self.overlay {
-            Some(overlay) => format!("{}, {overlay}", self.phase),
-            None => self.phase.to_string(),
+        match (&self.overlay, &self.fallen) {
+            (Some(overlay), _) => format!("{}, {overlay}", self.phase),
+            (None, Some(fall)) => format!("{}, {fall}", self.phase),
+            (None, None) => self.phase.to_string(),
         }
     }
 }

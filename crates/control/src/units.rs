@@ -13,7 +13,7 @@ pub struct ParseUnitError {
 }
 
 /// A share between 0 % and 100 %, exact to a millionth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Percent {
     millionths: u32,
 }
@@ -61,6 +61,57 @@ impl FromStr for Percent {
         let rest: u32 = format!("{rest:0<4}").parse().map_err(|_| refuse())?;
         let millionths = whole.checked_mul(10_000).and_then(|whole| whole.checked_add(rest)).ok_or_else(refuse)?;
         if millionths > 1_000_000 { Err(refuse()) } else { Ok(Self { millionths }) }
+    }
+}
+
+/// By how much something has grown, or shrunk: `+50%`. A limit is written with its `+`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Increase {
+    millionths: i64,
+}
+
+/// Beyond a hundredfold the figure says no more.
+const INCREASE_MAX: i64 = 100_000_000;
+
+impl Increase {
+    /// From `before` to `now`, in whatever unit, rounded down to a hundredth of a per cent; `None` where nothing was before.
+    pub fn of(before: u64, now: u64) -> Option<Self> {
+        if before == 0 {
+            return None;
+        }
+        let (before, now) = (i128::from(before), i128::from(now));
+        let steps = ((now - before) * 10_000).div_euclid(before) * 100;
+        Some(Self { millionths: i64::try_from(steps.min(i128::from(INCREASE_MAX))).unwrap_or(INCREASE_MAX) })
+    }
+}
+
+impl fmt::Display for Increase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.millionths < 0 { '-' } else { '+' };
+        let (whole, rest) = (self.millionths.abs() / 10_000, self.millionths.abs() % 10_000);
+        if rest == 0 {
+            return write!(f, "{sign}{whole}%");
+        }
+        write!(f, "{sign}{whole}.{}%", format!("{rest:04}").trim_end_matches('0'))
+    }
+}
+
+impl FromStr for Increase {
+    type Err = ParseUnitError;
+
+    fn from_str(text: &str) -> Result<Self, ParseUnitError> {
+        let wanted = "by how much something may grow; write it like \"+50%\", at most \"+10000%\"";
+        let refuse = || ParseUnitError { text: text.to_owned(), wanted };
+        let number = text.strip_prefix('+').and_then(|text| text.strip_suffix('%')).ok_or_else(refuse)?;
+        let (whole, rest) = number.split_once('.').unwrap_or((number, "0"));
+        let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(whole) || !digits(rest) || rest.len() > 4 {
+            return Err(refuse());
+        }
+        let whole: i64 = whole.parse().map_err(|_| refuse())?;
+        let rest: i64 = format!("{rest:0<4}").parse().map_err(|_| refuse())?;
+        let millionths = whole.checked_mul(10_000).and_then(|whole| whole.checked_add(rest)).ok_or_else(refuse)?;
+        if millionths > INCREASE_MAX { Err(refuse()) } else { Ok(Self { millionths }) }
     }
 }
 
@@ -119,6 +170,7 @@ macro_rules! as_text {
 }
 
 as_text!(Percent, r"^[0-9]{1,3}(\.[0-9]{1,4})?%$", "A share, like \"1%\" or \"0.5%\".");
+as_text!(Increase, r"^\+[0-9]{1,5}(\.[0-9]{1,4})?%$", "By how much something may grow, like \"+50%\".");
 as_text!(Span, r"^[0-9]+(ms|s|m|h|d)$", "A span of time, like \"500ms\", \"30s\", \"5m\", \"2h\" or \"7d\".");
 
 #[cfg(test)]
@@ -155,6 +207,24 @@ mod tests {
         for text in ["30", "s", "1.5s", "-1s", "30 s", "30S", "99999999999999999999s", "1w", "9999999999999999d"] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn growth_is_read_with_its_sign_and_measured_in_both_directions() {
+        for (text, millionths) in [("+50%", 500_000), ("+0%", 0), ("+0.5%", 5_000), ("+10000%", 100_000_000)] {
+            assert_eq!(text.parse(), Ok(Increase { millionths }), "{text}");
+            assert_eq!(Increase { millionths }.to_string(), text);
+        }
+        for text in ["50%", "1", "+", "+%", "-5%", "+10001%", "+1.%", "+.5%", "+1e1%", "++1%", "+99999999999999999999%"]
+        {
+            let refused = text.parse::<Increase>().unwrap_err().to_string();
+            assert!(refused.contains(text) && refused.contains("\"+50%\""), "{refused}");
+        }
+        let of = |before, now| Increase::of(before, now).map(|grown| grown.to_string());
+        assert_eq!(of(200, 300).as_deref(), Some("+50%"));
+        assert_eq!(of(300, 200).as_deref(), Some("-33.34%"));
+        assert_eq!(of(1, u64::MAX).as_deref(), Some("+10000%"));
+        assert_eq!(of(0, 5), None);
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 //! never renamed or taken away while `version` stays.
 
 use crate::{Conservation, Rates, SwitchStatus, TableTotals, Totals, eta_s};
-use crossfade_control::{Migration, Overlay, Verdict};
+use crossfade_control::{Migration, Overlay, Phase, Verdict};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -297,7 +297,7 @@ impl Status {
     /// What the journal and the counters say. The caller adds what only it knows: `source`, `sink`, `log`, `gates`,
     /// `retrying`, and the lag in bytes and milliseconds.
     pub fn new(name: &str, at_us: i64, migration: &Migration, totals: &Totals, rates: Rates) -> Self {
-        let (standing, reason, remedy) = standing(migration.overlay.as_ref());
+        let (standing, reason, remedy) = standing(migration);
         let checkpoint = |(name, place): (&String, &crossfade_control::Checkpoint)| CheckpointStatus {
             name: name.clone(),
             cut: place.cut.to_string(),
@@ -363,8 +363,22 @@ impl Status {
     }
 }
 
-fn standing(overlay: Option<&Overlay>) -> (Standing, Option<String>, Option<String>) {
-    match overlay {
+fn standing(migration: &Migration) -> (Standing, Option<String>, Option<String>) {
+    if let Some(fall) = &migration.fallen {
+        let remedy = match migration.phase {
+            Phase::Undone => {
+                "rows that somebody else changed since were left alone, if `crossfade run` says so: mend them, or `crossfade rollback --wipe`; then `crossfade resume`, and `crossfade run` begins anew"
+            }
+            Phase::Wiped => "mend the cause, then `crossfade resume`; `crossfade run` begins anew",
+            _ => "`crossfade run` completes the rollback",
+        };
+        let (standing, reason) = match &migration.overlay {
+            Some(failed @ Overlay::Failed { .. }) => (Standing::Failed, format!("{fall}; {failed}")),
+            _ => (Standing::Stopped, fall.to_string()),
+        };
+        return (standing, Some(reason), Some(remedy.to_owned()));
+    }
+    match &migration.overlay {
         None => (Standing::Stopped, None, None),
         Some(paused @ Overlay::Paused { .. }) => {
             (Standing::Paused, Some(paused.to_string()), Some("`crossfade resume` goes on".to_owned()))

@@ -93,6 +93,12 @@ impl PostgresSink {
     }
 }
 
+/// Our records, and our schema, unless somebody has something in it.
+const DROP_RECORDS: &str = "DO $$ BEGIN \
+     DROP TABLE crossfade.positions, crossfade.quarantine, crossfade.undo, crossfade.objects, crossfade.shapes, \
+         crossfade.format; \
+     BEGIN DROP SCHEMA crossfade; EXCEPTION WHEN OTHERS THEN RAISE DEBUG 'the schema crossfade stays'; END; END $$";
+
 pub(super) async fn lock(link: &mut Link, migration: &str) -> Result<(), Failure> {
     if link.open {
         link.execute("rolling back what was left open", "ROLLBACK").await?;
@@ -395,12 +401,11 @@ pub(super) async fn forget(link: &mut Link, migration: &str, report: &mut UndoRe
     let others = link.query(doing, sql, &[]).await?;
     if others.first().is_some_and(|row| !row.get::<_, bool>(0)) {
         link.forget();
-        let sql = "DROP TABLE crossfade.positions, crossfade.quarantine, crossfade.undo, crossfade.objects, \
-                   crossfade.shapes, crossfade.format";
-        link.execute(doing, sql).await?;
-        match link.session.batch_execute("DROP SCHEMA crossfade").await {
-            Ok(()) => report.dropped.push("schema crossfade".to_owned()),
-            Err(error) => tracing::debug!(%error, "the schema crossfade stays"),
+        // In one transaction: who dies between the two would leave a schema that nobody knows to be ours.
+        link.execute(doing, DROP_RECORDS).await?;
+        let gone = link.query(doing, "SELECT to_regnamespace('crossfade') IS NULL", &[]).await?;
+        if gone.first().is_some_and(|row| row.get::<_, bool>(0)) {
+            report.dropped.push("schema crossfade".to_owned());
         }
     }
     Ok(())

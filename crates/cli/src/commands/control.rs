@@ -232,7 +232,15 @@ pub(crate) async fn resume(spec: &Spec, add: bool) -> Result<(), CliError> {
     }
     let owned = folder::taken(spec)?;
     let journal = folder::journal(&owned)?;
+    let before = journal.migration();
     journal.command(Command::Resume, &by).await?;
+    if before.fallen.is_some() && before.phase.is_back() {
+        return output::line(format!(
+            "{} begins anew with the next `crossfade run {}`",
+            spec.name,
+            spec.file.display()
+        ));
+    }
     if add {
         journal.command(Command::AddTables, &by).await?;
         output::line("new tables that match the spec are taken in by the next run")?;

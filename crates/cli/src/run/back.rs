@@ -190,6 +190,7 @@ pub(super) fn switched(spec: &Spec) -> Result<Option<Migration>, CliError> {
 
 /// Keeps the old side exact, until it is stopped or a failback ends it.
 pub(super) async fn run(spec: &Spec, migration: &Migration, args: &RunArgs) -> Result<(), CliError> {
+    super::fallen::warn_after_switch(spec);
     let back = opened(spec, migration.epoch, args.quiet).await?;
     let ended = run_session(Session::open(&back).await?, args).await;
     super::tidy(spec).await;

@@ -3,7 +3,7 @@
 use super::{
     adding::{Added, Asker},
     ends::SinkJob,
-    resources,
+    fallen, resources,
     session::Session,
     supervise::barrier,
     switch::Wanted,
@@ -18,7 +18,9 @@ use crate::{
     spec::{Part, Spec},
 };
 use crossfade_connector::{Progress, QuarantineFilter, Stage};
-use crossfade_control::{By, Command, Direction, Journal, JournalError, Measures, Pace, Sample, Verdict, Windows};
+use crossfade_control::{
+    By, Command, Direction, Fall, Gates, Journal, JournalError, Measures, Pace, Sample, Slowness, Verdict, Windows,
+};
 use crossfade_event::{Cut, Partition, Position, TableName};
 use crossfade_log::{EventLog, embedded::Embedded};
 use crossfade_observe::{
@@ -51,6 +53,8 @@ pub(super) struct Shared {
     /// Where others may deliver as well.
     together: Option<Arc<Together>>,
     meters: Mutex<Meters>,
+    /// The gates as they are judged here.
+    pub(super) gates: Gates,
     verdicts: Mutex<Vec<Verdict>>,
     begun: Instant,
     stop: mpsc::Sender<()>,
@@ -64,6 +68,7 @@ struct Meters {
     rates: Meter,
     window: Windows,
     pace: Pace,
+    slowness: Slowness,
 }
 
 impl Meters {
@@ -71,6 +76,7 @@ impl Meters {
     fn forget_what_paused(&mut self) {
         self.window.clear();
         self.pace.clear();
+        self.slowness.clear();
     }
 }
 
@@ -113,6 +119,7 @@ impl Shared {
             switches,
             together,
             meters: Mutex::default(),
+            gates: fallen::gates_of(&session.spec),
             verdicts: Mutex::default(),
             begun: Instant::now(),
             stop,
@@ -147,7 +154,8 @@ impl Shared {
     pub(super) fn measures(&self, status: &Status) -> Measures {
         let sample = Sample { applied: status.conservation.applied, quarantined: status.conservation.quarantined };
         let runs = self.valve.reason().is_none();
-        let gates = &self.spec.gates;
+        let gates = &self.gates;
+        let baseline = gates.latency.and_then(|_| self.journal.migration().baseline);
         let at = self.begun.elapsed();
         let mut meters = held(&self.meters);
         let copied = self.rows_of_a_copy().filter(|_| runs);
@@ -157,7 +165,13 @@ impl Shared {
             rows_per_s: gates.throughput.and_then(|gate| meters.pace.push(at, copied, gate.over.0)),
             disk: gates.disk.and_then(|_| resources::disk_used(&self.spec.base())),
             memory: gates.memory.and_then(|_| resources::memory_used()),
+            slower: baseline.and_then(|baseline| meters.slowness.over(&baseline)),
         }
+    }
+
+    /// Notes how fast the source answers.
+    pub(super) fn slowness(&self, note: impl FnOnce(&mut Slowness, Duration)) {
+        note(&mut held(&self.meters).slowness, self.begun.elapsed());
     }
 
     /// How many rows of copies are in the sink, while some are still to come.
@@ -271,6 +285,28 @@ impl Shared {
             self.valve.open();
         }
         paused
+    }
+
+    /// Has the journal begin the rollback that a gate wants, and nothing applied from here on. False where that cannot be: a
+    /// person holds the migration, or a rollback would end what only a switch may.
+    pub(super) async fn fall_back(&self, fall: &Fall) -> bool {
+        let migration = self.journal.migration();
+        if migration.overlay.as_ref().is_some_and(|overlay| !overlay.is_by_gate()) || migration.authority.to_route {
+            return false;
+        }
+        let was_open = self.valve.reason().is_none();
+        self.valve.close(fall.to_string());
+        let command = Command::FallBack { kind: fallen::kind_of(&self.spec), fall: fall.clone() };
+        match self.command(&fall.by(), command).await {
+            Ok(()) => true,
+            Err(refused) => {
+                tracing::warn!("a gate could not roll back: {}", refused.error);
+                if was_open {
+                    self.valve.open();
+                }
+                false
+            }
+        }
     }
 
     /// Asks the run to end in order.

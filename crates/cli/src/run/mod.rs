@@ -13,9 +13,11 @@ mod clean;
 mod control;
 mod dry;
 mod ends;
+mod fallen;
 mod follower;
 mod growth;
 mod keep;
+mod latency;
 mod place;
 mod plan_file;
 mod queries;
@@ -45,6 +47,7 @@ pub(crate) use clean::cleanup;
 pub(crate) use dry::dry_run;
 pub(crate) use ends::{discard, retry};
 pub(crate) use keep::whole;
+pub(crate) use latency::{Way as LatencyWay, way as latency_way};
 pub(crate) use plan_file::{PlanFile, secret_of};
 pub(crate) use replay::replay;
 pub(crate) use retired::tidy;
@@ -73,6 +76,7 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
         return Err(CliError::not_built("--listen"));
     }
     if args.role == Role::Transform {
+        fallen::refuse_by_roles(spec)?;
         return workers::work(spec, args).await;
     }
     let part = part_of(args)?;
@@ -80,9 +84,16 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
         return dry_run(spec, args.limit).await;
     }
     let spec = &spec.as_part(part);
+    if part.is_some() {
+        fallen::refuse_by_roles(spec)?;
+    }
     // A switch that was cut off is settled first, by the word of its row.
     if part.is_none() && spec.switch.is_some() && crate::commands::folder::existing(spec).is_ok() {
         session::settled(spec).await?;
+    }
+    // What a gate has taken back, or was about to, is nobody's to go on with.
+    if part.is_none() && fallen::has_fallen(spec)? {
+        return fallen::carry_on(spec).await;
     }
     if let Some(migration) = back::switched(spec)? {
         return back::run(spec, &migration, args).await;
@@ -98,7 +109,12 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
         }
         _ => Session::open(spec).await?,
     };
-    run_session(session, args).await
+    match run_session(session, args).await {
+        Err(error) if error.exit == Exit::Refused && part.is_none() && fallen::has_fallen(spec)? => {
+            fallen::carry_on(spec).await
+        }
+        ended => ended,
+    }
 }
 
 /// Runs what was opened, and puts into its journal how it ended.

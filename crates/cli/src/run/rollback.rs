@@ -12,7 +12,8 @@ use crate::{
     wiring,
 };
 use crossfade_connector::{Rollback, Sink, UndoReport};
-use crossfade_control::{Command, Phase, RollbackKind};
+use crossfade_control::{By, Command, Journal, Phase, RollbackKind};
+use crossfade_log::embedded::Embedded;
 use crossfade_pipeline::Routes;
 use crossfade_state::WorkFolder;
 use std::io::{IsTerminal, Write};
@@ -20,45 +21,75 @@ use std::io::{IsTerminal, Write};
 /// Rolls back.
 pub(crate) async fn rollback(spec: &Spec, args: &RollbackArgs) -> Result<(), CliError> {
     roles::needs_deliver(spec, "rollback")?;
-    let owned = folder::taken(spec)?;
-    // Ingest must not write meanwhile either.
-    let others = roles::take_others(spec)?;
+    let held = Held::of(spec)?;
     if args.wipe && !args.yes {
         confirm(spec)?;
     }
-    let (journal, by) = (folder::journal(&owned)?, folder::by_hand());
-    let Some(plan) = PlanFile::read(&spec.base())? else {
-        if journal.migration().phase == Phase::RollingBack(RollbackKind::Wipe) {
-            // Everything was dropped, the plan as the last of it; what was left to do is to say so.
-            forget(spec, &owned, &others).await?;
-            journal.command(Command::RollbackDone, &by).await?;
-            return say(&UndoReport::default(), args);
-        }
-        return output::line(format!("the migration {} has made nothing yet", spec.name));
-    };
-    plan.check(spec)?;
-    journal.command(if args.wipe { Command::Wipe } else { Command::Undo }, &by).await?;
-    // The note of a way back that nobody will go.
-    back::forget(spec)?;
-    // Every worker of before is refused from here on.
-    roles::outlast(spec, &journal, &by).await?;
-    let routes = routes(spec, &plan, secret_of(&spec.base())?, journal.migration().epoch)?;
-    let mut sink = wiring::sink(spec)?;
-    let report = if args.wipe {
-        retired::forget(spec).await?;
-        super::switch::forget(spec).await?;
-        let report = sink.wipe(routes.target()).await?;
-        wiring::release_source(spec, owned.dir()).await?;
-        report
-    } else {
-        let routes = as_followed(spec, routes, &mut sink).await?;
-        sink.undo(routes.target()).await?
-    };
-    if args.wipe {
-        forget(spec, &owned, &others).await?;
+    let kind = if args.wipe { RollbackKind::Wipe } else { RollbackKind::Undo };
+    match held.take_back(spec, kind, &folder::by_hand()).await? {
+        Some(report) => say(&report, args),
+        None => output::line(format!("the migration {} has made nothing yet", spec.name)),
     }
-    journal.command(Command::RollbackDone, &by).await?;
-    say(&report, args)
+}
+
+/// All of a migration that is on this machine, held by this process: nobody may write meanwhile, ingest neither.
+pub(super) struct Held {
+    owned: WorkFolder,
+    others: Vec<WorkFolder>,
+    pub(super) journal: Journal<Embedded>,
+}
+
+impl Held {
+    /// Takes the folders and opens the journal.
+    pub(super) fn of(spec: &Spec) -> Result<Self, CliError> {
+        let owned = folder::taken(spec)?;
+        let others = roles::take_others(spec)?;
+        let journal = folder::journal(&owned)?;
+        Ok(Self { owned, others, journal })
+    }
+
+    /// Takes back what was written, from the journal's word that it begins to its word that it is done. `None` where nothing
+    /// was made yet. Killed anywhere between, it is done by being asked again.
+    pub(super) async fn take_back(
+        &self,
+        spec: &Spec,
+        kind: RollbackKind,
+        by: &By,
+    ) -> Result<Option<UndoReport>, CliError> {
+        let (journal, is_wipe) = (&self.journal, kind == RollbackKind::Wipe);
+        let Some(plan) = PlanFile::read(&spec.base())? else {
+            if journal.migration().phase == Phase::RollingBack(RollbackKind::Wipe) {
+                // Everything was dropped, the plan as the last of it; what was left to do is to say so.
+                forget(spec, &self.owned, &self.others).await?;
+                journal.command(Command::RollbackDone, by).await?;
+                return Ok(Some(UndoReport::default()));
+            }
+            return Ok(None);
+        };
+        plan.check(spec)?;
+        journal.command(if is_wipe { Command::Wipe } else { Command::Undo }, by).await?;
+        // The note of a way back that nobody will go.
+        back::forget(spec)?;
+        // Every worker of before is refused from here on.
+        roles::outlast(spec, journal, by).await?;
+        let routes = routes(spec, &plan, secret_of(&spec.base())?, journal.migration().epoch)?;
+        let mut sink = wiring::sink(spec)?;
+        let report = if is_wipe {
+            retired::forget(spec).await?;
+            super::switch::forget(spec).await?;
+            let report = sink.wipe(routes.target()).await?;
+            wiring::release_source(spec, self.owned.dir()).await?;
+            report
+        } else {
+            let routes = as_followed(spec, routes, &mut sink).await?;
+            sink.undo(routes.target()).await?
+        };
+        if is_wipe {
+            forget(spec, &self.owned, &self.others).await?;
+        }
+        journal.command(Command::RollbackDone, by).await?;
+        Ok(Some(report))
+    }
 }
 
 /// The target's tables as they are now: the sink has followed the source's changes of shape.

@@ -140,6 +140,13 @@ async fn planned(spec: &Spec) -> Result<(PlanFile, Vec<u8>), CliError> {
 /// A rollback that was begun must be finished before anything else.
 fn refuse_half_done(journal: &Journal<Embedded>) -> Result<(), CliError> {
     let migration = journal.migration();
+    if let Some(fall) = &migration.fallen {
+        let hint = match migration.phase {
+            Phase::RollingBack(_) => "`crossfade run` completes that",
+            _ => "mend the cause, then `crossfade resume`; `crossfade run` begins anew",
+        };
+        return Err(CliError::refused(format!("the migration was {fall}")).hint(hint));
+    }
     if let Phase::RollingBack(_) = migration.phase {
         return Err(CliError::refused(format!(
             "the migration is {}: a rollback was begun and not finished",

@@ -4,7 +4,9 @@ use super::{
     adding::{Adder, Adding},
     control::{Answers, Asking, Shared},
     ends::deliver_with_jobs,
+    fallen,
     keep::Keeper,
+    latency,
     session::Session,
     switch::{Switching, install},
     together::{Together, share},
@@ -13,7 +15,7 @@ use super::{
 };
 use crate::{commands::folder::DELIVER, error::CliError, spec::Part, wiring};
 use crossfade_connector::{Inspect, Sink, Stage};
-use crossfade_control::{Command, Overlay, Verdict, evaluate, pause_reason};
+use crossfade_control::{Command, Fall, Overlay, Verdict, evaluate, fall, pause_reason};
 use crossfade_event::{Event, TableName};
 use crossfade_log::{EventLog, Lane, LogReader};
 use crossfade_observe::{StatusFile, Terminal, TerminalMode, socket::ControlSocket};
@@ -51,6 +53,7 @@ pub(super) struct Running {
 impl Running {
     /// Starts both loops, or the one that is this process's part, and everything beside them.
     pub(super) async fn start(session: Session, quiet: bool, limit: Option<u64>) -> Result<Self, CliError> {
+        latency::take_baseline(&session).await?;
         let (stopper, stop) = stop_channel();
         let part = session.spec.part;
         let (watcher, facts) = Watcher::new(session.log.clone(), part);
@@ -105,6 +108,9 @@ impl Running {
         helpers.spawn(write_journal(shared.clone(), facts));
         helpers.spawn(keeper.clone().run(stop.clone()));
         helpers.spawn(Switching::new(shared.clone(), switch_asked).run());
+        if let Some(baseline) = session.journal.migration().baseline.filter(|_| shared.gates.latency.is_some()) {
+            helpers.spawn(latency::watch(shared.clone(), baseline));
+        }
         if shared.spec.switch.is_some() && part.is_none() && shared.spec.reverse.is_none() {
             helpers.spawn(install(shared.clone()));
         }
@@ -177,7 +183,10 @@ impl Running {
                 }
                 _ = tick.tick() => {
                     let status = self.shared.status_now();
-                    self.judge(&status).await;
+                    if let Some(fall) = self.judge(&status).await {
+                        outcome = outcome.and(Err(fallen::begun(&self.session.spec, &fall)));
+                        self.stopper.stop();
+                    }
                     tell_the_others(&self.session, &status);
                     if let Err(error) = file.write_if_due(begun.elapsed(), &status) {
                         tracing::warn!("the status file could not be written: {error}");
@@ -194,16 +203,29 @@ impl Running {
         outcome
     }
 
-    /// Gates: warns, or pauses.
-    async fn judge(&self, status: &crossfade_observe::Status) {
+    /// Gates: warns, pauses, or has the journal begin a rollback; then returns by which.
+    async fn judge(&self, status: &crossfade_observe::Status) -> Option<Fall> {
         if self.session.spec.part == Some(Part::Ingest) || !self.shared.leads() {
             // They judge what is applied, and whoever leads can pause it.
-            return;
+            return None;
+        }
+        if self.shared.journal.migration().phase.is_switching() {
+            // The guards have asked them; a freeze ends by itself, and then they are asked again.
+            return None;
         }
         let measures = self.shared.measures(status);
-        let verdicts = evaluate(&self.session.spec.gates, &measures);
+        let verdicts = evaluate(&self.shared.gates, &measures);
         self.keep_room(&verdicts);
-        if let Some((by, reason)) = pause_reason(&verdicts)
+        let wanted = fall(&verdicts, &measures);
+        let fell = match &wanted {
+            Some(wanted) => self.shared.fall_back(wanted).await.then(|| wanted.clone()),
+            None => None,
+        };
+        // Where somebody has not been told yet who has the authority, nothing is taken back.
+        let held = wanted.filter(|_| self.shared.journal.migration().authority.to_route);
+        let pause = pause_reason(&verdicts).or_else(|| held.map(|fall| (fall.by(), fall.verdict.says())));
+        if let Some((by, reason)) = pause
+            && fell.is_none()
             && self.shared.valve.reason().is_none()
             && let Err(refused) = self.shared.pause(by, reason).await
         {
@@ -212,14 +234,19 @@ impl Running {
         for verdict in self.shared.set_verdicts(verdicts) {
             tracing::warn!(gate = %verdict.gate, "a gate does not hold any more: {}", verdict.says());
         }
+        fell
     }
 
     /// A full disk is not helped by holding deliver alone: what is read goes into the log. Reading goes on by itself once
-    /// there is room.
+    /// there is room. A slow source is not helped either, for it is reading that it is slow by: until `resume`.
     fn keep_room(&self, verdicts: &[Verdict]) {
-        let full = verdicts.iter().find(|verdict| verdict.gate == "disk" && verdict.pauses());
-        match (full, self.room.reason()) {
-            (Some(full), None) => self.room.close(full.says()),
+        let full = verdicts.iter().find(|verdict| verdict.gate == "disk" && verdict.pauses()).map(Verdict::says);
+        let slow = match self.shared.journal.migration().overlay {
+            Some(Overlay::Paused { by, reason }) if by == "gate latency" => Some(reason),
+            _ => None,
+        };
+        match (full.or(slow), self.room.reason()) {
+            (Some(why), None) => self.room.close(why),
             (None, Some(_)) => self.room.open(),
             _ => {}
         }

@@ -146,12 +146,13 @@ impl Spec {
         let mut source = read_source(&mut document)?;
         let mut log = read_log(&mut document)?;
         let mut sink = read_sink(&mut document)?;
-        let gates = optional(&mut document, "gates")?.unwrap_or_default();
+        let gates: Gates = optional(&mut document, "gates")?.unwrap_or_default();
         let switch = optional(&mut document, "switch")?;
         let require: Vec<Requirement> = optional(&mut document, "require")?.unwrap_or_default();
         let views = optional(&mut document, "views")?;
         let transforms = rules::read_transforms(&mut document)?;
         rules::check(&document, &source, &sink, &transforms)?;
+        rules::check_gates(&document, &source, &sink, &gates)?;
         rules::check_secret(&document, secret.as_ref())?;
         rules::check_log(&document, &log, &sink, &transforms)?;
         switch::check(&document, switch.as_ref(), &source, &sink)?;

@@ -12,7 +12,7 @@ use crossfade_control::Gates;
 use crossfade_transform::{Rules, Step, WriteKind};
 
 /// What the design has and this build has not: where it would stand, as which word, and what it would be.
-const UNBUILT: [(&[&str], &str); 14] = [
+const UNBUILT: [(&[&str], &str); 9] = [
     (&["source", "kind"], "kafka"),
     (&["source", "kind"], "cassandra"),
     (&["source", "kind"], "mongodb"),
@@ -22,11 +22,6 @@ const UNBUILT: [(&[&str], &str); 14] = [
     (&["log", "format"], "debezium-json"),
     (&["sink", "write"], "dual-records"),
     (&["source", "snapshot", "through"], "sink"),
-    (&["gates", "error_rate", "then"], "rollback"),
-    (&["gates", "lag", "then"], "rollback"),
-    (&["gates", "throughput", "then"], "rollback"),
-    (&["gates", "disk", "then"], "rollback"),
-    (&["gates", "memory", "then"], "rollback"),
 ];
 
 /// Refuses by name what is not built yet.
@@ -40,15 +35,29 @@ pub(super) fn refuse_unbuilt(document: &Document<'_>) -> Result<(), SpecError> {
             return Err(document.error(span, format!("{key} = {value:?} in [{section}] is not built yet")));
         }
     }
-    for gate in Gates::NOT_BUILT {
-        if let Some(span) = document.key_span(&["gates", gate]) {
-            return Err(document.error(
-                span,
-                format!("the gate {gate:?} is not built yet; error_rate, lag, throughput, disk and memory are"),
-            ));
-        }
-    }
     Ok(())
+}
+
+/// What was written to a topic has been read: no gate takes that back. And how fast a source answers only a server knows.
+pub(super) fn check_gates(
+    document: &Document<'_>,
+    source: &SourceSpec,
+    sink: &SinkSpec,
+    gates: &Gates,
+) -> Result<(), SpecError> {
+    if gates.latency.is_some() && !matches!(source, SourceSpec::Postgres(_)) {
+        let span = document.span_of(&["gates", "latency"]);
+        return Err(document.error(span, "the gate \"latency\" is built for sources of kind = \"postgres\" only"));
+    }
+    match (sink, gates.rolling_back().first()) {
+        (SinkSpec::Kafka(_), Some(gate)) => Err(document
+            .error(
+                document.span_of(&["gates", gate, "then"]),
+                format!("then = \"rollback\" in [gates.{gate}] is not built for topics: what was written to one has been read"),
+            )
+            .advise("write \"pause\"; `crossfade rollback --wipe` deletes the topics")),
+        _ => Ok(()),
+    }
 }
 
 /// Reads `[keys.*]`, `[rekey]` and `[[table]]`.

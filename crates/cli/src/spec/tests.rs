@@ -92,7 +92,11 @@ fn each_wrong_spec_is_refused_with_its_place_and_the_nearest_right_word() {
         (with("[gate]\n"), "spec.toml:9:2: unknown key \"gate\" at the top level; did you mean \"gates\"?"),
         (
             with("[gates]\nlatency = { max = \"1\" }\n"),
-            "spec.toml:10:1: the gate \"latency\" is not built yet; error_rate, lag, throughput, disk and memory are",
+            "spec.toml:10:19: \"max\" in [gates.latency]: `1` is not by how much something may grow; write it like \"+50%\", at most \"+10000%\"",
+        ),
+        (
+            with("[gates]\nlag = { max = \"1s\", then = \"stop\" }\n"),
+            "spec.toml:10:28: \"then\" in [gates.lag]: `stop` is not \"warn\", \"pause\" or \"rollback\"",
         ),
         (
             with("[log]\nkind = \"pulsar\"\n"),
@@ -368,4 +372,18 @@ fn the_published_schema_is_current() {
     }
     let kept = std::fs::read_to_string(&file).unwrap_or_default();
     assert!(kept == made, "spec.schema.json is stale: run `CROSSFADE_UPDATE=1 cargo test -p crossfade-cli schema`");
+}
+
+#[test]
+fn what_a_gate_cannot_do_is_refused_by_name_and_at_its_place() {
+    let topics = "[sink]\nkind = \"kafka\"\nbrokers = \"b:9092\"\ntopic_prefix = \"shop\"\n";
+    let rolls_back = "[gates]\nlag = { max = \"1s\", then = \"rollback\" }\n";
+    let said = refusal(&format!("{HEAD}{SOURCE}{topics}{rolls_back}"));
+    assert!(said.contains("then = \"rollback\" in [gates.lag] is not built for topics"), "{said}");
+    assert_eq!(parse(&format!("{HEAD}{SOURCE}{SINK}{rolls_back}")).unwrap().gates.rolling_back(), ["lag"]);
+    let latency = "[gates]\nlatency = { max = \"+50%\", then = \"rollback\" }\n";
+    let said = refusal(&format!("{HEAD}{SOURCE}{SINK}{latency}"));
+    assert!(said.contains("the gate \"latency\" is built for sources of kind = \"postgres\" only"), "{said}");
+    let source = "[source]\nkind = \"postgres\"\nurl = \"${SOURCE_URL}\"\ntables = [\"public.*\"]\n";
+    assert_eq!(parse(&format!("{HEAD}{source}{SINK}{latency}")).unwrap().gates.rolling_back(), ["latency"]);
 }

@@ -1,9 +1,9 @@
 //! What the gates say of what was measured.
 
-use super::{ErrorRate, Gates, Lag, Share, Then, Throughput, Window};
-use crate::{Percent, Span};
+use super::{ErrorRate, Gates, Lag, Latency, Share, Then, Throughput, Window};
+use crate::{Increase, Percent, Span};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// Fewer changes than this in a window say nothing about a rate.
 const SAMPLE_MIN: u64 = 1_000;
@@ -21,10 +21,68 @@ pub struct Measures {
     pub disk: Option<Percent>,
     /// How much of the machine's memory (or of the limit set for this process) is in use.
     pub memory: Option<Percent>,
+    /// By how much the source has been slower over the last minute than its baseline; `None` until enough was seen.
+    pub slower: Option<Increase>,
+}
+
+/// The figures behind a verdict, as the journal keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Inputs {
+    /// Changes of the last minute that went into the sink.
+    pub applied: u64,
+    /// Changes of the last minute that went into quarantine.
+    pub quarantined: u64,
+    /// How far the sink was behind.
+    pub lag_ms: Option<u64>,
+    /// Rows of copies a second into the sink.
+    pub rows_per_s: Option<u64>,
+    /// How full the disk was.
+    pub disk: Option<Percent>,
+    /// How much of the memory was in use.
+    pub memory: Option<Percent>,
+    /// By how much the source was slower than its baseline.
+    pub slower: Option<Increase>,
+}
+
+impl From<&Measures> for Inputs {
+    fn from(measures: &Measures) -> Self {
+        Self {
+            applied: measures.window.applied,
+            quarantined: measures.window.quarantined,
+            lag_ms: measures.lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
+            rows_per_s: measures.rows_per_s,
+            disk: measures.disk,
+            memory: measures.memory,
+            slower: measures.slower,
+        }
+    }
+}
+
+/// A gate that fell, and by which the migration takes itself back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Fall {
+    /// What the gate said.
+    pub verdict: Verdict,
+    /// What it was judged by.
+    pub inputs: Inputs,
+}
+
+impl Fall {
+    /// Who did it, for the journal: `gate error_rate`.
+    pub fn by(&self) -> String {
+        format!("gate {}", self.verdict.gate)
+    }
+}
+
+impl fmt::Display for Fall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rolled back by {}: {}", self.by(), self.verdict.says())
+    }
 }
 
 /// What a gate says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Verdict {
     /// Its name in the spec.
     pub gate: String,
@@ -34,7 +92,7 @@ pub struct Verdict {
     pub measured: String,
     /// Its limit.
     pub max: String,
-    /// What happens beyond it: `warn` or `pause`.
+    /// What happens beyond it: `warn`, `pause` or `rollback`.
     pub then: String,
 }
 
@@ -43,6 +101,7 @@ impl Verdict {
         let then = match then {
             Then::Warn => "warn",
             Then::Pause => "pause",
+            Then::Rollback => "rollback",
         };
         Self { gate: gate.to_owned(), holds, measured, max, then: then.to_owned() }
     }
@@ -57,6 +116,11 @@ impl Verdict {
         !self.holds && self.then == "pause"
     }
 
+    /// Whether the migration must take back what it has written.
+    pub fn rolls_back(&self) -> bool {
+        !self.holds && self.then == "rollback"
+    }
+
     /// What is wrong, as a sentence that names the limit.
     pub fn says(&self) -> String {
         let what = match self.gate.as_str() {
@@ -64,6 +128,7 @@ impl Verdict {
             "throughput" => " into the sink, the floor is",
             "disk" => " of the disk under the work folder is full, the limit is",
             "memory" => " of the memory is in use, the limit is",
+            "latency" => " is what the source takes over its latency before the migration, the limit is",
             _ => " behind the source, the limit is",
         };
         format!("{}{what} {}", self.measured, self.max)
@@ -91,6 +156,11 @@ pub fn evaluate(gates: &Gates, measures: &Measures) -> Vec<Verdict> {
     }
     verdicts.extend(gates.disk.map(|gate| Verdict::of_share("disk", measures.disk, gate)));
     verdicts.extend(gates.memory.map(|gate| Verdict::of_share("memory", measures.memory, gate)));
+    if let Some(Latency { max, then }) = gates.latency {
+        let holds = measures.slower.is_none_or(|slower| slower <= max);
+        let shown = measures.slower.map_or("-".to_owned(), |slower| slower.to_string());
+        verdicts.push(Verdict::of("latency", holds, shown, max.to_string(), then));
+    }
     verdicts
 }
 
@@ -98,4 +168,10 @@ pub fn evaluate(gates: &Gates, measures: &Measures) -> Vec<Verdict> {
 pub fn pause_reason(verdicts: &[Verdict]) -> Option<(String, String)> {
     let first = verdicts.iter().find(|verdict| verdict.pauses())?;
     Some((format!("gate {}", first.gate), first.says()))
+}
+
+/// The gate by which the migration takes itself back, for [`crate::Command::FallBack`]; `None` when none says so.
+pub fn fall(verdicts: &[Verdict], measures: &Measures) -> Option<Fall> {
+    let first = verdicts.iter().find(|verdict| verdict.rolls_back())?;
+    Some(Fall { verdict: first.clone(), inputs: measures.into() })
 }

@@ -50,12 +50,10 @@ fn a_pause_says_who_and_why() {
 #[test]
 fn what_is_not_built_or_misspelt_is_refused_by_name() {
     for (spec, word) in [
-        ("latency = { max = \"10%\" }", "latency"),
+        ("latency = { max = \"10%\" }", "\"+50%\""),
         ("disk = { max = \"90\" }", "90"),
-        ("memory = { max = \"90%\", then = \"rollback\" }", "`rollback` is not built yet"),
         ("throughput = { max = 1 }", "max"),
         ("throughput = { for = \"5m\" }", "min"),
-        ("error_rate = { max = \"1%\", then = \"rollback\" }", "`rollback` is not built yet"),
         ("error_rate = { max = \"1%\", then = \"stop\" }", "stop"),
         ("error_rate = { max = \"one\" }", "one"),
         ("error_rate = { max = \"1%\", over = \"5m\" }", "over"),
@@ -121,4 +119,48 @@ fn a_window_is_the_last_minute_and_a_restart_begins_anew() {
     assert_eq!(windows.push(at(401), sample(5, 0)), Window::default());
     windows.clear();
     assert_eq!(windows.push(at(402), sample(50, 40)), Window::default());
+}
+
+#[test]
+fn a_gate_that_rolls_back_says_what_it_saw_and_on_the_way_back_it_pauses() {
+    let gates: Gates = toml::from_str(
+        "error_rate = { max = \"2%\", then = \"rollback\" }\ndisk = { max = \"90%\", then = \"rollback\" }\nlag = { max = \"1s\" }",
+    )
+    .unwrap();
+    assert_eq!(gates.rolling_back(), ["error_rate", "disk"]);
+    let window = Window { applied: 900, quarantined: 100 };
+    let measures = Measures { window, lag: Some(Duration::from_secs(2)), ..Measures::default() };
+    let judged = evaluate(&gates, &measures);
+    assert_eq!(pause_reason(&judged), None, "a gate that rolls back does not pause");
+    let fell = fall(&judged, &measures).unwrap();
+    assert_eq!(fell.inputs, Inputs { applied: 900, quarantined: 100, lag_ms: Some(2_000), ..Inputs::default() });
+    assert_eq!(
+        fell.to_string(),
+        "rolled back by gate error_rate: 10% of the last minute's changes went into quarantine, the limit is 2%"
+    );
+    let read: Fall = serde_json::from_str(&serde_json::to_string(&fell).unwrap()).unwrap();
+    assert_eq!(read, fell);
+    assert_eq!(fall(&evaluate(&gates, &Measures::default()), &Measures::default()), None);
+
+    let back = gates.of_way_back();
+    assert_eq!(back.rolling_back(), Vec::<&str>::new());
+    assert_eq!(back.lag.unwrap().then, Then::Warn);
+    let judged = evaluate(&back, &measures);
+    assert_eq!((fall(&judged, &measures), pause_reason(&judged).unwrap().0), (None, "gate error_rate".to_owned()));
+}
+
+#[test]
+fn latency_is_judged_by_what_it_grew_and_what_is_not_known_holds() {
+    let gates: Gates = toml::from_str("latency = { max = \"+50%\", then = \"pause\" }").unwrap();
+    let judged = |slower| evaluate(&gates, &Measures { slower, ..Measures::default() });
+    assert_eq!(pause_reason(&judged(None)), None);
+    assert_eq!(pause_reason(&judged(crate::Increase::of(100, 150))), None);
+    assert_eq!(
+        pause_reason(&judged(crate::Increase::of(100, 151))).unwrap(),
+        (
+            "gate latency".to_owned(),
+            "+51% is what the source takes over its latency before the migration, the limit is +50%".to_owned()
+        )
+    );
+    assert_eq!(judged(crate::Increase::of(100, 80))[1].measured, "-20%");
 }

@@ -1,8 +1,8 @@
 //! Every command in every state: the ways that are open are written down here, everything else must be refused.
 
 use crossfade_control::{
-    Approval, Command, Decision, Direction, End, Facts, Judgement, Limits, Migration, Overlay, Phase, Refusal,
-    RollbackKind, WayBack, decide, evolve,
+    Approval, Command, Decision, Direction, End, Facts, Fall, Inputs, Judgement, Limits, Migration, Overlay, Phase,
+    Refusal, RollbackKind, Verdict, WayBack, decide, evolve,
 };
 use crossfade_event::{Cut, Offset, Side};
 use proptest::prelude::*;
@@ -22,6 +22,12 @@ fn plan(spec: &str) -> Command {
 
 fn lose() -> Command {
     Command::Lose { reason: text("the slot is gone"), remedy: text("begin anew") }
+}
+
+fn fall_back(kind: RollbackKind) -> Command {
+    let verdict =
+        Verdict { gate: text("disk"), holds: false, measured: text("95%"), max: text("90%"), then: text("rollback") };
+    Command::FallBack { kind, fall: Fall { verdict, inputs: Inputs::default() } }
 }
 
 fn commands() -> Vec<Command> {
@@ -48,6 +54,8 @@ fn commands() -> Vec<Command> {
         Command::Found,
         Command::Undo,
         Command::Wipe,
+        fall_back(RollbackKind::Undo),
+        fall_back(RollbackKind::Wipe),
         Command::RollbackDone,
         checkpoint("one", 1),
         checkpoint("one", 2),
@@ -228,6 +236,8 @@ fn every_command_in_every_phase_does_what_the_table_says() {
         found             =====================
         rollback --undo   ..>>>>>>>>.......=.=.
         rollback --wipe   ..>>>>>>>>.......>=>=
+        gate's rollback   ..>>>>>>>>...........
+        gate's rollback   ..>>>>>>>>...........
         rollback done     .................>>==
         checkpoint        ...++++++++++++......
         checkpoint        ...++++++++++++......
@@ -286,6 +296,8 @@ fn under_a_pause_wishes_wait_and_facts_hold() {
         found             ==========
         rollback --undo   >>>>>>>>..
         rollback --wipe   >>>>>>>>..
+        gate's rollback   !!!!!!!!..
+        gate's rollback   !!!!!!!!..
         rollback done     ..........
         checkpoint        .+++++++++
         checkpoint        .+++++++++
@@ -344,6 +356,8 @@ fn what_is_lost_goes_nowhere_but_back() {
         found             +++++++++++++++++++++
         rollback --undo   ..>>>>>>>>.......+.=.
         rollback --wipe   ..>>>>>>>>.......>+>=
+        gate's rollback   ..!!!!!!!!...........
+        gate's rollback   ..!!!!!!!!...........
         rollback done     .................>>==
         checkpoint        ...++++++++++++......
         checkpoint        ...++++++++++++......
@@ -450,6 +464,17 @@ fn from_every_reachable_state_every_command_keeps_the_rules() {
                     place()
                 );
             }
+            // A gate's doing is known until a person answers it, and nothing begins anew before that.
+            let is_back = matches!(moved.phase, Phase::RollingBack(_)) || moved.phase.is_back();
+            assert!(moved.fallen.is_none() || is_back, "{}: fallen, and going on", place());
+            let answers = before.phase.is_back() && command == Command::Resume;
+            assert!(before.fallen.is_none() || moved.fallen.is_some() || answers, "{}: nobody answered", place());
+            let fell = matches!(command, Command::FallBack { .. });
+            assert!(moved.fallen.is_none() || before.fallen.is_some() || fell, "{}: no gate fell", place());
+            // No gate takes back what only a switch may, nor what a person holds.
+            let written = before.phase >= Phase::Expanded && before.phase <= Phase::Ready;
+            let held = before.overlay.as_ref().is_some_and(|overlay| !overlay.is_by_gate());
+            assert!(!fell || decisions.is_empty() || written && !held && !before.authority.to_route, "{}", place());
             // Nobody is at work in a phase whose spec is unknown.
             assert!(!moved.phase.is_active() || !moved.spec_hash.is_empty(), "{}", place());
             assert!(moved.generation >= before.generation || decisions.contains(&Decision::BegunAnew), "{}", place());
@@ -517,6 +542,11 @@ fn from_every_reachable_state_a_wipe_and_a_new_run_reach_the_end() {
                 continue;
             }
             let name = command.name();
+            if command == plan("c") && now.fallen.is_some() {
+                let refused = after(&now, command.clone()).unwrap_err().to_string();
+                assert!(refused.contains("crossfade resume"), "begun {from}: {refused}");
+                now = after(&now, Command::Found).and_then(|now| after(&now, Command::Resume)).unwrap();
+            }
             if now.overlay.is_some() && nothing_written && command != plan("c") {
                 now = after(&now, Command::Found).and_then(|now| after(&now, Command::Resume)).unwrap();
             }
@@ -524,6 +554,58 @@ fn from_every_reachable_state_a_wipe_and_a_new_run_reach_the_end() {
         }
         assert_eq!(now.phase, Phase::Shadowing, "begun {from}");
     }
+}
+
+#[test]
+fn what_a_gate_took_back_waits_for_a_person_whatever_dies_meanwhile() {
+    let gates_pause = || Command::Pause { by: text("gate lag"), reason: text("late") };
+    for phase in
+        [Phase::Expanded, Phase::Capturing, Phase::Backfilling, Phase::CatchingUp, Phase::DualReading, Phase::Ready]
+    {
+        for kind in [RollbackKind::Undo, RollbackKind::Wipe] {
+            // A pause by another gate is no person's.
+            let paused = after(&at(phase), gates_pause()).unwrap();
+            let decisions = decide(&paused, fall_back(kind)).unwrap();
+            assert!(
+                matches!(decisions.as_slice(), [Decision::RollbackBegan { .. }, Decision::GateFell { fall }] if fall.by() == "gate disk")
+            );
+            let mut now = after(&paused, fall_back(kind)).unwrap();
+            assert_eq!((now.phase, now.overlay.is_none(), now.dual_millionths), (Phase::RollingBack(kind), true, 0));
+            // The next process fails on its way, and is asked again.
+            now = after(&now, Command::Fail { reason: text("no connection") }).unwrap();
+            assert!(now.fallen.is_some() && after(&now, plan("a")).is_err());
+            if kind == RollbackKind::Undo {
+                now = after(&now, Command::Undo).and_then(|now| after(&now, Command::RollbackDone)).unwrap();
+                assert!(now.phase == Phase::Undone && now.fallen.is_some() && after(&now, plan("a")).is_err());
+            }
+            now = after(&now, Command::Wipe).and_then(|now| after(&now, Command::RollbackDone)).unwrap();
+            assert_eq!((now.phase, now.overlay.clone()), (Phase::Wiped, None));
+            assert_eq!(
+                now.summary(),
+                "wiped, rolled back by gate disk: 95% of the disk under the work folder is full, the limit is 90%"
+            );
+            let refused = after(&now, plan("a")).unwrap_err().to_string();
+            assert!(refused.contains("gate disk") && refused.contains("`crossfade resume`"), "{refused}");
+            now = after(&now, Command::Resume).unwrap();
+            assert!(now.fallen.is_none() && after(&now, plan("a")).unwrap().phase == Phase::Planned);
+        }
+    }
+    let old: Migration = serde_json::from_str("{\"phase\":\"wiped\",\"overlay\":null,\"epoch\":1,\"spec_hash\":\"\",\"secret_id\":\"\",\"generation\":0,\"pins\":{},\"checkpoints\":{}}").unwrap();
+    assert_eq!((old.fallen, old.baseline), (None, None), "a fold that was kept before gates rolled back");
+}
+
+#[test]
+fn a_baseline_is_taken_once_in_a_life() {
+    let take = |us| Command::TakeBaseline { baseline: crossfade_control::Baseline::Probe(us) };
+    let taken = after(&at(Phase::Planned), take(5)).unwrap();
+    assert_eq!(decide(&taken, take(9)), Ok(Vec::new()));
+    assert_eq!(after(&taken, Command::Expand).unwrap().baseline, Some(crossfade_control::Baseline::Probe(5)));
+    let mut anew = [Command::Expand, Command::Wipe, Command::RollbackDone, plan("b")]
+        .into_iter()
+        .fold(taken, |now, command| after(&now, command).unwrap());
+    assert_eq!(anew.baseline, None);
+    anew = after(&anew, take(9)).unwrap();
+    assert_eq!(anew.baseline, Some(crossfade_control::Baseline::Probe(9)));
 }
 
 #[test]
