@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 pub(crate) const TABLES: [&str; 3] = ["accounts", "movements", "notes"];
 
 /// A bank that has switched, with the stream back at work, and both sides compared over it.
-async fn switched(bank: &Bank, asking: u64, plain: u64) -> (Running, Tellers) {
+pub(crate) async fn switched(bank: &Bank, asking: u64, plain: u64) -> (Running, Tellers) {
     let (run, tellers) = ready(bank, asking, plain).await;
     switch(bank);
     assert_eq!(run.wait().code, Some(0));
@@ -45,7 +45,7 @@ pub(crate) fn fail_back(bank: &Bank) -> Value {
 }
 
 /// The tellers write the old side again, nobody can write the new one, and no write was lost.
-async fn assert_back(bank: &Bank, tellers: Tellers) -> Told {
+pub(crate) async fn assert_back(bank: &Bank, tellers: Tellers) -> Told {
     tellers.wait_for_more_on_the_old_side(100);
     let (old, new) = bank.authority().await;
     assert!(old.starts_with("old ") && old == new, "the old side's row says {old}, the new side's {new}");
@@ -57,7 +57,7 @@ async fn assert_back(bank: &Bank, tellers: Tellers) -> Told {
 }
 
 /// The migration goes on: the new side follows the old one again, behind its fence.
-async fn assert_followed(bank: &Bank) {
+pub(crate) async fn assert_followed(bank: &Bank) {
     let mut run = bank.desk.start();
     bank.desk.wait(&mut run);
     assert_same_tables(&bank.old, &bank.new, &TABLES).await;
@@ -229,27 +229,32 @@ async fn a_failback_waits_for_nobody_who_writes_for_long_and_for_two_people_wher
 async fn killed_right_after_any_line_of_the_journal_a_failback_ends_on_one_side_and_goes_on() {
     for line in LINES {
         let Some(bank) = Bank::open("").await else { return };
-        let (run, tellers) = switched(&bank, 3, 1).await;
-        let before = journal_says(&bank, line);
-        let failback = bank.desk.crossfade.spawn(&["failback", SPEC]);
-        wait_for_blocking(&format!("the journal to say {line}"), || (journal_says(&bank, line) > before).then_some(()));
-        run.kill();
-        failback.wait();
-        let (old, new) = bank.authority().await;
-        println!("killed after {line}: the old side's row says {old}, the new side's {new}");
-        let status = switch_status(&bank);
-        assert_eq!(status["authority"].as_str(), new.split(' ').next(), "{status}");
-        if new.starts_with("new") || old.starts_with("old") {
-            // Nobody has to do anything for it.
-            tellers.wait_for_more(50);
-        } else {
-            // Between the two commits: both sides are closed, and any command opens one.
-            assert!(status["next"].as_str().unwrap().contains("crossfade failback"), "{status}");
-        }
-        fail_back(&bank);
-        assert_back(&bank, tellers).await;
-        assert_followed(&bank).await;
+        killed_after(line, &bank).await;
     }
+}
+
+/// A failback whose process is killed once the journal has this line; asked again it is made, and the migration goes on.
+pub(crate) async fn killed_after(line: &str, bank: &Bank) {
+    let (run, tellers) = switched(bank, 3, 1).await;
+    let before = journal_says(bank, line);
+    let failback = bank.desk.crossfade.spawn(&["failback", SPEC]);
+    wait_for_blocking(&format!("the journal to say {line}"), || (journal_says(bank, line) > before).then_some(()));
+    run.kill();
+    failback.wait();
+    let (old, new) = bank.authority().await;
+    println!("killed after {line}: the old side's row says {old}, the new side's {new}");
+    let status = switch_status(bank);
+    assert_eq!(status["authority"].as_str(), new.split(' ').next(), "{status}");
+    if new.starts_with("new") || old.starts_with("old") {
+        // Nobody has to do anything for it.
+        tellers.wait_for_more(50);
+    } else {
+        // Between the two commits: both sides are closed, and any command opens one.
+        assert!(status["next"].as_str().unwrap().contains("crossfade failback"), "{status}");
+    }
+    fail_back(bank);
+    assert_back(bank, tellers).await;
+    assert_followed(bank).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

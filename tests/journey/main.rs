@@ -27,6 +27,7 @@ mod in_place;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod lookups;
+mod one_database;
 mod planned;
 mod queries;
 mod renames;

@@ -62,7 +62,7 @@ async fn frozen(
     by: &By,
 ) -> Result<Pause, CliError> {
     let next = epoch + 1;
-    let freeze = way.from.freeze(&way.tables, Instant::now() + deadline.0, switch.lock_timeout.0).await?;
+    let mut freeze = way.from.freeze(&way.tables, Instant::now() + deadline.0, switch.lock_timeout.0).await?;
     let mut pause = Pause { locks_us: micros(freeze.since.elapsed()), tries: freeze.tries, ..Pause::default() };
     let step = Instant::now();
     let ends = freeze.ends();
@@ -75,9 +75,9 @@ async fn frozen(
         way.to.settle().await?;
         way.begin_here().await?;
         let written = Written { side: way.direction.to(), epoch: next };
-        // Within one database the row and the fence of the last commit are all there is: nothing is closed on the other side.
+        // Within one database one commit does everything: the row, the fence here, and the end of the one over there.
         let opening = match way.within_one {
-            true => None,
+            true => freeze.open_the_other_side().await.map(|()| None)?,
             false => Some(way.to.ready_to_open(written, ends).await?),
         };
         way.journal.command(Command::Drained { epoch: next, position }, by).await?;
