@@ -30,7 +30,7 @@ pub use freeze::{Freeze, Given};
 pub(crate) use freeze::{is_an_error, version};
 pub use look::{Look, Writing};
 pub use open::Opening;
-pub use reverse::Reverse;
+pub use reverse::{Born, Reverse};
 
 use crate::{
     Config,

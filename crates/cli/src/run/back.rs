@@ -212,7 +212,7 @@ pub(super) fn has_run(base: &Path) -> bool {
 /// Brings the pairs of old and new keys to the old side, once: nobody adds to the mapping any more.
 async fn bring_mapping(spec: &Spec, quiet: bool) -> Result<(), CliError> {
     let Some(reverse) = &spec.reverse else { return Ok(()) };
-    let mut old = registry::back_sink(spec)?;
+    let mut old = registry::written_side(spec)?;
     if old.has_mapping().await? {
         return Ok(());
     }
