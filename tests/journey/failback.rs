@@ -10,7 +10,7 @@ use crossfade_testkit::{
     compare::assert_same,
     crossfade::Running,
     postgres::{Postgres, Version},
-    wait::{GENEROUS, wait_for},
+    wait::{GENEROUS, wait_for, wait_for_blocking},
 };
 use serde_json::Value;
 use std::{fs, sync::atomic::Ordering::Relaxed, time::Instant};
@@ -360,7 +360,10 @@ async fn rows_with_new_keys_that_were_born_on_the_new_side_keep_them_after_a_fai
     assert!(refused.stderr.contains("put older values back"), "{refused}");
 
     // There again, and back again: what was born the first time has its pair, what is born now gets one.
-    desk.expect(0, &["cutover"], &[]);
+    wait_for_blocking("the cutover to be made", || {
+        desk.verify();
+        (desk.command(&["cutover"], &[]).code == Some(0)).then_some(())
+    });
     assert_eq!(run.wait().code, Some(0));
     new.execute(
         "INSERT INTO people (id, name, boss) SELECT gen_random_uuid(), 'again' || n, (SELECT id FROM people WHERE name = 'born8') \

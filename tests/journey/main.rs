@@ -6,6 +6,7 @@ mod adding;
 mod bad_input;
 mod bench;
 mod beside;
+mod born;
 mod changes;
 mod clerks;
 mod compared;

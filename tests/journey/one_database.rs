@@ -71,7 +71,8 @@ async fn killed_right_after_any_line_of_the_journal_a_failback_within_one_databa
 
 /// The old side's tables that somebody holds for maintenance are what the last step waits for.
 #[tokio::test(flavor = "multi_thread")]
-async fn where_a_table_of_the_old_side_is_held_the_writers_go_on_by_the_deadline_and_the_next_failback_takes_them_back() {
+async fn where_a_table_of_the_old_side_is_held_the_writers_go_on_by_the_deadline_and_the_next_failback_takes_them_back()
+{
     let Some(bank) = bank(Version::V15, "deadline = \"3s\"").await else { return };
     let (run, tellers) = switched(&bank, 3, 1).await;
     let at_the_gate = bank.new.connect().await;

@@ -54,10 +54,14 @@ impl Bank {
 
     /// The same between these.
     pub(crate) async fn between(old: Database, new: Database, switch: &str) -> Self {
+        Self::between_with(old, new, &format!("[switch]\n{switch}\n")).await
+    }
+
+    /// The same with more of a spec.
+    pub(crate) async fn between_with(old: Database, new: Database, rest: &str) -> Self {
         old.execute(&opened()).await;
         let desk = Desk::new();
-        let source = format!("{}\ntables = [\"public.*\"]", postgres(&old));
-        desk.write_spec(&source, &postgres(&new), &format!("[switch]\n{switch}\n"));
+        desk.write_spec(&format!("{}\ntables = [\"public.*\"]", postgres(&old)), &postgres(&new), rest);
         Self { desk, old, new }
     }
 

@@ -1,7 +1,7 @@
 //! Reading the mapping table, old key → new key; and putting the pairs of rows into it that were born on the new side.
 
 use super::{PostgresSink, link::Link};
-use crate::client::{failure, quote_table};
+use crate::client::{failure, quote_ident, quote_table};
 use crossfade_connector::{Failure, MappingEntry, StoredMapping};
 use crossfade_event::TableName;
 use tokio_postgres::error::SqlState;
@@ -58,11 +58,13 @@ impl PostgresSink {
             let name = quote_table(&table)?;
             let sql = "SELECT pg_catalog.format_type(atttypid, atttypmod) FROM pg_catalog.pg_attribute \
                  WHERE attrelid = $1::text::pg_catalog.regclass AND attname = 'new_id'";
-            let Some(type_) = link.query(doing, sql, &[&name.as_str()]).await?.first().map(|row| row.get::<_, String>(0))
+            let Some(type_) =
+                link.query(doing, sql, &[&name.as_str()]).await?.first().map(|row| row.get::<_, String>(0))
             else {
                 continue;
             };
-            let pairs = format!("(SELECT t, o, n::{type_} AS n FROM unnest($1::text[], $2::text[], $3::text[]) u (t, o, n)) p");
+            let pairs =
+                format!("(SELECT t, o, n::{type_} AS n FROM unnest($1::text[], $2::text[], $3::text[]) u (t, o, n)) p");
             let sql = format!(
                 "INSERT INTO {name} (table_name, old_id, new_id) SELECT t, o, n FROM {pairs} \
                  ON CONFLICT (table_name, old_id) DO NOTHING"
@@ -83,6 +85,31 @@ impl PostgresSink {
             }
         }
         link.execute(doing, &format!("SET synchronous_commit = {usual}")).await
+    }
+}
+
+impl PostgresSink {
+    /// Whether a table of ours has rows whose new key, in `column`, the mapping does not know as one of the source's table
+    /// `of`. False where there is no mapping.
+    ///
+    /// # Errors
+    /// When the target cannot be asked.
+    pub async fn has_unmapped(&mut self, table: &TableName, column: &str, of: &str) -> Result<bool, Failure> {
+        let doing = format!("looking for rows of {table} that the mapping does not know");
+        let migration = self.config.migration.clone();
+        let link = self.link().await?;
+        let mut found = false;
+        for mapping in tables(link, &migration).await? {
+            let sql = format!(
+                "SELECT EXISTS (SELECT FROM {} t WHERE NOT EXISTS (SELECT FROM {} m WHERE m.table_name = $1 \
+                 AND m.new_id::text = t.{}::text))",
+                quote_table(table)?,
+                quote_table(&mapping)?,
+                quote_ident(column)?
+            );
+            found |= link.query(&doing, &sql, &[&of]).await?.first().is_some_and(|row| row.get(0));
+        }
+        Ok(found)
     }
 }
 

@@ -8,14 +8,18 @@
 //! The pairs on the old side are what counts; they were written in the transaction of the rows themselves, and stay for ever.
 //! None comes while the migration goes forward, so they are read once after each failback.
 
-use super::plan_file::write_whole;
+use super::{
+    back,
+    plan_file::{PlanFile, secret_of, write_whole},
+    session::bare_routes,
+};
 use crate::{
     error::{CliError, Exit},
     registry,
     spec::Spec,
 };
 use crossfade_connector::MappingEntry;
-use crossfade_postgres::switch::Born;
+use crossfade_postgres::{PostgresSink, switch::Born};
 use crossfade_transform::Adopted;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -81,6 +85,7 @@ pub(super) async fn take_over(spec: &Spec, epoch: u64) -> Result<usize, CliError
     }
     let (mut old, _) = registry::switch_ends(spec)?;
     let mut new = registry::written_side(spec)?;
+    refuse_surrogates(spec, &mut new).await?;
     let (mut pairs, mut bytes): (Vec<Born>, usize) = (Vec::new(), 0);
     loop {
         let page = old.born(pairs.last(), PAIRS).await?;
@@ -99,7 +104,9 @@ pub(super) async fn take_over(spec: &Spec, epoch: u64) -> Result<usize, CliError
             Exit::Lost,
             format!("crossfade.reverse_keys on the old side has lost keys of {gone} that {} had taken over", spec.name),
         )
-        .hint("restore that table from a copy: without it rows that were born on the new side would come there twice"));
+        .hint(
+            "restore that table from a copy: without it rows that were born on the new side would come there twice",
+        ));
     }
     let count = pairs.len();
     if count > 0 || before.is_some() {
@@ -110,6 +117,28 @@ pub(super) async fn take_over(spec: &Spec, epoch: u64) -> Result<usize, CliError
     }
     Ok(count)
 }
+
+/// A surrogate of several columns has no pair on record: only those that the migration made can go on.
+async fn refuse_surrogates(spec: &Spec, new: &mut PostgresSink) -> Result<(), CliError> {
+    let Some(plan) = PlanFile::read(&spec.base())? else { return Ok(()) };
+    let Some(back) = back::planned(spec).await?.reverse else { return Ok(()) };
+    let routes = bare_routes(spec, &plan, secret_of(&spec.base())?, 0)?;
+    for table in &back.back.tables {
+        let target = routes.target().tables.iter().find(|target| target.schema.name == table.from);
+        let key = target.and_then(|target| target.def.primary_key.as_ref()).map(|key| key.columns.as_slice());
+        let Some([column]) = key.filter(|key| key.iter().all(|column| table.left.contains(column))) else { continue };
+        if new.has_unmapped(&table.from, column, &table.to.to_string()).await? {
+            return Err(CliError::refused(format!(
+                "{} cannot go on: rows of {} were born on the new side under keys in \"{column}\" that it would not give them again",
+                spec.name, table.from
+            ))
+            .hint(BEGIN_ANEW));
+        }
+    }
+    Ok(())
+}
+
+const BEGIN_ANEW: &str = "the old side has everything, and the applications write it. Begin anew: `crossfade rollback --wipe`, then `crossfade run`";
 
 fn entry(born: &Born) -> MappingEntry {
     MappingEntry {
@@ -135,7 +164,7 @@ fn too_many(spec: &Spec) -> CliError {
         "{} cannot go on: the keys of rows that were born on the new side take more than {mib} MiB, and are kept in memory",
         spec.name
     ))
-    .hint("the old side has everything, and the applications write it. Begin anew: `crossfade rollback --wipe`, then `crossfade run`")
+    .hint(BEGIN_ANEW)
 }
 
 /// Forgets them: the next migration of that name has its own.
