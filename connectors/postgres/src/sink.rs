@@ -39,6 +39,7 @@ mod rollback;
 mod sets;
 mod shares;
 mod statements;
+mod statistics;
 mod store;
 mod strip;
 mod table;
@@ -150,6 +151,7 @@ pub struct PostgresSink {
     crew_is_stale: bool,
     /// When constraints are tried next, while some are missing.
     constraints_at: Option<Instant>,
+    statistics: statistics::Statistics,
     /// Others may deliver as well: the lock is asked for, and not waited for.
     asks_for_lead: bool,
     /// When the lead last said that it looks after what is shared.
@@ -183,6 +185,7 @@ impl PostgresSink {
             crew: Vec::new(),
             crew_is_stale: true,
             constraints_at: None,
+            statistics: statistics::Statistics::default(),
             asks_for_lead: false,
             noted_at: None,
         }
@@ -499,6 +502,9 @@ impl PostgresSink {
     /// Makes the constraints that wait for the rows after a load; again later where the rows do not allow them yet.
     async fn complete_on(&mut self, link: &mut Link) -> Result<(), Failure> {
         let Some(target) = self.target.clone() else { return Ok(()) };
+        if finish::completes(&self.tables) {
+            self.statistics.settled().await;
+        }
         let whole = match finish::complete(link, &target, &mut self.tables).await {
             // Somebody holds a lock for long: the rows are in, the constraints can wait.
             Err(Failure { verdict: Verdict::Retry { .. }, .. }) if !link.session.is_closed() => {

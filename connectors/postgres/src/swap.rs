@@ -26,7 +26,6 @@ mod views;
 
 pub use back::FrozenBack;
 pub use laid::{Laid, LaidCheck, LaidForeign, LaidIndex, LaidKey, LaidTable};
-pub use lock::Locked;
 pub(crate) use lock::lock_all;
 pub use store::SwapStage;
 pub use views::View;

@@ -71,7 +71,7 @@ pub(crate) enum Command {
     Status(ReportArgs),
     /// Compare both sides at one position, row by row
     #[command(
-        after_help = "Example:\n  crossfade verify shop.toml\n\nWhere no process runs the migration, this one does until both sides are compared.\nExit code 4 when there are differences; they are listed by table and key.\n\nWith query pairs: exit code 4 also where their answers differ, 3 where only a latency budget of theirs is missed, 1 where answers changed too fast to be judged.\n  crossfade verify shop.toml --queries queries.toml --report verified.html"
+        after_help = "Example:\n  crossfade verify shop.toml\n\nWhere no process runs the migration, this one does until both sides are compared.\nExit code 4 when there are differences; they are listed by table and key. Exit code 1 when rows changed whenever they were looked at, so that nothing can be said of them.\n\nWith query pairs: exit code 4 also where their answers differ, 3 where only a latency budget of theirs is missed, 1 where answers changed too fast to be judged.\n  crossfade verify shop.toml --queries queries.toml --report verified.html"
     )]
     Verify(VerifyArgs),
     /// Give the present place in the log a name, for a later replay

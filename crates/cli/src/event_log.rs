@@ -130,6 +130,10 @@ impl EventLog for AnyLog {
         each!(self, one => one.behind_bytes())
     }
 
+    fn unread_bytes(&self) -> Option<u64> {
+        each!(self, one => one.unread_bytes())
+    }
+
     fn hold(&self, consumer: &str, cut: &Cut) -> Result<(), LogError> {
         each!(self, one => one.hold(consumer, cut))
     }

@@ -208,6 +208,10 @@ impl EventLog for Embedded {
         self.0.shared.fresh.behind_bytes()
     }
 
+    fn unread_bytes(&self) -> Option<u64> {
+        self.0.shared.fresh.unread_bytes()
+    }
+
     fn hold(&self, consumer: &str, cut: &Cut) -> Result<(), LogError> {
         self.0.shared.hold(consumer, offset_of(cut)?)
     }

@@ -136,6 +136,11 @@ pub trait EventLog: Clone + Send + Sync + 'static {
         None
     }
 
+    /// The same without what it has read: a copy's rows are held only when all of them are in.
+    fn unread_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Notes how far a named consumer has come. Retention never passes the slowest one unless forced. Survives a
     /// restart, perhaps with an older value.
     ///

@@ -36,7 +36,7 @@ pub struct DeliverOptions {
     /// The name under which the log keeps what this deliver still needs; `None` for one that only looks in (a replay
     /// from another process's log), which must do with what is kept for others.
     pub consumer: Option<String>,
-    /// Bytes of changes in one batch.
+    /// Bytes of changes in one batch; a quarter more where that brings a transaction to its end.
     pub batch_bytes_max: usize,
     /// Bytes of backfill rows in one batch.
     pub load_bytes_max: usize,
@@ -410,6 +410,10 @@ impl<L: EventLog> Producer<L> {
         let mut reader = self.read(Lane::Snapshot)?;
         loop {
             let Ok(entries) = self.fill(&mut reader, true).await? else { return Ok(Err(Gone)) };
+            // What workers made is another log's.
+            if !self.options.made {
+                self.options.folds.follow(&self.progress.cut, &entries);
+            }
             for entry in &entries.entries {
                 let made = reader.made(entry.sequence);
                 let meaning = self.gather.snapshot(entry, made)?;

@@ -9,7 +9,7 @@ mod kept;
 use crate::PipelineError;
 use crossfade_connector::{SnapshotState, TableSnapshot};
 use crossfade_event::{Backfill, ChunkId, Cut, Event, Offset, Position, TableId, Visibility};
-use crossfade_log::{Entry, EventLog, Lane, LogError, LogReader};
+use crossfade_log::{Entries, Entry, EventLog, Lane, LogError, LogReader};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
@@ -141,6 +141,22 @@ impl Folds {
         let fold = fold_snapshots(log)?;
         Ok(held.insert(fold).clone())
     }
+
+    /// Whoever reads the snapshot lane anyway tells what it read from `from` on: a fold that stands there need not read
+    /// it again. Never waits; a fold that stands elsewhere, or is in use, stays as it is.
+    pub fn follow(&self, from: &Cut, entries: &Entries) {
+        let Ok(mut held) = self.0.try_lock() else { return };
+        let Some(fold) = held.as_mut() else { return };
+        // Over several partitions the order would be another one than its own reading has.
+        let ([from], [folded], [next]) = (&*from.0, &*fold.folded.0, &*entries.next.0) else { return };
+        if (from..=next).contains(&folded) {
+            let (folded, next) = (*folded, entries.next.clone());
+            for entry in entries.entries.iter().filter(|entry| entry.offset >= folded) {
+                fold.absorb(entry);
+            }
+            fold.folded = next;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -161,6 +177,32 @@ mod tests {
 
     fn began(generation: u32) -> Event {
         Event::BackfillBegan(Backfill { generation, tables: vec![TableId(1)], visible: None })
+    }
+
+    #[tokio::test]
+    async fn a_fold_that_follows_a_reader_is_the_fold_from_the_beginning() {
+        let log = Memory::new();
+        let told = Folds::starting_with(fold_snapshots(&log).unwrap());
+        let mut reader = log.read(&log.start(), Lane::Snapshot).unwrap();
+        let mut from = log.start();
+        for (commit, step) in
+            [began(1), Event::Resolved, Event::BackfillEnded { generation: 1 }, began(2)].into_iter().enumerate()
+        {
+            append(&log, commit as u64 + 1, step).await;
+            if commit == 1 {
+                // It has read a part of what it is told next.
+                told.refreshed(&log).unwrap();
+                continue;
+            }
+            while let Some(entries) = reader.try_next().unwrap() {
+                told.follow(&from, &entries);
+                // Told twice, it has moved on.
+                told.follow(&from, &entries);
+                from = entries.next;
+            }
+            let held = told.0.lock().unwrap().clone().unwrap();
+            assert_eq!(held, fold_snapshots(&log).unwrap(), "after step {commit}");
+        }
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use crate::{
     Folds, Patience, PipelineError, Stop, Valve, Watch,
-    pace::Pace,
+    pace::{Kind, Pace},
     retry::{self, Retry},
     watch::{Backfilling, Copying, Ingested},
 };
@@ -127,7 +127,7 @@ async fn session<S: Source, L: EventLog>(
             () = stop.requested(), if reading => reading = false,
             _ = health.tick(), if reading => watch.health(&source.health().await.map_err(Broken::Source)?),
             () = valve.opened(), if reading && !valve.is_open() => {}
-            () = pace.over(|| ahead(log, in_flight_bytes)), if reading && pace.pauses() => {}
+            () = pace.over(|kind| ahead(log, kind, in_flight_bytes)), if reading && pace.pauses() => {}
             batch = source.next(), if reading && valve.is_open() && !pace.pauses() && in_flight_bytes < options.in_flight_bytes_max => {
                 match batch.map_err(Broken::Source)? {
                     None => reading = false,
@@ -137,10 +137,8 @@ async fn session<S: Source, L: EventLog>(
                         unfinished += said.events;
                         said.events = if batch.whole { std::mem::take(&mut unfinished) } else { 0 };
                         in_flight_bytes += said.bytes as usize;
-                        // A copy's rows come and go in large blocks, and cost both ends about the same.
-                        if said.rows.is_empty() {
-                            pace.took(said.bytes, ahead(log, in_flight_bytes));
-                        }
+                        let kind = if said.rows.is_empty() { Kind::Changes } else { Kind::Copy };
+                        pace.took(kind, said.bytes, ahead(log, kind, in_flight_bytes));
                         #[cfg(defect = "ack-before-append")]
                         {
                             let ticket = hasty.begin(batch.upto);
@@ -162,8 +160,12 @@ async fn session<S: Source, L: EventLog>(
 }
 
 /// How far ingest is ahead of a near reader, in bytes of the log.
-fn ahead<L: EventLog>(log: &L, in_flight_bytes: usize) -> u64 {
-    log.behind_bytes().map_or(0, |behind| behind + in_flight_bytes as u64)
+fn ahead<L: EventLog>(log: &L, kind: Kind, in_flight_bytes: usize) -> u64 {
+    let behind = match kind {
+        Kind::Changes => log.behind_bytes(),
+        Kind::Copy => log.unread_bytes(),
+    };
+    behind.map_or(0, |behind| behind + in_flight_bytes as u64)
 }
 
 fn resume<L: EventLog>(log: &L, folds: &Folds, marks: Option<&str>) -> Result<Resume, PipelineError> {

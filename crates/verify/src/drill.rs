@@ -119,8 +119,7 @@ pub(crate) async fn suspects<A: Inspect, B: Inspect>(
     found.by_key = rows
         .into_iter()
         .filter(|((table, _), suspect)| {
-            let may_have_more = expected.targets.get(table).is_some_and(|side| side.may_have_more);
-            suspect.expected != suspect.found && !(may_have_more && suspect.expected.is_empty())
+            suspect.expected != suspect.found && !(suspect.expected.is_empty() && expected.may_have_more(*table))
         })
         .collect();
     Ok(found)

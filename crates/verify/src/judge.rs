@@ -86,7 +86,7 @@ pub(crate) async fn judge<A: Inspect, B: Inspect, P: SinkPosition>(
                 return true;
             }
             let found = found.get(key).unwrap_or(&none);
-            if before.is_empty() && expected.targets.get(&key.0).is_some_and(|side| side.may_have_more) {
+            if before.is_empty() && expected.may_have_more(key.0) {
                 // The source row has gone since it was suspected; what is left of it there may stay.
                 return false;
             }

@@ -69,6 +69,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// Everything that stands against both sides being the same: rows, references, new keys.
+    pub fn wrong(&self) -> u64 {
+        self.differences + self.refused_rows + self.broken()
+    }
+
     /// Rows that refer to nothing, and new keys that were given twice.
     pub fn broken(&self) -> u64 {
         self.checks.iter().map(|check| check.broken).sum()

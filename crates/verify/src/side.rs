@@ -178,6 +178,11 @@ impl<'a> Expected<'a> {
         refused
     }
 
+    /// Whether a row under a key for which no source row stands is no difference there.
+    pub(crate) fn may_have_more(&self, table: TableId) -> bool {
+        self.targets.get(&table).is_some_and(|side| side.may_have_more)
+    }
+
     /// The key under which a row is compared: its own, or the whole row where there is none.
     pub(crate) fn key(&self, table: TableId, row: &Row) -> Option<Key> {
         let target = self.targets.get(&table)?;

@@ -1,7 +1,7 @@
 //! How much must have come before whoever waits at a socket is woken (`SO_RCVLOWAT`, socket(7) and tcp(7) of Linux).
 //!
 //! A reader that pauses is woken all the same, by every message: the runtime's own thread waits at all sockets. Under a stream
-//! of small messages a sixth of our processor time went into that, and as much of the server's into waking us.
+//! of small messages a sixth of our processor time went into that, and the server's process that sent it took an eighth more.
 
 use std::{
     io,

@@ -13,11 +13,13 @@ use postgres_protocol::{
     message::frontend,
 };
 use secrecy::ExposeSecret;
-use std::io;
+use std::{io, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How much is read from the socket at once.
 const READ_BYTES: usize = 256 * 1024;
+/// So long small pieces of a large answer may gather.
+const GATHERED_WITHIN: Duration = Duration::from_millis(4);
 
 /// What kind of session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,8 +247,22 @@ impl Wire {
     }
 
     /// Whether the socket lets bytes gather before it wakes anybody.
-    pub(super) fn gather(&self, gathers: bool) -> io::Result<()> {
+    pub(crate) fn gather(&self, gathers: bool) -> io::Result<()> {
         lowat::gather(self.socket.as_fd(), gathers)
+    }
+
+    /// Reads more of an answer that is sent in small pieces: they gather first, for at most a moment. Until the caller
+    /// says [`Wire::gather`] `(false)` the socket goes on doing so.
+    pub(crate) async fn fill_gathered(&mut self) -> Result<usize, Failure> {
+        // Where the system does not know it, the pieces are read as they come.
+        let gathers = self.gather(true).is_ok();
+        if let Ok(filled) = tokio::time::timeout(GATHERED_WITHIN, self.fill()).await {
+            return filled;
+        }
+        if gathers {
+            self.gather(false).map_err(|error| self.broken(error))?;
+        }
+        self.fill().await
     }
 
     pub(crate) fn broken(&self, error: io::Error) -> Failure {

@@ -78,7 +78,14 @@ impl Sink for PostgresSink {
         let streaming = self.standing.as_ref().is_some_and(|standing| standing.stage == Stage::Streaming);
         self.lost = true;
         let mut tables = std::mem::take(&mut self.tables);
+        // Those of a load before, of which not all was made.
+        self.statistics.settled().await;
         let doubled = finish::after_load(&mut link, &target, &mut tables, self.config.on_error).await?;
+        let ours = tables.iter().filter(|table| finish::is_ours(table));
+        self.statistics.begin(&mut link, &self.config.connection, &self.config.migration, ours).await?;
+        if streaming && finish::completes(&tables) {
+            self.statistics.settled().await;
+        }
         if streaming {
             let whole = finish::complete(&mut link, &target, &mut tables).await?;
             self.constraints_at = (!whole).then(|| Instant::now() + CONSTRAINT_PAUSE);

@@ -251,30 +251,23 @@ pub(super) async fn after_load(
         for index in table.target.def.indexes.iter().filter(|index| !index.unique) {
             make_index(link, target, &table.target, index).await?;
         }
-        make_statistics(link, &table.target.schema.name).await?;
     }
     link.forget();
     link.execute("preparing to write sets", PLAN_SETS).await?;
     Ok(held)
 }
 
-/// Statistics, for whoever reads.
-///
-/// Of a table that is empty now they would say that it has no rows, and whoever plans by them reads it from end to end,
-/// however much the stream has brought since; without any, the server assumes some pages and takes the index.
-async fn make_statistics(link: &mut Link, table: &TableName) -> Result<(), Failure> {
-    let sql = ddl::has_rows(table)?;
-    let rows = link.query(&format!("looking whether {table} has rows"), &sql, &[]).await?;
-    if rows.first().is_some_and(|row| row.get(0))
-        && let Err(error) = link.session.batch_execute(&ddl::analyze(table)?).await
-    {
-        tracing::debug!(%error, %table, "no statistics were made");
-    }
-    Ok(())
+pub(super) fn is_ours(table: &Table) -> bool {
+    table.target.mode == WriteMode::Table && table.made
 }
 
-fn is_ours(table: &Table) -> bool {
-    table.target.mode == WriteMode::Table && table.made
+/// Whether [`complete`] has anything to make in the tables.
+pub(super) fn completes(tables: &[Table]) -> bool {
+    let wants = |table: &Table| {
+        let def = &table.target.def;
+        !def.uniques.is_empty() || !def.foreign_keys.is_empty() || def.indexes.iter().any(|index| index.unique)
+    };
+    tables.iter().any(|table| is_ours(table) && wants(table))
 }
 
 /// What only holds once the stream has passed the end of the load, for until then the rows come from different moments:

@@ -4,8 +4,8 @@
 use super::PostgresSink;
 use crate::{
     client::failure,
-    swap::{Locked, lock_all},
-    switch::{DURABLE, Given, give_sql, is_an_error},
+    swap::lock_all,
+    switch::{DURABLE, Given, Locked, give_sql, is_an_error},
 };
 use crossfade_connector::{Failure, Progress};
 use crossfade_event::{Side, TableName};

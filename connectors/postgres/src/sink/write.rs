@@ -76,10 +76,8 @@ pub(super) async fn write(
     tail: Option<Tail<'_>>,
 ) -> Result<Done, Trouble> {
     let mut out = Outgoing::new(link, tables, prelude);
-    match all(&mut out, tables, folded, context).await {
-        Ok(()) => out.end(tail).await,
-        Err(trouble) => Err(out.first_of(trouble).await),
-    }
+    let sent = all(&mut out, tables, folded, context).await;
+    out.end(sent, tail).await
 }
 
 async fn all(
@@ -135,7 +133,7 @@ pub(super) async fn write_move(
     let sql = table.move_sql(&changed);
     let mut out = Outgoing::new(link, tables, prelude);
     let keys: Vec<_> = table.target.schema.key_of(&new).into_iter().chain([before]).collect();
-    let planned = async {
+    let sending = async {
         let mut planner = Planner { out: &mut out, table, index: unit.table, context };
         if table.tracked {
             planner.before(keys.iter()).await?;
@@ -147,10 +145,8 @@ pub(super) async fn write_move(
         }
         Ok(())
     };
-    match planned.await {
-        Ok(()) => out.end(None).await,
-        Err(trouble) => Err(out.first_of(trouble).await),
-    }
+    let sent = sending.await;
+    out.end(sent, None).await
 }
 
 /// True for what [`write_move`] is for: partial images, and where foreign keys are in force every change of a key, for
@@ -172,7 +168,6 @@ struct Outgoing<'a> {
     tables: &'a [Table],
     /// What begins the attempt, until it is sent.
     prelude: Option<&'a str>,
-    began: bool,
     flight: Option<Flight>,
     /// Of each statement in flight: its table, how many rows it should touch, and what to do if it does not.
     group: Vec<(usize, u64, Short)>,
@@ -182,7 +177,7 @@ struct Outgoing<'a> {
 
 impl<'a> Outgoing<'a> {
     fn new(link: &'a mut Link, tables: &'a [Table], prelude: Option<&'a str>) -> Self {
-        Self { link, tables, prelude, began: false, flight: None, group: Vec::new(), copy: None }
+        Self { link, tables, prelude, flight: None, group: Vec::new(), copy: None }
     }
 
     fn name(&self, table: usize) -> String {
@@ -191,7 +186,6 @@ impl<'a> Outgoing<'a> {
 
     /// What is in flight; begun by what begins the attempt, if that was not sent.
     fn flight(&mut self) -> &mut Flight {
-        self.began = true;
         self.link.open |= self.prelude.is_some();
         let (link, prelude) = (&*self.link, &mut self.prelude);
         self.flight.get_or_insert_with(|| link.take_off(prelude.take()))
@@ -235,15 +229,8 @@ impl<'a> Outgoing<'a> {
         }
         // A copy is not sent behind other statements; what begins the attempt is one.
         self.flight();
+        let counts = self.counts().await?;
         let group = std::mem::take(&mut self.group);
-        let counts = match self.flight.take() {
-            Some(flight) => flight.land().await,
-            None => Ok(Vec::new()),
-        };
-        let counts = counts.map_err(|(at, error)| {
-            let table = at.and_then(|at| group.get(at)).map(|(table, ..)| self.name(*table));
-            Trouble::of(format!("writing {}", table.unwrap_or_else(|| "the position".to_owned())), error)
-        })?;
         if tail.is_some() && counts.last() == Some(&0) {
             return Err(Trouble::Failure(super::store::fenced(0)));
         }
@@ -265,28 +252,26 @@ impl<'a> Outgoing<'a> {
         Ok(())
     }
 
-    /// The end of the attempt.
-    async fn end(mut self, tail: Option<Tail<'_>>) -> Result<Done, Trouble> {
+    /// Waits for what is in flight: how many rows each statement touched.
+    async fn counts(&mut self) -> Result<Vec<u64>, Trouble> {
+        let Some(flight) = self.flight.take() else { return Ok(Vec::new()) };
+        flight.land().await.map_err(|(at, error)| {
+            let table = at.and_then(|at| self.group.get(at)).map(|(table, ..)| self.name(*table));
+            Trouble::of(format!("writing {}", table.unwrap_or_else(|| "the position".to_owned())), error)
+        })
+    }
+
+    /// The end of the attempt. Where something could not be made ready, the server may have refused before it what was sent,
+    /// and then that is what there is to say.
+    async fn end(mut self, sent: Result<(), Trouble>, tail: Option<Tail<'_>>) -> Result<Done, Trouble> {
+        if let Err(trouble) = sent {
+            return Err(self.counts().await.err().unwrap_or(trouble));
+        }
         if self.flight.is_none() && self.copy.is_none() {
-            return Ok(Done { began: self.began, with_tail: false });
+            return Ok(Done::default());
         }
         self.land(tail).await?;
         Ok(Done { began: true, with_tail: tail.is_some() })
-    }
-
-    /// Something could not be made ready: the server has refused it if it had refused what was sent before, and then that is
-    /// what there is to say.
-    async fn first_of(mut self, trouble: Trouble) -> Trouble {
-        match self.flight.take() {
-            None => trouble,
-            Some(flight) => match flight.land().await {
-                Ok(_) => trouble,
-                Err((at, error)) => {
-                    let table = at.and_then(|at| self.group.get(at)).map(|(table, ..)| self.name(*table));
-                    Trouble::of(format!("writing {}", table.unwrap_or_default()), error)
-                }
-            },
-        }
     }
 }
 

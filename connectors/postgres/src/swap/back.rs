@@ -1,10 +1,10 @@
 //! The way back within tables: the same freeze, the names change again, and the authority with them. Nothing has to be caught
 //! up with, for the old columns were written with the new ones.
 
-use super::{Laid, Locked, SwapEnd, SwapStage, finish::names, lock::lock_all, open, sql};
+use super::{Laid, SwapEnd, SwapStage, finish::names, lock::lock_all, open, sql};
 use crate::{
     client::{Session, failure},
-    switch::{DURABLE, Given, give_sql, is_an_error},
+    switch::{DURABLE, Given, Locked, give_sql, is_an_error},
 };
 use crossfade_connector::Failure;
 use crossfade_event::Side;

@@ -79,7 +79,7 @@ pub(crate) fn flip_sql(migration: &str, to: Side, fences: bool) -> String {
          IF pg_catalog.to_regclass('crossfade.objects') IS NULL THEN RETURN; END IF; \
          FOR v IN SELECT schema, name, part FROM crossfade.objects WHERE migration = {name} AND kind = 'view' ORDER BY number \
          LOOP IF EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgname = {trigger} \
-           AND tgrelid = pg_catalog.format('%I.%I', v.schema, v.name)::pg_catalog.regclass) THEN \
+           AND tgrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', v.schema, v.name))) THEN \
            EXECUTE pg_catalog.format('DROP TRIGGER %I ON %I.%I', {trigger}, v.schema, v.name); END IF; \
          IF v.part = '{to}' THEN NULL; {fence} END IF; END LOOP; END $crossfade$; "
     )

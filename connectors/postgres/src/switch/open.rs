@@ -16,7 +16,7 @@
 //!
 //! A fence that is out of action is a disabled trigger, for dropping one would wait for readers, too.
 
-use super::{SwitchEnd, Written, authority, fence, freeze};
+use super::{SwitchEnd, Written, authority, fence, lock};
 use crate::client::{Session, connect, failure};
 use crossfade_connector::Failure;
 use crossfade_event::TableName;
@@ -41,19 +41,19 @@ impl SwitchEnd {
     pub async fn ready_to_open(&mut self, written: Written, ends: Instant) -> Result<Opening, Failure> {
         let doing = "making the other side ready to be opened";
         let session = connect(&self.config, "crossfade opening").await?;
-        let version = freeze::version(&session).await?;
+        let version = lock::version(&session).await?;
         let left = ends.saturating_duration_since(Instant::now());
         // Whoever has asked here, and has not ended yet, is told nothing new: the gate is no condition.
         let sql = format!(
             "BEGIN; {lease} SET LOCAL lock_timeout = {left}; SET LOCAL statement_timeout = {left}; {durable}; \
              SELECT pg_catalog.pg_try_advisory_xact_lock({gate}); {open}",
-            lease = freeze::lease(version, left),
+            lease = lock::lease(version, left),
             left = left.as_millis().max(1),
             durable = authority::DURABLE,
             gate = authority::gate(&self.migration),
             open = self.open_sql(written),
         );
-        session.batch_execute(&sql).await.map_err(|error| match freeze::is_a_wait(&error) {
+        session.batch_execute(&sql).await.map_err(|error| match lock::is_a_wait(&error) {
             true => Failure::retry(doing, "a table's lock was not granted within the deadline"),
             false => failure(doing, error),
         })?;

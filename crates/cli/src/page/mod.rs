@@ -67,7 +67,8 @@ impl Page<'_> {
     }
 
     fn verdict(&self) -> (&'static str, String) {
-        let rows = self.rows.map_or(0, |rows| rows.differences + rows.refused_rows + rows.broken());
+        let rows = self.rows.map_or(0, |rows| rows.differences + rows.refused_rows);
+        let broken = self.rows.map_or(0, Report::broken);
         let restless = self.rows.map_or(0, |rows| rows.unjudged_rows);
         let queries = self.queries.unwrap_or_default();
         let count = |is: fn(&PairReport) -> bool| queries.iter().filter(|report| is(report)).count();
@@ -76,6 +77,7 @@ impl Page<'_> {
         let mut words = Vec::new();
         for (count, one, many) in [
             (rows, "row differs or is refused", "rows differ or are refused"),
+            (broken, "reference or new key is broken in the target", "references or new keys are broken in the target"),
             (restless, "row could not be judged", "rows could not be judged"),
             (differ as u64, "query is answered differently", "queries are answered differently"),
             (unjudged as u64, "query could not be judged", "queries could not be judged"),
@@ -85,7 +87,7 @@ impl Page<'_> {
                 words.push(format!("{} {}", crate::output::count(count), if count == 1 { one } else { many }));
             }
         }
-        match (words.is_empty(), rows > 0 || differ > 0) {
+        match (words.is_empty(), rows > 0 || broken > 0 || differ > 0) {
             (true, _) => ("good", "both sides agree".to_owned()),
             (false, true) => ("bad", words.join(" · ")),
             (false, false) => ("slow", words.join(" · ")),

@@ -33,7 +33,7 @@ const FORMAT: u32 = 1;
 /// How many pairs are read at once.
 const PAIRS: u32 = 20_000;
 
-/// What the pairs may take in memory, in bytes; about four million.
+/// What the pairs may take in memory, in bytes; more than a million of them.
 const BYTES_MAX: usize = 128 << 20;
 
 #[derive(Serialize, Deserialize)]
@@ -92,7 +92,7 @@ pub(super) async fn take_over(spec: &Spec, epoch: u64) -> Result<usize, CliError
         if page.is_empty() {
             break;
         }
-        bytes += page.iter().map(|born| std::mem::size_of::<Born>() + born.new.len()).sum::<usize>();
+        bytes += page.iter().map(|born| std::mem::size_of::<Born>() + born.table.len() + born.new.len()).sum::<usize>();
         if bytes > BYTES_MAX {
             return Err(too_many(spec));
         }
@@ -121,7 +121,7 @@ pub(super) async fn take_over(spec: &Spec, epoch: u64) -> Result<usize, CliError
 /// A surrogate of several columns has no pair on record: only those that the migration made can go on.
 async fn refuse_surrogates(spec: &Spec, new: &mut PostgresSink) -> Result<(), CliError> {
     let Some(plan) = PlanFile::read(&spec.base())? else { return Ok(()) };
-    let Some(back) = back::planned(spec).await?.reverse else { return Ok(()) };
+    let Some(back) = back::as_planned(spec, &plan)?.reverse else { return Ok(()) };
     let routes = bare_routes(spec, &plan, secret_of(&spec.base())?, 0)?;
     for table in &back.back.tables {
         let target = routes.target().tables.iter().find(|target| target.schema.name == table.from);

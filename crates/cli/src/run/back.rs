@@ -87,6 +87,11 @@ pub(crate) async fn planned(spec: &Spec) -> Result<Spec, CliError> {
     reversed(spec, catalog, begin, 0)
 }
 
+/// The way back over the tables as they were when the migration was planned.
+pub(super) fn as_planned(spec: &Spec, plan: &PlanFile) -> Result<Spec, CliError> {
+    reversed(spec, plan.catalog.clone(), None, 0)
+}
+
 /// The way back as it was prepared.
 fn begun(spec: &Spec, epoch: u64) -> Result<Spec, CliError> {
     let prepared = Prepared::read(&spec.base())?.ok_or_else(|| {

@@ -1,6 +1,7 @@
 //! `replay`: applies the log again. Into the same sink it heals; into another one it builds anew.
 
 use super::{
+    adopted,
     ends::replay_into,
     follower::{Follower, Stand},
     place::cut_of,
@@ -95,6 +96,12 @@ async fn build(spec: &Spec, into: &Spec, args: &ReplayArgs) -> Result<(), CliErr
     }
     drop(log);
     refuse_over_failback(spec, &place)?;
+    if !adopted::of(&spec.base())?.is_empty() {
+        return Err(CliError::not_built(&format!(
+            "a replay of {} into another sink, as rows that were born on its new side keep keys that {} would not make,",
+            spec.name, into.name
+        )));
+    }
     let mut follower = Box::pin(Follower::open(spec, into, args.base.then_some(&place))).await?;
     let (stopper, stop) = stop_channel();
     let replay = async {

@@ -28,6 +28,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// that were born on the new side are taken over. What it cannot go on with is refused by name.
 pub(super) async fn after_failback(spec: &Spec, journal: &Journal<Embedded>, by: &By) -> Result<(), CliError> {
     retire(spec).await?;
+    if !aside(&spec.base(), 1).is_dir() {
+        return Ok(());
+    }
     match adopted::take_over(spec, journal.migration().authority.epoch).await {
         Ok(0) => Ok(()),
         Ok(pairs) => {

@@ -234,10 +234,10 @@ async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, Cl
         "who": folder::by_hand().who,
         "position": report.position,
         "rows": report.tables.iter().map(|table| table.target_rows).sum::<u64>(),
-        "differences": report.differences + report.refused_rows + report.broken(),
+        "differences": report.wrong(),
     });
     // Where something could not be judged there is no proof, and none is voided.
-    let is_said = report.unjudged_rows == 0 || report.differences + report.refused_rows + report.broken() > 0;
+    let is_said = report.unjudged_rows == 0 || report.wrong() > 0;
     if spec.part.is_none()
         && is_said
         && let Err(error) = control::ask(spec, hyper::Method::POST, "/command/verified", Some(body)).await

@@ -3,12 +3,8 @@
 
 use crate::record::{FRAME_HEADER, FrameHeader};
 use bytes::Bytes;
-use std::{
-    fs::File,
-    io::{self, Read, Seek, SeekFrom},
-    num::NonZeroU64,
-    path::Path,
-};
+use rustix::{buffer::spare_capacity, io::Errno};
+use std::{fs::File, io, num::NonZeroU64, path::Path};
 
 /// How much is read at once.
 const PIECE: usize = 512 * 1024;
@@ -121,11 +117,16 @@ impl Frames {
         let length = wanted.min(limit - self.at) as usize;
         // Not `read_exact`, for which the room would have to be filled with zeros first.
         let mut piece = Vec::with_capacity(length);
-        self.file.seek(SeekFrom::Start(self.at)).map_err(Bad::Io)?;
-        (&self.file).take(length as u64).read_to_end(&mut piece).map_err(Bad::Io)?;
-        if piece.len() < length {
-            return Err(Bad::Damage("the file ends inside a frame"));
+        while piece.len() < length {
+            let at = self.at + piece.len() as u64;
+            match rustix::io::pread(&self.file, spare_capacity(&mut piece), at) {
+                Ok(0) => return Err(Bad::Damage("the file ends inside a frame")),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(Bad::Io(error.into())),
+            }
         }
+        // There may be room for more than was asked for, and what lies beyond the limit is nobody's yet.
+        piece.truncate(length);
         self.piece = piece.into();
         self.piece_at = self.at;
         Ok(())

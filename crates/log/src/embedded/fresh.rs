@@ -103,6 +103,12 @@ impl Kept {
         }
     }
 
+    /// How much was appended since a place, where whoever is there is near.
+    fn since(&self, heard: Option<(Instant, u64)>) -> Option<u64> {
+        let (_, before) = heard.filter(|(at, _)| at.elapsed() < NEAR)?;
+        Some(self.appended - before).filter(|bytes| *bytes <= NEAR_BYTES)
+    }
+
     /// How much was appended before the last batch that begins before a place.
     fn before(&self, begins_before: impl Fn(&Mark) -> bool) -> Option<u64> {
         let at = self.marks.partition_point(begins_before).checked_sub(1)?;
@@ -161,11 +167,13 @@ impl Fresh {
     /// How far a near reader is behind, what it has read and not held yet included; nothing where there is none.
     pub(super) fn behind_bytes(&self) -> Option<u64> {
         let kept = held(&self.0);
-        let behind = |heard: Option<(Instant, u64)>| {
-            let (_, before) = heard.filter(|(at, _)| at.elapsed() < NEAR)?;
-            Some(kept.appended - before).filter(|bytes| *bytes <= NEAR_BYTES)
-        };
-        behind(kept.asked).max(behind(kept.held))
+        kept.since(kept.asked).max(kept.since(kept.held))
+    }
+
+    /// How far a near reader has to read.
+    pub(super) fn unread_bytes(&self) -> Option<u64> {
+        let kept = held(&self.0);
+        kept.since(kept.asked)
     }
 
     /// Nobody reads.

@@ -119,7 +119,7 @@ async fn what_a_near_reader_has_not_come_to_is_told_and_what_nobody_reads_is_let
     good(log.append(first()).await);
     let mut near = good(log.read(&log.tail().cut, Lane::Stream));
     good(log.append(transaction(2, vec![insert("key", "note")])).await);
-    assert_eq!(log.behind_bytes(), None, "nobody has asked yet");
+    assert_eq!((log.behind_bytes(), log.unread_bytes()), (None, None), "nobody has asked yet");
     good(near.try_next()).expect("given");
     let note = "n".repeat(100_000);
     good(log.append(transaction(3, vec![insert("key", &note)])).await);
@@ -154,6 +154,7 @@ async fn what_a_consumer_has_read_and_not_held_yet_is_told_as_well() {
     // Whoever was not heard of for half a second is not near: on a machine that stood still it says so once more.
     let held_at = |place: &Cut| loop {
         good(log.hold("one", place));
+        assert_eq!(log.unread_bytes().unwrap_or_default(), 0, "all is read");
         if let Some(behind) = log.behind_bytes() {
             return behind;
         }

@@ -165,12 +165,15 @@ async fn copy(shared: &Shared, wire: &mut Wire, schema: &TableSchema, job: &Job)
     let mut blocks = Blocks::new(schema.columns.len());
     let mut total = 0u64;
     let mut failed = None;
+    // The server sends row by row, or page by page; a chunk of some length is not read so.
+    let mut gathers = false;
     loop {
         let frames = wire.buffered_copy_data()?;
         if !frames.is_empty() {
             blocks.push(&frames).map_err(|problem| damaged(schema, problem))?;
             while let Some((rows, count)) = blocks.pop(BLOCK_BYTES) {
                 total += u64::from(count);
+                gathers = true;
                 if !hand_over(shared, schema, job, rows, count).await {
                     return Ok(None);
                 }
@@ -178,7 +181,11 @@ async fn copy(shared: &Shared, wire: &mut Wire, schema: &TableSchema, job: &Job)
             continue;
         }
         let Some(frame) = wire.buffered()? else {
-            wire.fill().await?;
+            if gathers {
+                wire.fill_gathered().await?
+            } else {
+                wire.fill().await?
+            };
             continue;
         };
         match frame.tag {
@@ -187,6 +194,9 @@ async fn copy(shared: &Shared, wire: &mut Wire, schema: &TableSchema, job: &Job)
             b'Z' => break,
             other => return Err(wire.unexpected(other)),
         }
+    }
+    if gathers {
+        wire.gather(false).map_err(|error| wire.broken(error))?;
     }
     if let Some(failure) = failed {
         wire.query("ROLLBACK").await?;

@@ -15,7 +15,10 @@ use crossfade_connector::{Applied, Delivery, Failure, Guard, Inspect, Progress, 
 use crossfade_control::{By, Command};
 use crossfade_event::{Key, Position, Row, TableId, TableName};
 use crossfade_pipeline::{DeliverOptions, Delivered, Routes, Watch, deliver, stop_channel, valve};
-use crossfade_postgres::{PostgresSink, swap::Locked, switch::Given};
+use crossfade_postgres::{
+    PostgresSink,
+    switch::{Given, Locked},
+};
 use std::{
     pin::pin,
     sync::{

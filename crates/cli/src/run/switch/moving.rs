@@ -62,11 +62,12 @@ async fn frozen(
     by: &By,
 ) -> Result<Pause, CliError> {
     let next = epoch + 1;
-    let mut freeze = way.from.freeze(&way.tables, Instant::now() + deadline.0, switch.lock_timeout.0).await?;
-    let mut pause = Pause { locks_us: micros(freeze.since.elapsed()), tries: freeze.tries, ..Pause::default() };
+    let freeze = way.from.freeze(&way.tables, Instant::now() + deadline.0, switch.lock_timeout.0).await?;
+    let mut pause =
+        Pause { locks_us: micros(freeze.locked.since.elapsed()), tries: freeze.locked.tries, ..Pause::default() };
     let step = Instant::now();
-    let ends = freeze.ends();
-    let prepared = tokio::time::timeout(freeze.left(), async {
+    let ends = freeze.locked.ends;
+    let prepared = tokio::time::timeout(freeze.locked.left(), async {
         way.journal.command(Command::Frozen { epoch: next }, by).await?;
         let position = drained(way).await?;
         pause.drain_us = micros(step.elapsed());
@@ -127,7 +128,7 @@ async fn give(
     by: &By,
     mut pause: Pause,
 ) -> Result<Pause, CliError> {
-    let (since, step) = (freeze.since, Instant::now());
+    let (since, step) = (freeze.locked.since, Instant::now());
     let given = freeze.give(epoch).await;
     match given {
         Given::Done => {
