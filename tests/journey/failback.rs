@@ -10,16 +10,16 @@ use crossfade_testkit::{
     compare::assert_same,
     crossfade::Running,
     postgres::{Postgres, Version},
-    wait::{wait_for, wait_for_blocking},
+    wait::{GENEROUS, wait_for, wait_for_blocking},
 };
 use serde_json::Value;
-use std::{fs, sync::atomic::Ordering::Relaxed};
+use std::{fs, sync::atomic::Ordering::Relaxed, time::Instant};
 use tokio_postgres::Client;
 
 pub(crate) const TABLES: [&str; 3] = ["accounts", "movements", "notes"];
 
 /// A bank that has switched, with the stream back at work, and both sides compared over it.
-async fn switched(bank: &Bank, asking: u64, plain: u64) -> (Running, Tellers) {
+pub(crate) async fn switched(bank: &Bank, asking: u64, plain: u64) -> (Running, Tellers) {
     let (run, tellers) = ready(bank, asking, plain).await;
     switch(bank);
     assert_eq!(run.wait().code, Some(0));
@@ -45,7 +45,7 @@ pub(crate) fn fail_back(bank: &Bank) -> Value {
 }
 
 /// The tellers write the old side again, nobody can write the new one, and no write was lost.
-async fn assert_back(bank: &Bank, tellers: Tellers) -> Told {
+pub(crate) async fn assert_back(bank: &Bank, tellers: Tellers) -> Told {
     tellers.wait_for_more_on_the_old_side(100);
     let (old, new) = bank.authority().await;
     assert!(old.starts_with("old ") && old == new, "the old side's row says {old}, the new side's {new}");
@@ -57,7 +57,7 @@ async fn assert_back(bank: &Bank, tellers: Tellers) -> Told {
 }
 
 /// The migration goes on: the new side follows the old one again, behind its fence.
-async fn assert_followed(bank: &Bank) {
+pub(crate) async fn assert_followed(bank: &Bank) {
     let mut run = bank.desk.start();
     bank.desk.wait(&mut run);
     assert_same_tables(&bank.old, &bank.new, &TABLES).await;
@@ -229,27 +229,36 @@ async fn a_failback_waits_for_nobody_who_writes_for_long_and_for_two_people_wher
 async fn killed_right_after_any_line_of_the_journal_a_failback_ends_on_one_side_and_goes_on() {
     for line in LINES {
         let Some(bank) = Bank::open("").await else { return };
-        let (run, tellers) = switched(&bank, 3, 1).await;
-        let before = journal_says(&bank, line);
-        let failback = bank.desk.crossfade.spawn(&["failback", SPEC]);
-        wait_for_blocking(&format!("the journal to say {line}"), || (journal_says(&bank, line) > before).then_some(()));
-        run.kill();
-        failback.wait();
-        let (old, new) = bank.authority().await;
-        println!("killed after {line}: the old side's row says {old}, the new side's {new}");
-        let status = switch_status(&bank);
-        assert_eq!(status["authority"].as_str(), new.split(' ').next(), "{status}");
-        if new.starts_with("new") || old.starts_with("old") {
-            // Nobody has to do anything for it.
-            tellers.wait_for_more(50);
-        } else {
-            // Between the two commits: both sides are closed, and any command opens one.
-            assert!(status["next"].as_str().unwrap().contains("crossfade failback"), "{status}");
-        }
-        fail_back(&bank);
-        assert_back(&bank, tellers).await;
-        assert_followed(&bank).await;
+        killed_after(line, &bank).await;
     }
+}
+
+/// A failback whose process is killed once the journal has this line; asked again it is made, and the migration goes on.
+pub(crate) async fn killed_after(line: &str, bank: &Bank) {
+    let (run, tellers) = switched(bank, 3, 1).await;
+    let before = journal_says(bank, line);
+    let failback = bank.desk.crossfade.spawn(&["failback", SPEC]);
+    // Without a pause between two looks: what comes after the line is a matter of milliseconds.
+    let begun = Instant::now();
+    while journal_says(bank, line) == before {
+        assert!(begun.elapsed() < GENEROUS, "the journal never says {line}");
+    }
+    run.kill();
+    failback.wait();
+    let (old, new) = bank.authority().await;
+    println!("killed after {line}: the old side's row says {old}, the new side's {new}");
+    let status = switch_status(bank);
+    assert_eq!(status["authority"].as_str(), new.split(' ').next(), "{status}");
+    if new.starts_with("new") || old.starts_with("old") {
+        // Nobody has to do anything for it.
+        tellers.wait_for_more(50);
+    } else {
+        // Between the two commits: both sides are closed, and any command opens one.
+        assert!(status["next"].as_str().unwrap().contains("crossfade failback"), "{status}");
+    }
+    fail_back(bank);
+    assert_back(bank, tellers).await;
+    assert_followed(bank).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -283,7 +292,7 @@ async fn after_a_failback_a_wipe_leaves_nothing_on_either_server_and_the_next_ru
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_with_new_keys_that_were_born_on_the_new_side_are_there_after_a_failback() {
+async fn rows_with_new_keys_that_were_born_on_the_new_side_keep_them_after_a_failback_and_the_migration_goes_on() {
     let Some((old, new)) = two_databases().await else { return };
     old.execute(
         "CREATE TABLE people (id serial PRIMARY KEY, name text, boss integer REFERENCES people);
@@ -315,12 +324,66 @@ async fn rows_with_new_keys_that_were_born_on_the_new_side_are_there_after_a_fai
     assert_eq!(run.wait().code, Some(0));
     let both = "SELECT p.name, b.name FROM people p LEFT JOIN people b ON b.id = p.boss";
     assert_same("people", &rows(&new, both).await, &rows(&old, both).await);
-    old.execute("INSERT INTO people (name, boss) SELECT 'later', max(id) FROM people").await;
-    // It cannot go on under the keys that its plan would give, and says so.
-    let refused = desk.expect(3, &["run"], &["--until", "caught-up"]);
-    assert!(refused.stderr.contains("born on the new side") && refused.stderr.contains("rollback --wipe"), "{refused}");
-    let status = desk.expect(0, &["status"], &[]);
-    assert!(status.stdout.contains("born on the new side"), "{status}");
+    let keys = "SELECT name, id::text FROM people WHERE name ~ '^born'";
+    let born = rows(&new, keys).await;
+    // From here on what is done on the old side is told under the keys that the rows have: of itself and of what refers to it.
+    old.execute(
+        "INSERT INTO people (name, boss) SELECT 'later', id FROM people WHERE name = 'born3';
+         UPDATE people SET name = name || '?' WHERE name ~ '^p2';
+         UPDATE people SET boss = (SELECT id FROM people WHERE name = 'born5') WHERE name ~ '^p3';
+         UPDATE people SET boss = (SELECT id FROM people WHERE name = 'born6') WHERE name ~ '^born1';
+         DELETE FROM people WHERE name = 'born7';
+         WITH gone AS (DELETE FROM people WHERE name = 'born8' RETURNING id) SELECT set_config('test.id', id::text, false) FROM gone;
+         INSERT INTO people (id, name) VALUES (current_setting('test.id')::integer, 'born8');
+         UPDATE people SET id = 5000 WHERE name = 'born9'",
+    )
+    .await;
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    desk.verify();
+    assert_same("people", &rows(&old, both).await, &rows(&new, both).await);
+    let wanted: Vec<_> = born
+        .iter()
+        .filter(|row| !["born7", "born9"].iter().any(|gone| row[0].as_deref() == Some(gone)))
+        .cloned()
+        .collect();
+    let found = rows(&new, &format!("{keys} AND name <> 'born9'")).await;
+    let found: Vec<_> = found.iter().cloned().collect();
+    assert_eq!(wanted.len(), 18);
+    assert_eq!(wanted, found, "rows that were born on the new side keep their keys");
+    let mapping = desk.expect(0, &["mapping", "export"], &[]);
+    for row in &wanted {
+        assert!(mapping.stdout.contains(row[1].as_deref().unwrap()), "{row:?} is in the mapping\n{mapping}");
+    }
+    // What was written meanwhile is not in the log: an older place of it would put older values back.
+    let refused = desk.expect(3, &["replay"], &["--from", "offset:0"]);
+    assert!(refused.stderr.contains("put older values back"), "{refused}");
+
+    // There again, and back again: what was born the first time has its pair, what is born now gets one.
+    wait_for_blocking("the cutover to be made", || {
+        desk.verify();
+        (desk.command(&["cutover"], &[]).code == Some(0)).then_some(())
+    });
+    assert_eq!(run.wait().code, Some(0));
+    new.execute(
+        "INSERT INTO people (id, name, boss) SELECT gen_random_uuid(), 'again' || n, (SELECT id FROM people WHERE name = 'born8') \
+         FROM generate_series(1, 10) n; UPDATE people SET name = name || '+' WHERE name ~ '^born1'; \
+         DELETE FROM people WHERE name = 'born2'",
+    )
+    .await;
+    let mut run = desk.start();
+    desk.wait_with(&mut run, &["--reverse"]);
+    assert_same("people", &rows(&new, both).await, &rows(&old, both).await);
+    desk.expect(0, &["failback"], &[]);
+    assert_eq!(run.wait().code, Some(0));
+    let before = rows(&new, "SELECT id::text FROM people").await;
+    old.execute("UPDATE people SET name = name || '.'").await;
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    desk.verify();
+    assert_same("people", &rows(&old, both).await, &rows(&new, both).await);
+    assert_same("keys", &before, &rows(&new, "SELECT id::text FROM people").await);
+    desk.stop(run);
     desk.expect(0, &["rollback"], &["--wipe", "--yes"]);
     desk.expect(0, &["run"], &["--until", "caught-up", "--quiet"]);
     assert_same("people", &rows(&old, both).await, &rows(&new, both).await);

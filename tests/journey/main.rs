@@ -6,6 +6,7 @@ mod adding;
 mod bad_input;
 mod bench;
 mod beside;
+mod born;
 mod changes;
 mod clerks;
 mod compared;
@@ -28,6 +29,7 @@ mod in_place;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod lookups;
+mod one_database;
 mod planned;
 mod queries;
 mod renames;

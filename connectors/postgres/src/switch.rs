@@ -33,7 +33,7 @@ pub use lock::Locked;
 pub(crate) use lock::{LockMode, lock_tables, version};
 pub use look::{Look, Writing};
 pub use open::Opening;
-pub use reverse::Reverse;
+pub use reverse::{Born, Reverse};
 
 use crate::{
     Config,

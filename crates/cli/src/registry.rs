@@ -6,7 +6,7 @@ mod debezium;
 #[cfg(feature = "kafka")]
 mod topics;
 
-pub(crate) use back::{back_sink, left_by_way_back, mapping_of, place_of_slot, tell_old_rows};
+pub(crate) use back::{left_by_way_back, mapping_of, place_of_slot, tell_old_rows, written_side};
 
 use crate::{
     error::CliError,

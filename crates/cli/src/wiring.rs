@@ -74,6 +74,7 @@ pub(crate) fn plan_options(spec: &Spec, secret: Vec<u8>) -> PlanOptions {
                 secret,
                 records: true,
                 reverse,
+                adopted: Arc::default(),
             };
         }
     };
@@ -81,7 +82,7 @@ pub(crate) fn plan_options(spec: &Spec, secret: Vec<u8>) -> PlanOptions {
         WriteTo::ShadowTables => WriteKind::ShadowTables,
         WriteTo::ShadowColumns => WriteKind::ShadowColumns,
     };
-    PlanOptions { schema, dialect, write, secret, records: false, reverse }
+    PlanOptions { schema, dialect, write, secret, records: false, reverse, adopted: Arc::default() }
 }
 
 /// Whether a table of the source is itself written: new columns beside the old ones.

@@ -8,6 +8,7 @@
 //! no randomness, no I/O. A row that nothing is done to passes through byte for byte ([`Bound::passthrough`]). Nothing
 //! is dropped: every change comes out as a change, as filtered, or as rejected with a reason that holds no values.
 
+mod adopted;
 mod bind;
 mod cast;
 mod document;
@@ -22,6 +23,7 @@ mod step;
 mod suggest;
 mod types;
 
+pub use adopted::{Adopted, AdoptedKeys};
 pub use bind::{Bound, Output, Views};
 pub use plan::{
     Back, BackColumn, BackHow, BackKey, BackRefusal, BackTable, Became, Fidelity, Forward, LookupView, Note, Plan,

@@ -4,6 +4,7 @@
 //! depends on unchanged cells only. An operation that needs both a changed cell and one that was not sent is refused.
 
 use crate::{
+    adopted::AdoptedKeys,
     bind::Views,
     cast::{carry, cast},
     document,
@@ -139,7 +140,19 @@ pub(crate) struct KeyFrom {
     /// Our registers and the types of the key's own columns.
     pub(crate) parts: Vec<(usize, ColumnType)>,
     pub(crate) maker: Arc<Maker>,
+    /// The keys that rows of that table have already.
+    pub(crate) adopted: Option<Arc<AdoptedKeys>>,
     pub(crate) time: Time,
+}
+
+impl KeyFrom {
+    /// The key that the row has already; none of several columns is ever drawn.
+    fn adopted(&self, parts: &[Part<'_>]) -> Option<Value> {
+        match (&self.adopted, parts) {
+            (Some(adopted), [Some(Value::Int(old))]) => adopted.get(*old, self.maker.makes_uuid()),
+            _ => None,
+        }
+    }
 }
 
 /// Where an output cell comes from.
@@ -436,6 +449,9 @@ impl Run<'_, '_> {
             );
         }
         let parts: Vec<Part<'_>> = values.iter().map(Some).collect();
+        if let Some(new) = from.adopted(&parts) {
+            return Ok(Made::Key { new, old: keys::shown(&parts) });
+        }
         let time = match &from.time {
             Time::None => 0,
             Time::Own(register, kept) => match self.reg(*register) {

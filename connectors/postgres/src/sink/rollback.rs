@@ -309,6 +309,9 @@ async fn drop_objects(link: &mut Link, migration: &str, report: &mut UndoReport)
     let rows = link.query(doing, sql, &[&migration]).await?;
     let objects: Vec<(String, String, String, String, i64)> =
         rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4))).collect();
+    // Views of ours show our tables, and would stand in their way.
+    let (views, objects): (Vec<_>, Vec<_>) = objects.into_iter().partition(|(kind, ..)| kind == "view");
+    drop_views(link, migration, &views, report).await?;
     let ours = |schema: &str, name: &str| {
         objects.iter().any(|(kind, of, table, ..)| kind == "table" && of == schema && table == name)
     };
@@ -338,7 +341,6 @@ async fn drop_objects(link: &mut Link, migration: &str, report: &mut UndoReport)
                     Some(format!("rows of {table}")),
                 )
             }
-            "view" => (Some(format!("DROP VIEW IF EXISTS {}", quote_table(&table)?)), Some(format!("view {table}"))),
             "column" if !ours(schema, name) => (
                 Some(format!(
                     "ALTER TABLE IF EXISTS {} DROP COLUMN IF EXISTS {}",
@@ -373,6 +375,30 @@ async fn drop_objects(link: &mut Link, migration: &str, report: &mut UndoReport)
             }
         } else {
             report.dropped.extend(told);
+        }
+        let sql = "DELETE FROM crossfade.objects WHERE migration = $1 AND number = $2";
+        link.run(doing, sql, vec![Param::text(migration), Param::i64(*number)]).await?;
+    }
+    Ok(())
+}
+
+/// Drops the views that we made. One that somebody else's view shows stays in place, and its record with it.
+async fn drop_views(
+    link: &mut Link,
+    migration: &str,
+    views: &[(String, String, String, String, i64)],
+    report: &mut UndoReport,
+) -> Result<(), Failure> {
+    let doing = "dropping the views that the migration made";
+    for (_, schema, name, _, number) in views {
+        let view = TableName::new(schema.as_str(), name.as_str());
+        match dropped(link, &format!("DROP VIEW IF EXISTS {}", quote_table(&view)?)).await {
+            Ok(()) => report.dropped.push(format!("view {view}")),
+            Err(error) if error.code().is_some_and(|code| code.code() == "2BP01") => {
+                tracing::warn!(%view, "left in place: something else depends on it");
+                continue;
+            }
+            Err(error) => return Err(failure(doing, error)),
         }
         let sql = "DELETE FROM crossfade.objects WHERE migration = $1 AND number = $2";
         link.run(doing, sql, vec![Param::text(migration), Param::i64(*number)]).await?;

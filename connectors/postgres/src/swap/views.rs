@@ -63,7 +63,8 @@ impl View {
 }
 
 /// What moves with the authority: the views of the side that gets it are written through, those of the other one are not,
-/// where `fences` (its tables may have a fence of their own).
+/// where `fences` (its tables may have a fence of their own). A view that has no fence is left alone: taking one down waits
+/// for whoever reads the view.
 pub(crate) fn flip_sql(migration: &str, to: Side, fences: bool) -> String {
     let (name, trigger) = (quote_literal(migration), quote_literal(&fence_of(migration)));
     let fence = match fences {
@@ -77,7 +78,9 @@ pub(crate) fn flip_sql(migration: &str, to: Side, fences: bool) -> String {
         "DO $crossfade$ DECLARE v record; BEGIN \
          IF pg_catalog.to_regclass('crossfade.objects') IS NULL THEN RETURN; END IF; \
          FOR v IN SELECT schema, name, part FROM crossfade.objects WHERE migration = {name} AND kind = 'view' ORDER BY number \
-         LOOP EXECUTE pg_catalog.format('DROP TRIGGER IF EXISTS %I ON %I.%I', {trigger}, v.schema, v.name); \
+         LOOP IF EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgname = {trigger} \
+           AND tgrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', v.schema, v.name))) THEN \
+           EXECUTE pg_catalog.format('DROP TRIGGER %I ON %I.%I', {trigger}, v.schema, v.name); END IF; \
          IF v.part = '{to}' THEN NULL; {fence} END IF; END LOOP; END $crossfade$; "
     )
 }

@@ -67,6 +67,27 @@ pub(super) fn out_of_action(migration: &str, here: Side, epoch: u64) -> String {
     )
 }
 
+/// Puts the fences of this migration on all other tables of this database out of action: those of the other side, where both
+/// sides are here. In the transaction that gives the authority away, so it is asked for nothing but its commit.
+pub(super) fn others_out_of_action(migration: &str, tables: &[TableName]) -> Result<String, Failure> {
+    let trigger = name_of(migration);
+    let name = quote_literal(&trigger);
+    let name = name.trim_start();
+    let ours: Vec<String> = tables
+        .iter()
+        .map(|table| Ok(format!("{}::pg_catalog.regclass", quote_literal(quote_table(table)?.as_str()).trim_start())))
+        .collect::<Result<_, Failure>>()?;
+    Ok(format!(
+        "DO $crossfade$ DECLARE t record; BEGIN \
+         FOR t IN SELECT tgrelid::pg_catalog.regclass AS name FROM pg_catalog.pg_trigger \
+           WHERE tgname = {name} AND NOT tgisinternal AND tgenabled <> 'D' \
+             AND tgrelid <> ALL (ARRAY[{}]::pg_catalog.regclass[]) ORDER BY tgrelid \
+         LOOP EXECUTE pg_catalog.format('ALTER TABLE ONLY %s DISABLE TRIGGER %I', t.name, {name}); END LOOP; \
+         END $crossfade$",
+        ours.join(", ")
+    ))
+}
+
 impl SwitchEnd {
     /// Lets a session of the side that has lost the authority write there all the same: the reverse stream's.
     pub fn pass_sql(&self) -> String {

@@ -7,7 +7,7 @@
 
 use super::{
     SwitchEnd, authority, fence,
-    lock::{HOLDING_UP, LockMode, Locked, NotLocked, lock_tables},
+    lock::{self, HOLDING_UP, LockMode, Locked, NotLocked, lock_tables},
 };
 use crate::client::{Session, connect, failure};
 use crossfade_connector::Failure;
@@ -74,6 +74,31 @@ impl SwitchEnd {
 }
 
 impl Freeze {
+    /// Where both sides are in one database: the other side's fence is put out of action here, in the transaction that gives
+    /// the authority away. Until that commits nobody may write there. Waits for maintenance that holds a table, until the deadline.
+    ///
+    /// # Errors
+    /// `Retry` where a table's lock was not granted in time; the freeze is over then.
+    pub async fn open_the_other_side(&self) -> Result<(), Failure> {
+        let doing = "making the other side ready to be opened";
+        let left = self.locked.left();
+        if left.is_zero() {
+            return Err(Failure::retry(doing, "the deadline has passed"));
+        }
+        let version = lock::version(&self.session).await?;
+        let sql = format!(
+            // A statement begins the server's idle time anew: it ends when it would have.
+            "{lease} SET LOCAL lock_timeout = {left_ms}; SET LOCAL statement_timeout = {left_ms}; {}",
+            fence::others_out_of_action(&self.migration, &self.tables)?,
+            lease = lock::lease(version, left),
+            left_ms = left.as_millis().max(1),
+        );
+        self.session.batch_execute(&sql).await.map_err(|error| match lock::is_a_wait(&error) {
+            true => Failure::retry(doing, "a table's lock was not granted within the deadline"),
+            false => failure(doing, error),
+        })
+    }
+
     /// The point of no return: the row, the fence and the end of the lock, in one commit. `epoch` is what the row must say.
     pub async fn give(self, epoch: u64) -> Given {
         let doing = "giving the authority to the other side";

@@ -11,6 +11,9 @@
 //! goes on with the second commit. Where that does not come, for we or the network have died, the server ends the
 //! transaction by the deadline, and whoever asks the row next opens this side ([`SwitchEnd::follow`]).
 //!
+//! Where both sides are in one database it is one commit: the freeze's own transaction puts the other side's fence out of action
+//! ([`Freeze::open_the_other_side`](super::Freeze::open_the_other_side)).
+//!
 //! A fence that is out of action is a disabled trigger, for dropping one would wait for readers, too.
 
 use super::{SwitchEnd, Written, authority, fence, lock};
@@ -68,18 +71,20 @@ impl SwitchEnd {
         )
     }
 
-    /// The tables here that have a fence, whether it is in action or not.
+    /// The tables here that have a fence, whether it is in action or not, but for these and what they are written through.
     ///
     /// # Errors
     /// When it cannot be asked.
-    pub async fn fenced(&mut self) -> Result<Vec<TableName>, Failure> {
+    pub async fn fenced_but(&mut self, tables: &[TableName]) -> Result<Vec<TableName>, Failure> {
+        let others = self.family(tables).await?;
         let trigger = fence::name_of(&self.migration);
         let sql = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_trigger t \
              JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
              WHERE t.tgname = $1 AND NOT t.tgisinternal ORDER BY 1, 2";
         let rows = self.session().await?.query(sql, &[&trigger]).await;
         let rows = rows.map_err(|error| failure("looking for the fence", error))?;
-        Ok(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+        let fenced = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
+        Ok(fenced.filter(|table| !others.contains(table)).collect())
     }
 }
 

@@ -19,6 +19,24 @@ pub struct Reverse {
     pub from: u64,
 }
 
+/// The keys of a row that was born on the new side.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Born {
+    /// Its table on the old side.
+    pub table: String,
+    /// The key that was drawn for it there.
+    pub old: i64,
+    /// The key that it has on the new side, as text.
+    pub new: String,
+}
+
+impl std::fmt::Debug for Born {
+    /// Without the keys, which are values of the row.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Born").field("table", &self.table).finish_non_exhaustive()
+    }
+}
+
 /// The name of slot and publication.
 pub(super) fn name_of(migration: &str) -> String {
     format!("crossfade_{}_reverse", migration.replace('-', "_"))
@@ -82,20 +100,26 @@ impl SwitchEnd {
         drop_publication(self.session().await?, &name).await
     }
 
-    /// Whether rows were born on the new side, which have their old keys from this side's sequences: asked of the old side.
+    /// Some of the pairs of rows that were born on the new side, which have their old keys from this side's sequences, in the
+    /// order of table and old key: asked of the old side. None where nothing was born.
     ///
     /// # Errors
     /// When it cannot be asked.
-    pub async fn has_born(&mut self) -> Result<bool, Failure> {
-        let doing = "looking for rows that were born on the new side";
+    pub async fn born(&mut self, after: Option<&Born>, limit: u32) -> Result<Vec<Born>, Failure> {
+        let doing = "reading the keys of rows that were born on the new side";
         let migration = self.migration.clone();
         let session = self.session().await?;
         let there = "SELECT pg_catalog.to_regclass('crossfade.reverse_keys') IS NOT NULL";
         let there = session.query_one(there, &[]).await.map_err(|error| failure(doing, error))?;
         if !there.get::<_, bool>(0) {
-            return Ok(false);
+            return Ok(Vec::new());
         }
-        let sql = "SELECT EXISTS (SELECT FROM crossfade.reverse_keys WHERE migration = $1 AND born)";
-        Ok(session.query_one(sql, &[&migration]).await.map_err(|error| failure(doing, error))?.get(0))
+        let (table, old) = after.map(|born| (born.table.as_str(), born.old)).unzip();
+        let sql = "SELECT table_name, old_id, new_id FROM crossfade.reverse_keys WHERE migration = $1 AND born \
+             AND ($2::text IS NULL OR ROW(table_name COLLATE \"C\", old_id) > ROW($2 COLLATE \"C\", $3::int8)) \
+             ORDER BY table_name COLLATE \"C\", old_id LIMIT $4";
+        let rows = session.query(sql, &[&migration, &table, &old, &i64::from(limit)]).await;
+        let rows = rows.map_err(|error| failure(doing, error))?;
+        Ok(rows.iter().map(|row| Born { table: row.get(0), old: row.get(1), new: row.get(2) }).collect())
     }
 }

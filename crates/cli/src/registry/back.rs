@@ -29,8 +29,8 @@ fn new_side(spec: &Spec, folder: &Path) -> Result<Box<PostgresSource>, CliError>
     }
 }
 
-/// The old side, for bringing it the pairs of old and new keys.
-pub(crate) fn back_sink(spec: &Spec) -> Result<PostgresSink, CliError> {
+/// The side that a migration writes, or its way back, for bringing it pairs of old and new keys.
+pub(crate) fn written_side(spec: &Spec) -> Result<PostgresSink, CliError> {
     match &spec.sink {
         SinkSpec::Postgres(keys) => Ok(PostgresSink::new(postgres_sink(spec, keys)?)),
         _ => Err(no_way_back()),

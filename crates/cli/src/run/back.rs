@@ -87,6 +87,11 @@ pub(crate) async fn planned(spec: &Spec) -> Result<Spec, CliError> {
     reversed(spec, catalog, begin, 0)
 }
 
+/// The way back over the tables as they were when the migration was planned.
+pub(super) fn as_planned(spec: &Spec, plan: &PlanFile) -> Result<Spec, CliError> {
+    reversed(spec, plan.catalog.clone(), None, 0)
+}
+
 /// The way back as it was prepared.
 fn begun(spec: &Spec, epoch: u64) -> Result<Spec, CliError> {
     let prepared = Prepared::read(&spec.base())?.ok_or_else(|| {
@@ -213,7 +218,7 @@ pub(super) fn has_run(base: &Path) -> bool {
 /// Brings the pairs of old and new keys to the old side, once: nobody adds to the mapping any more.
 async fn bring_mapping(spec: &Spec, quiet: bool) -> Result<(), CliError> {
     let Some(reverse) = &spec.reverse else { return Ok(()) };
-    let mut old = registry::back_sink(spec)?;
+    let mut old = registry::written_side(spec)?;
     if old.has_mapping().await? {
         return Ok(());
     }

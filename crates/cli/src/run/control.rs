@@ -518,6 +518,7 @@ impl Control for Answers {
                 let text = body.get("from").and_then(Value::as_str).unwrap_or_default();
                 let from = args::From::from_str(text).map_err(|error| Refused::new(2, error))?;
                 let cut = super::place::cut_of(&from, &self.0.log, &self.0.journal.migration())
+                    .and_then(|cut| super::retired::refuse_over_failback(&self.0.spec, &cut).map(|()| cut))
                     .map_err(|error| refused(&error))?;
                 self.0.command(&who, Command::Note { what: format!("replay from {text}") }).await?;
                 self.0.void(&who, "a replay has written the target again").await?;

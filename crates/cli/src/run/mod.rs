@@ -7,6 +7,7 @@
 //! ```
 
 mod adding;
+mod adopted;
 mod back;
 mod base;
 mod clean;

@@ -1,9 +1,11 @@
 //! `replay`: applies the log again. Into the same sink it heals; into another one it builds anew.
 
 use super::{
+    adopted,
     ends::replay_into,
     follower::{Follower, Stand},
     place::cut_of,
+    retired::refuse_over_failback,
     roles::needs_deliver,
     session::Session,
     supervise::Signals,
@@ -52,6 +54,7 @@ async fn heal(spec: &Spec, from: &args::From, as_json: bool) -> Result<(), CliEr
         folder::existing(spec)?;
         let session = Session::open(spec).await?;
         let cut = cut_of(from, &session.log, &session.journal.migration())?;
+        refuse_over_failback(spec, &cut)?;
         session.journal.command(Command::Note { what: format!("replay from {from}") }, &session.by).await?;
         let mut sink = wiring::sink(spec)?;
         heal_json(&replay_into(&session.log, &session.routes, &mut sink, &cut).await?)
@@ -92,6 +95,13 @@ async fn build(spec: &Spec, into: &Spec, args: &ReplayArgs) -> Result<(), CliErr
         .hint("say --from offset:0; or put a copy into the sink that was right at that place, and say --base"));
     }
     drop(log);
+    refuse_over_failback(spec, &place)?;
+    if !adopted::of(&spec.base())?.is_empty() {
+        return Err(CliError::not_built(&format!(
+            "a replay of {} into another sink, as rows that were born on its new side keep keys that {} would not make,",
+            spec.name, into.name
+        )));
+    }
     let mut follower = Box::pin(Follower::open(spec, into, args.base.then_some(&place))).await?;
     let (stopper, stop) = stop_channel();
     let replay = async {

@@ -1,7 +1,7 @@
 //! A way back that has done its part: after a failback its slot, its place on the old side and its log are nobody's any more, and
 //! the migration goes on as before its cutover. Its journal is kept beside, for the audit.
 
-use super::back;
+use super::{adopted, back, plan_file::write_whole};
 use crate::{
     commands::folder,
     error::{CliError, Exit},
@@ -10,9 +10,10 @@ use crate::{
 };
 use crossfade_connector::Verdict;
 use crossfade_control::{By, Command, Journal};
-use crossfade_event::Side;
+use crossfade_event::{Cut, Side};
 use crossfade_log::embedded::Embedded;
 use crossfade_state::WorkFolder;
+use serde::{Deserialize, Serialize};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -23,23 +24,26 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Before a migration goes on whose old side has the authority again: what is left of its way back goes, and what it cannot go
-/// on with is refused by name.
+/// Before a migration goes on whose old side has the authority again: what is left of its way back goes, and the keys of rows
+/// that were born on the new side are taken over. What it cannot go on with is refused by name.
 pub(super) async fn after_failback(spec: &Spec, journal: &Journal<Embedded>, by: &By) -> Result<(), CliError> {
     retire(spec).await?;
     if !aside(&spec.base(), 1).is_dir() {
         return Ok(());
     }
-    let (mut old, _) = registry::switch_ends(spec)?;
-    if old.has_born().await? {
-        let reason =
-            "it was failed back, and rows were born on the new side under keys that it would not give them again";
-        journal.command(Command::Fail { reason: reason.to_owned() }, by).await?;
-        return Err(CliError::refused(format!("{} cannot go on: {reason}", spec.name)).hint(
-            "the old side has everything, and the applications write it. Begin anew: `crossfade rollback --wipe`, then `crossfade run`",
-        ));
+    match adopted::take_over(spec, journal.migration().authority.epoch).await {
+        Ok(0) => Ok(()),
+        Ok(pairs) => {
+            tracing::info!(pairs, "rows that were born on the new side keep their new keys");
+            Ok(())
+        }
+        Err(error) => {
+            if error.exit == Exit::Refused {
+                journal.command(Command::Fail { reason: error.message.clone() }, by).await?;
+            }
+            Err(error)
+        }
     }
-    Ok(())
 }
 
 /// The same as far as it is possible, by whoever has seen a failback to its end. The next start does what is left.
@@ -114,6 +118,64 @@ fn aside(base: &Path, number: u32) -> PathBuf {
     base.join(format!("{REVERSE_FOLDER}-{number}"))
 }
 
+/// Where the migration's log goes on after a failback.
+#[derive(Serialize, Deserialize)]
+struct Resumed {
+    cut: Cut,
+}
+
+fn resumed_path(folder: &Path) -> PathBuf {
+    folder.join("resumed.json")
+}
+
+/// The last way back that is over.
+fn last_aside(base: &Path) -> Option<PathBuf> {
+    (1..).map(|number| aside(base, number)).take_while(|path| path.is_dir()).last()
+}
+
+/// Before anything is read after a failback: notes where the log ends. What was written on the new side is not in it.
+pub(super) fn note_resumed(base: &Path, end: Cut) -> Result<(), CliError> {
+    let Some(path) = last_aside(base).map(|folder| resumed_path(&folder)).filter(|path| !path.exists()) else {
+        return Ok(());
+    };
+    write_resumed(&path, end)
+}
+
+fn write_resumed(path: &Path, cut: Cut) -> Result<(), CliError> {
+    let text = serde_json::to_vec(&Resumed { cut })
+        .map_err(|error| CliError::failed(format!("noting where the log goes on: {error}")))?;
+    write_whole(path, &text)
+}
+
+/// Refuses a replay that would go over a failback: of rows that were written on the new side meanwhile the log has older values.
+pub(super) fn refuse_over_failback(spec: &Spec, from: &Cut) -> Result<(), CliError> {
+    let Some(path) = last_aside(&spec.base()).map(|folder| resumed_path(&folder)) else { return Ok(()) };
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(CliError::refused(format!("{} was failed back, and its log has not gone on since", spec.name))
+                .hint(format!("crossfade run {}", spec.file.display())));
+        }
+        Err(error) => return Err(CliError::io(format!("reading {}", path.display()), &error)),
+    };
+    let resumed: Resumed = serde_json::from_slice(&text).map_err(|error| {
+        CliError::new(Exit::Lost, format!("{} is damaged: {error}", path.display()))
+            .hint("restore the file from a copy; without it nobody knows from where the log has everything")
+    })?;
+    if from.covers(&resumed.cut) {
+        return Ok(());
+    }
+    let place = &resumed.cut;
+    Err(CliError::refused(format!(
+        "the log of {} does not have what was written on the new side between its last cutover and its failback: a replay from before offset {place} would put older values back",
+        spec.name
+    ))
+    .hint(format!(
+        "say a later place; `crossfade verify {} --repair` writes rows that differ as the source has them now",
+        spec.file.display()
+    )))
+}
+
 /// Everything of a way back goes, the pairs of keys too: before a wipe.
 pub(super) async fn forget(spec: &Spec) -> Result<(), CliError> {
     let base = spec.base();
@@ -121,5 +183,10 @@ pub(super) async fn forget(spec: &Spec) -> Result<(), CliError> {
         return Ok(());
     }
     retire(spec).await?;
+    adopted::forget(&base)?;
+    // A log that is begun anew has everything.
+    for folder in (1..).map(|number| aside(&base, number)).take_while(|path| path.is_dir()) {
+        write_resumed(&resumed_path(&folder), Cut::default())?;
+    }
     Ok(registry::left_by_way_back(spec)?.forget_back(spec.name.as_str()).await?)
 }

@@ -1,6 +1,7 @@
 //! Everything that one process needs to work on a migration: its folder, journal, log, state, plan and routes.
 
 use super::{
+    adopted,
     follower::Origin,
     plan_file::{PlanFile, secret_id, secret_of, spec_hash},
     retired, reverse, roles, swap,
@@ -17,9 +18,10 @@ use crate::{
 use crossfade_connector::Inspect;
 use crossfade_control::{By, Command, Direction, Journal, Overlay, Phase};
 use crossfade_event::Side;
-use crossfade_log::embedded::Embedded;
+use crossfade_log::{EventLog, embedded::Embedded};
 use crossfade_pipeline::Routes;
 use crossfade_state::{SledStore, WorkFolder};
+use crossfade_transform::PlanOptions;
 use std::sync::Arc;
 
 /// A migration that this process owns.
@@ -87,7 +89,9 @@ impl Session {
         let log = match spec.part {
             None => {
                 journal.command(Command::RaiseEpoch, &by).await?;
-                AnyLog::open(spec).await?
+                let log = AnyLog::open(spec).await?;
+                retired::note_resumed(&spec.base(), log.tail().cut)?;
+                log
             }
             Some(Part::Ingest) => {
                 let log = AnyLog::open(spec).await?;
@@ -178,9 +182,19 @@ async fn plan_now(spec: &Spec) -> Result<PlanFile, CliError> {
     PlanFile::write(&spec.base(), spec, catalog)
 }
 
-/// The routes that the plan gives.
+/// The routes that the plan gives, with the keys that the migration has taken over.
 pub(crate) fn routes(spec: &Spec, plan: &PlanFile, secret: Vec<u8>, epoch: u64) -> Result<Routes, CliError> {
-    let options = Arc::new(wiring::plan_options(spec, secret));
+    let options = PlanOptions { adopted: adopted::of(&spec.base())?, ..wiring::plan_options(spec, secret) };
+    routes_by(spec, plan, options, epoch)
+}
+
+/// The same for whoever asks what the target is, and makes no key.
+pub(super) fn bare_routes(spec: &Spec, plan: &PlanFile, secret: Vec<u8>, epoch: u64) -> Result<Routes, CliError> {
+    routes_by(spec, plan, wiring::plan_options(spec, secret), epoch)
+}
+
+fn routes_by(spec: &Spec, plan: &PlanFile, options: PlanOptions, epoch: u64) -> Result<Routes, CliError> {
+    let options = Arc::new(options);
     let rules = Arc::new(spec.rules.clone());
     let into_existing = wiring::into_existing(spec);
     Ok(Routes::new(plan.catalog.clone(), rules, options, spec.name.as_str(), epoch, into_existing)?)

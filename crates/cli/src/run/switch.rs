@@ -11,6 +11,8 @@
 //!   └─ writers go on there ─────────────────────────────────────────────────────────────┘
 //!  journal: switched over ─▶ route command ─▶ journal: routed
 //! ```
+//! Between two schemas of one database the last two are one commit, for the freeze's transaction is there already.
+//!
 //! Anything that fails before the point of no return is taken back: the writers go on, and the row's epoch is raised, so that a
 //! last word still on its way to the server finds nothing to do. Whoever finds an intent without an end asks the row of the side
 //! that had the authority ([`settle()`]), and opens the other side if it says so.
@@ -211,9 +213,6 @@ async fn switch(stream: &Shared, whole: &Whole<'_>, wanted: &Wanted) -> Result<O
             .hint("let it catch up: `crossfade wait --caught-up`"));
     }
     let within_one = old.identity().await? == new.identity().await?;
-    if within_one && wanted.direction == Direction::Failback {
-        return Err(CliError::not_built("a failback between two schemas of one database"));
-    }
     let mut way = Way::new(stream, whole, wanted.direction, old, new, within_one)?;
     if !wanted.dry_run {
         way.from.install(migration.authority.epoch).await?;

@@ -24,6 +24,7 @@ pub use reverse::{Back, BackColumn, BackHow, BackKey, BackRefusal, BackTable, Fo
 pub use swap::{Swap, SwapRefusal, swap};
 
 use crate::{
+    adopted::Adopted,
     bind::Bound,
     program::{From, Op},
     rules::{Rules, TableRule, WriteKind},
@@ -59,6 +60,8 @@ pub struct PlanOptions {
     pub records: bool,
     /// The migration whose way back is planned: the source is its new side then, and the rules are its rules.
     pub reverse: Option<Arc<Forward>>,
+    /// Keys that rows have already, in place of those that would be derived.
+    pub adopted: Arc<Adopted>,
 }
 
 impl Default for PlanOptions {
@@ -70,6 +73,7 @@ impl Default for PlanOptions {
             secret: Vec::new(),
             records: false,
             reverse: None,
+            adopted: Arc::default(),
         }
     }
 }

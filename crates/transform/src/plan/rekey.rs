@@ -49,6 +49,7 @@ impl Steps<'_, '_> {
             table: Arc::from(domain.table.to_string()),
             parts: parts.into_iter().zip(types).collect(),
             maker: domain.maker.clone(),
+            adopted: self.context.options.adopted.of(&domain.table.to_string()),
             time,
         })
     }

@@ -31,7 +31,8 @@ pub(super) async fn look(way: &mut Way<'_>, limits: &Limits, dry_run: bool) -> R
         }
         Direction::Failback => {
             // Its fence is lifted: what keeps a table there keeps the writers waiting, too.
-            let fenced = way.to.fenced().await?;
+            let frozen = if way.within_one { way.tables.as_slice() } else { &[] };
+            let fenced = way.to.fenced_but(frozen).await?;
             let there = way.to.look(&fenced).await?;
             missing.extend(there.missing);
             writing = writing.into_iter().chain(there.writing).max_by_key(|one| one.age_ms);

@@ -76,9 +76,9 @@ async fn frozen(
         way.to.settle().await?;
         way.begin_here().await?;
         let written = Written { side: way.direction.to(), epoch: next };
-        // Within one database the row and the fence of the last commit are all there is: nothing is closed on the other side.
+        // Within one database one commit does everything: the row, the fence here, and the end of the one over there.
         let opening = match way.within_one {
-            true => None,
+            true => freeze.open_the_other_side().await.map(|()| None)?,
             false => Some(way.to.ready_to_open(written, ends).await?),
         };
         way.journal.command(Command::Drained { epoch: next, position }, by).await?;

@@ -8,7 +8,7 @@ use crate::{
         control::Shared,
         plan_file::{PlanFile, secret_of},
         reverse,
-        session::routes,
+        session::bare_routes,
     },
     spec::Spec,
     wiring,
@@ -120,7 +120,7 @@ impl<'w> Way<'w> {
         }
         let catalog = self.from.with_last_values(plan.catalog.clone()).await?;
         let epoch = self.journal.migration().epoch;
-        let now = routes(spec, &plan.with_catalog(catalog), secret_of(&spec.base())?, epoch)?;
+        let now = bare_routes(spec, &plan.with_catalog(catalog), secret_of(&spec.base())?, epoch)?;
         Ok(self.to.carry_sequences(now.target()).await?)
     }
 
@@ -154,7 +154,7 @@ impl<'w> Way<'w> {
         }
         let spec = &self.stream.spec;
         let epoch = self.stream.journal.migration().epoch;
-        let routes = routes(spec, &planned(spec)?, secret_of(&spec.base())?, epoch)?;
+        let routes = bare_routes(spec, &planned(spec)?, secret_of(&spec.base())?, epoch)?;
         let mut target = routes.target().clone();
         target.support.sequences = carried;
         Ok(self.to.carry_sequences(&target).await?)
@@ -178,5 +178,5 @@ fn planned(spec: &Spec) -> Result<PlanFile, CliError> {
 
 /// The target as the plan file has it now: tables may have come since the run began.
 fn planned_target(spec: &Spec, epoch: u64) -> Result<Target, CliError> {
-    Ok(routes(spec, &planned(spec)?, secret_of(&spec.base())?, epoch)?.target().clone())
+    Ok(bare_routes(spec, &planned(spec)?, secret_of(&spec.base())?, epoch)?.target().clone())
 }
