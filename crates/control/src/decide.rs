@@ -220,13 +220,15 @@ fn rollback(migration: &Migration, command: &Command, kind: RollbackKind) -> Dec
 }
 
 /// A gate takes the migration back. Only what a person's rollback could take back, and never against a person's pause: he
-/// has it in hand. A switch that is under way, or has been, is nothing that a gate ends.
+/// has it in hand. A switch that is under way, or has been, is nothing that a gate ends: after a failback, too, the new side
+/// has what only the applications wrote there, and the keys that they were given.
 fn fall_back(migration: &Migration, command: &Command, kind: RollbackKind, fall: &Fall) -> Decided {
     let is_back = migration.phase.is_back() || matches!(migration.phase, Phase::RollingBack(_));
     if is_back && migration.fallen.is_some() {
         return Ok(Vec::new());
     }
-    if !(migration.phase >= Phase::Expanded && migration.phase <= Phase::Ready) || migration.authority.to_route {
+    let is_before = migration.phase >= Phase::Expanded && migration.phase <= Phase::Ready && !migration.was_switched;
+    if !is_before || migration.authority.to_route {
         return Err(wrong_phase(migration, command, "a gate takes back only what was written before a switch"));
     }
     match &migration.overlay {

@@ -87,6 +87,7 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
         }
         Decision::AuthorityMoved { direction, epoch } => {
             migration.authority = Authority { side: direction.to(), epoch, to_route: true };
+            migration.was_switched = true;
             migration.phase = match direction {
                 Direction::Cutover => Phase::Switched,
                 Direction::Failback => Phase::Shadowing,

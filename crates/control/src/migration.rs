@@ -263,6 +263,9 @@ pub struct Migration {
     /// The gate that took it back, until a person has answered that: only while it is rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallen: Option<Fall>,
+    /// The new side has had the authority in this life: what it holds is not the migration's alone to take back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub was_switched: bool,
     /// How fast the source answered before tables were copied, where a gate asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Baseline>,

@@ -80,12 +80,21 @@ pub fn eta_s(done: u64, total: u64, per_s: f64) -> Option<u64> {
 }
 
 /// How far the sink is behind the source, in milliseconds: nothing while nothing is pending, else the age of the last
-/// transaction that is in. Both times are wall clocks, the source's and ours; a clock ahead of ours counts as now.
-pub fn lag_ms(pending: i64, last_commit_us: Option<i64>, now_us: i64) -> Option<u64> {
+/// transaction that is in, but no more than the time since nothing was pending (`since_caught_up`, where that is known): a
+/// source that was idle for an hour is not an hour ahead by its next transaction. The first two times are wall clocks, the
+/// source's and ours; a clock ahead of ours counts as now.
+pub fn lag_ms(
+    pending: i64,
+    last_commit_us: Option<i64>,
+    now_us: i64,
+    since_caught_up: Option<Duration>,
+) -> Option<u64> {
     if pending <= 0 {
         return Some(0);
     }
-    last_commit_us.map(|commit| u64::try_from(now_us.saturating_sub(commit) / 1_000).unwrap_or(0))
+    let age = last_commit_us.map(|commit| u64::try_from(now_us.saturating_sub(commit) / 1_000).unwrap_or(0))?;
+    let most = since_caught_up.map_or(u64::MAX, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    Some(age.min(most))
 }
 
 #[cfg(test)]
@@ -123,10 +132,12 @@ mod tests {
 
     #[test]
     fn lag_is_nothing_when_nothing_is_pending() {
-        assert_eq!(lag_ms(0, Some(1), 9_000_000), Some(0));
-        assert_eq!(lag_ms(5, Some(1_000_000), 9_000_000), Some(8_000));
-        assert_eq!(lag_ms(5, Some(9_500_000), 9_000_000), Some(0));
-        assert_eq!(lag_ms(5, None, 9_000_000), None);
+        assert_eq!(lag_ms(0, Some(1), 9_000_000, None), Some(0));
+        assert_eq!(lag_ms(5, Some(1_000_000), 9_000_000, None), Some(8_000));
+        assert_eq!(lag_ms(5, Some(1_000_000), 9_000_000, Some(s(1))), Some(1_000), "it was idle before");
+        assert_eq!(lag_ms(5, Some(1_000_000), 9_000_000, Some(s(60))), Some(8_000));
+        assert_eq!(lag_ms(5, Some(9_500_000), 9_000_000, None), Some(0));
+        assert_eq!(lag_ms(5, None, 9_000_000, Some(s(1))), None);
     }
 
     #[test]

@@ -251,18 +251,20 @@ impl Wire {
         lowat::gather(self.socket.as_fd(), gathers)
     }
 
-    /// Reads more of an answer that is sent in small pieces: they gather first, for at most a moment. Until the caller
-    /// says [`Wire::gather`] `(false)` the socket goes on doing so.
-    pub(crate) async fn fill_gathered(&mut self) -> Result<usize, Failure> {
+    /// Reads more of an answer that is sent in small pieces: they gather first, for at most a moment. True where the
+    /// socket goes on doing so until the caller says [`Wire::gather`] `(false)`.
+    pub(crate) async fn fill_gathered(&mut self) -> Result<bool, Failure> {
         // Where the system does not know it, the pieces are read as they come.
         let gathers = self.gather(true).is_ok();
         if let Ok(filled) = tokio::time::timeout(GATHERED_WITHIN, self.fill()).await {
-            return filled;
+            filled?;
+            return Ok(gathers);
         }
         if gathers {
             self.gather(false).map_err(|error| self.broken(error))?;
         }
-        self.fill().await
+        self.fill().await?;
+        Ok(false)
     }
 
     pub(crate) fn broken(&self, error: io::Error) -> Failure {

@@ -7,7 +7,14 @@ use crate::{
     client::wire::{Kind, Wire},
 };
 use crossfade_connector::Failure;
+use std::time::Duration;
 use tokio::task::JoinHandle;
+
+/// Whoever holds a table for longer has it without statistics of ours.
+const LOCK_TIMEOUT: &str = "SET lock_timeout = '5s'";
+
+/// Nobody waits longer for them: what is in the way then is met by whoever changes the tables, with limits of its own.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is being made, if anything. The server makes it to its end even if this process ends before.
 #[derive(Default)]
@@ -49,9 +56,11 @@ impl Statistics {
 
     /// Waits until nothing is being made: its locks are in the way of whoever changes the tables.
     pub(super) async fn settled(&mut self) {
-        if let Some(task) = self.0.take() {
-            // What became of it was said where it ended.
-            let _ = task.await;
+        if let Some(mut task) = self.0.take()
+            && tokio::time::timeout(PATIENCE, &mut task).await.is_err()
+        {
+            tracing::debug!("the statistics are not waited for any longer");
+            task.abort();
         }
     }
 }
@@ -59,6 +68,7 @@ impl Statistics {
 /// The statement is sent before this returns: a process that ends now leaves it to the server.
 async fn start(config: &Config, migration: &str, sql: &str) -> Result<Wire, Failure> {
     let mut wire = Wire::connect(config, &format!("crossfade statistics {migration}"), Kind::Plain).await?;
+    wire.query(LOCK_TIMEOUT).await?;
     wire.send_query(sql).await?;
     Ok(wire)
 }

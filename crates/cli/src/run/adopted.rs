@@ -109,12 +109,11 @@ pub(super) async fn take_over(spec: &Spec, epoch: u64) -> Result<usize, CliError
         ));
     }
     let count = pairs.len();
-    if count > 0 || before.is_some() {
-        let pairs = pairs.into_iter().map(|born| (born.table, born.old, born.new)).collect();
-        let text = serde_json::to_vec(&File { format: FORMAT, epoch, pairs })
-            .map_err(|error| CliError::failed(format!("writing the keys that were taken over: {error}")))?;
-        write_whole(&path_of(&base), &text)?;
-    }
+    // Also where there are none: it was looked for this epoch, and is not again.
+    let pairs = pairs.into_iter().map(|born| (born.table, born.old, born.new)).collect();
+    let text = serde_json::to_vec(&File { format: FORMAT, epoch, pairs })
+        .map_err(|error| CliError::failed(format!("writing the keys that were taken over: {error}")))?;
+    write_whole(&path_of(&base), &text)?;
     Ok(count)
 }
 

@@ -19,7 +19,8 @@ use crate::{
 };
 use crossfade_connector::{Progress, QuarantineFilter, Stage};
 use crossfade_control::{
-    By, Command, Direction, Fall, Gates, Journal, JournalError, Measures, Pace, Sample, Slowness, Verdict, Windows,
+    By, Command, Direction, Fall, Gates, Journal, JournalError, Measures, Pace, Phase, Sample, Slowness, Verdict,
+    Windows,
 };
 use crossfade_event::{Cut, Partition, Position, TableName};
 use crossfade_log::{EventLog, embedded::Embedded};
@@ -69,6 +70,10 @@ struct Meters {
     window: Windows,
     pace: Pace,
     slowness: Slowness,
+    /// When nothing was pending last.
+    caught_up: Option<Duration>,
+    /// Since when the gate on lag would roll back.
+    lags_since: Option<Duration>,
 }
 
 impl Meters {
@@ -119,7 +124,7 @@ impl Shared {
             switches,
             together,
             meters: Mutex::default(),
-            gates: fallen::gates_of(&session.spec),
+            gates: fallen::gates_of(&session.spec, &session.journal.migration()),
             verdicts: Mutex::default(),
             begun: Instant::now(),
             stop,
@@ -210,7 +215,7 @@ impl Shared {
             }
         }
         let behind = i64::try_from(status.lag.events).unwrap_or(i64::MAX);
-        status.lag.ms = lag_ms(behind, last, now_us);
+        status.lag.ms = lag_ms(behind, last, now_us, self.since_caught_up(behind));
         status.lag.bytes = lag_bytes(health.current, position);
         status.log = log_status(&self.log);
         status.delivers = self.log.delivers();
@@ -220,6 +225,28 @@ impl Shared {
         status.gates = held(&self.verdicts).clone();
         status.retrying = held(&self.watcher.retrying).clone().or_else(|| log_waiting(&self.log));
         status
+    }
+
+    /// How long something has been pending without a break; nothing where that was so from the beginning.
+    fn since_caught_up(&self, pending: i64) -> Option<Duration> {
+        let now = self.begun.elapsed();
+        let mut meters = held(&self.meters);
+        if pending <= 0 {
+            meters.caught_up = Some(now);
+        }
+        meters.caught_up.map(|then| now.saturating_sub(then))
+    }
+
+    /// Whether a gate has failed for long enough to take everything back: that the sink is behind is no reason before it
+    /// has been so for as long again, for after a stop it is behind at once and makes up for it.
+    pub(super) fn has_lasted(&self, fall: Option<&Fall>) -> bool {
+        let (now, mut meters) = (self.begun.elapsed(), held(&self.meters));
+        let Some(lag) = self.gates.lag.filter(|_| fall.is_some_and(|fall| fall.verdict.gate == "lag")) else {
+            meters.lags_since = None;
+            return true;
+        };
+        let since = *meters.lags_since.get_or_insert(now);
+        now.saturating_sub(since) >= lag.max.0
     }
 
     /// How far the process that delivers has come, by what it has noted in the log.
@@ -291,7 +318,9 @@ impl Shared {
     /// person holds the migration, or a rollback would end what only a switch may.
     pub(super) async fn fall_back(&self, fall: &Fall) -> bool {
         let migration = self.journal.migration();
-        if migration.overlay.as_ref().is_some_and(|overlay| !overlay.is_by_gate()) || migration.authority.to_route {
+        let is_stopped = migration.overlay.as_ref().is_some_and(|overlay| !overlay.is_by_gate());
+        let is_before = (Phase::Expanded..=Phase::Ready).contains(&migration.phase) && !migration.was_switched;
+        if is_stopped || !is_before || migration.authority.to_route {
             return false;
         }
         let was_open = self.valve.reason().is_none();

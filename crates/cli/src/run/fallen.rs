@@ -16,7 +16,7 @@ use crate::{
     wiring,
 };
 use crossfade_connector::UndoReport;
-use crossfade_control::{By, Command, Fall, Gates, Phase, RollbackKind};
+use crossfade_control::{By, Command, Fall, Gates, Migration, Phase, RollbackKind};
 use crossfade_state::WorkFolder;
 use std::time::{Duration, Instant};
 
@@ -24,11 +24,14 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(15);
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
-/// The gates as they are judged: on the way back, after a switch, none takes anything back.
-pub(super) fn gates_of(spec: &Spec) -> Gates {
+/// The gates as they are judged: on the way back, after a switch, none takes anything back; nor after a failback.
+pub(super) fn gates_of(spec: &Spec, migration: &Migration) -> Gates {
+    if migration.was_switched {
+        warn_after_switch(spec);
+    }
     match &spec.reverse {
-        Some(_) => spec.gates.of_way_back(),
-        None => spec.gates,
+        None if !migration.was_switched => spec.gates,
+        _ => spec.gates.of_way_back(),
     }
 }
 

@@ -168,6 +168,7 @@ pub(super) async fn watch(shared: Arc<Shared>, baseline: Baseline) {
             Ok(()) => is_known = true,
             Err(error) => {
                 source = None;
+                shared.slowness(|slowness, _| slowness.clear());
                 // Said once, not each second.
                 if std::mem::replace(&mut is_known, false) {
                     tracing::warn!("the source's latency is not known now: {error}");

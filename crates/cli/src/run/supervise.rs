@@ -217,12 +217,14 @@ impl Running {
         let verdicts = evaluate(&self.shared.gates, &measures);
         self.keep_room(&verdicts);
         let wanted = fall(&verdicts, &measures);
+        let has_lasted = self.shared.has_lasted(wanted.as_ref());
+        let wanted = wanted.filter(|_| has_lasted);
         let fell = match &wanted {
             Some(wanted) => self.shared.fall_back(wanted).await.then(|| wanted.clone()),
             None => None,
         };
-        // Where somebody has not been told yet who has the authority, nothing is taken back.
-        let held = wanted.filter(|_| self.shared.journal.migration().authority.to_route);
+        // Where nothing may be taken back (somebody has not been told yet who has the authority, say) it pauses.
+        let held = wanted.filter(|_| fell.is_none());
         let pause = pause_reason(&verdicts).or_else(|| held.map(|fall| (fall.by(), fall.verdict.says())));
         if let Some((by, reason)) = pause
             && fell.is_none()

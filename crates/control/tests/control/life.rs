@@ -24,7 +24,7 @@ fn lose() -> Command {
     Command::Lose { reason: text("the slot is gone"), remedy: text("begin anew") }
 }
 
-fn fall_back(kind: RollbackKind) -> Command {
+pub(crate) fn fall_back(kind: RollbackKind) -> Command {
     let verdict =
         Verdict { gate: text("disk"), holds: false, measured: text("95%"), max: text("90%"), then: text("rollback") };
     Command::FallBack { kind, fall: Fall { verdict, inputs: Inputs::default() } }
@@ -474,7 +474,8 @@ fn from_every_reachable_state_every_command_keeps_the_rules() {
             // No gate takes back what only a switch may, nor what a person holds.
             let written = before.phase >= Phase::Expanded && before.phase <= Phase::Ready;
             let held = before.overlay.as_ref().is_some_and(|overlay| !overlay.is_by_gate());
-            assert!(!fell || decisions.is_empty() || written && !held && !before.authority.to_route, "{}", place());
+            let may = written && !held && !before.authority.to_route && !before.was_switched;
+            assert!(!fell || decisions.is_empty() || may, "{}", place());
             // Nobody is at work in a phase whose spec is unknown.
             assert!(!moved.phase.is_active() || !moved.spec_hash.is_empty(), "{}", place());
             assert!(moved.generation >= before.generation || decisions.contains(&Decision::BegunAnew), "{}", place());

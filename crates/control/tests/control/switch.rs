@@ -2,7 +2,8 @@
 //! ends the freeze by itself, a last word that is still on its way when its sender is gone. Never two writers, never none for
 //! ever, and the journal always ends where the row does.
 
-use crossfade_control::{Command, Direction, Facts, Limits, Migration, Phase, WayBack, decide, evolve};
+use crate::life::fall_back;
+use crossfade_control::{Command, Direction, Facts, Limits, Migration, Phase, RollbackKind, WayBack, decide, evolve};
 use crossfade_event::Side;
 use std::collections::{BTreeSet, VecDeque};
 
@@ -105,6 +106,27 @@ fn told(migration: Migration, command: Command) -> Migration {
     let name = command.name();
     let decisions = decide(&migration, command).unwrap_or_else(|refused| panic!("{name}: {refused}"));
     decisions.iter().fold(migration, evolve)
+}
+
+#[test]
+fn no_gate_takes_anything_back_once_the_new_side_has_had_the_authority() {
+    let before = start(false);
+    let switched = start(true);
+    let failback = [
+        Command::Judge { before: Direction::Failback, facts: facts(), limits: limits(), at_us: 1 },
+        Command::Failback { epoch: 1, deadline_ms: 1000, at_us: 1 },
+        Command::Frozen { epoch: 2 },
+        Command::Drained { epoch: 2, position: None },
+        Command::SwitchedOver { epoch: 2 },
+        Command::Routed { epoch: 2 },
+    ];
+    let back = failback.into_iter().fold(switched.clone(), told);
+    assert_eq!((back.phase, back.authority.side), (Phase::Shadowing, Side::Old));
+    for kind in [RollbackKind::Undo, RollbackKind::Wipe] {
+        assert!(decide(&before, fall_back(kind)).is_ok());
+        assert!(decide(&switched, fall_back(kind)).is_err());
+        assert!(decide(&back, fall_back(kind)).is_err(), "the new side has what only the applications wrote");
+    }
 }
 
 impl World {

@@ -166,14 +166,14 @@ async fn copy(shared: &Shared, wire: &mut Wire, schema: &TableSchema, job: &Job)
     let mut total = 0u64;
     let mut failed = None;
     // The server sends row by row, or page by page; a chunk of some length is not read so.
-    let mut gathers = false;
+    let (mut is_long, mut gathers) = (false, false);
     loop {
         let frames = wire.buffered_copy_data()?;
         if !frames.is_empty() {
             blocks.push(&frames).map_err(|problem| damaged(schema, problem))?;
             while let Some((rows, count)) = blocks.pop(BLOCK_BYTES) {
                 total += u64::from(count);
-                gathers = true;
+                is_long = true;
                 if !hand_over(shared, schema, job, rows, count).await {
                     return Ok(None);
                 }
@@ -181,11 +181,11 @@ async fn copy(shared: &Shared, wire: &mut Wire, schema: &TableSchema, job: &Job)
             continue;
         }
         let Some(frame) = wire.buffered()? else {
-            if gathers {
-                wire.fill_gathered().await?
+            if is_long {
+                gathers = wire.fill_gathered().await?;
             } else {
-                wire.fill().await?
-            };
+                wire.fill().await?;
+            }
             continue;
         };
         match frame.tag {
