@@ -75,17 +75,33 @@ async fn where_a_table_of_the_old_side_is_held_the_writers_go_on_by_the_deadline
 {
     let Some(bank) = bank(Version::V15, "deadline = \"3s\"").await else { return };
     let (run, tellers) = switched(&bank, 3, 1).await;
-    let at_the_gate = bank.new.connect().await;
-    at_the_gate.batch_execute(&format!("BEGIN; SELECT crossfade.side('{}')", bank.desk.name)).await.unwrap();
-    let failback = bank.desk.crossfade.spawn(&["failback", SPEC]);
+    let (at_the_gate, holds) = (bank.new.connect().await, bank.old.connect().await);
     let freezing =
         "SELECT pid FROM pg_stat_activity WHERE application_name = 'crossfade freeze' AND datname = current_database()";
-    wait_for("the freeze to be tried", async || bank.new.value(freezing).await).await;
-    // As a VACUUM does: the stream goes on.
-    let holds = bank.old.connect().await;
-    holds.batch_execute("BEGIN; LOCK TABLE accounts IN SHARE UPDATE EXCLUSIVE MODE").await.unwrap();
-    at_the_gate.batch_execute("COMMIT").await.unwrap();
-    wait_for("the freeze to hold", async || bank.new.value(FREEZER).await).await;
+    let failback = loop {
+        at_the_gate.batch_execute(&format!("BEGIN; SELECT crossfade.side('{}')", bank.desk.name)).await.unwrap();
+        let mut failback = bank.desk.crossfade.spawn(&["failback", SPEC]);
+        wait_for("the freeze to be tried", async || {
+            let is_tried = bank.new.value(freezing).await.is_some() || !failback.is_running();
+            is_tried.then_some(())
+        })
+        .await;
+        // As a VACUUM does: the stream goes on.
+        holds.batch_execute("BEGIN; LOCK TABLE accounts IN SHARE UPDATE EXCLUSIVE MODE").await.unwrap();
+        at_the_gate.batch_execute("COMMIT").await.unwrap();
+        let is_frozen = wait_for("the freeze to hold", async || match bank.new.value(FREEZER).await {
+            None if failback.is_running() => None,
+            freezer => Some(freezer.is_some()),
+        })
+        .await;
+        if is_frozen {
+            break failback;
+        }
+        // On a slow machine it gave up at the gate. Then it is tried again.
+        let ended = failback.wait();
+        assert_eq!(ended.code, Some(1), "{ended}");
+        holds.batch_execute("ROLLBACK").await.unwrap();
+    };
     let ended = failback.wait();
     assert_eq!(ended.code, Some(1), "{ended}");
     assert!(ended.stderr.contains("taken back, and the new side goes on"), "{ended}");
