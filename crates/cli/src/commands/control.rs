@@ -24,6 +24,9 @@ use tokio::time::Instant;
 /// How often a process that is not there yet is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// So often a question is repeated whose answer was cut off.
+const ASKED_AGAIN_MAX: u32 = 20;
+
 /// How long any answer but that of `wait` may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
@@ -35,7 +38,18 @@ pub(crate) async fn ask(
     body: Option<Json>,
 ) -> Result<Option<Json>, CliError> {
     let socket = WorkFolder::socket_path(&spec.folder());
-    match tokio::time::timeout(ANSWER_LIMIT, request(&socket, method, route, body.as_ref())).await {
+    let is_question = method == Method::GET;
+    let asked = async {
+        for _ in 0..ASKED_AGAIN_MAX {
+            match request(&socket, method.clone(), route, body.as_ref()).await {
+                // It is about to end, and was asked a moment too late: then nobody runs, and its last word is in its file.
+                Err(SocketError::Failed(_)) if is_question => tokio::time::sleep(LOOK_AGAIN).await,
+                answered => return answered,
+            }
+        }
+        request(&socket, method, route, body.as_ref()).await
+    };
+    match tokio::time::timeout(ANSWER_LIMIT, asked).await {
         Ok(Ok(answer)) => Ok(Some(answer)),
         Ok(Err(SocketError::NotRunning)) => Ok(None),
         Ok(Err(error)) => Err(error.into()),
