@@ -28,10 +28,12 @@ mod heimdall;
 mod in_place;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod listened;
 mod lookups;
 mod one_database;
 mod planned;
 mod queries;
+mod reads;
 mod renames;
 mod replayed;
 mod reporters;

@@ -20,6 +20,7 @@ mod freeze;
 mod lock;
 mod look;
 mod open;
+mod reads;
 mod reverse;
 mod sequences;
 mod since;
@@ -33,6 +34,7 @@ pub use lock::Locked;
 pub(crate) use lock::{LockMode, lock_tables, version};
 pub use look::{Look, Writing};
 pub use open::Opening;
+pub use reads::{Share, SteppedDown};
 pub use reverse::{Born, Reverse};
 
 use crate::{

@@ -18,6 +18,12 @@ pub struct SwitchStatus {
     pub verified_at: Option<String>,
     /// The share of reads that both sides answer, such as `5%`.
     pub dual_reads: Option<String>,
+    /// Why dual reads have ended by themselves, until somebody sets their share again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stepped_down: Option<String>,
+    /// What the guards said when a larger share was asked for last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub read_guards: Vec<Guarded>,
     /// Who has agreed to the next switch.
     pub approvals: Vec<String>,
     /// What the guards said last; each that does not hold says what would allow it.
@@ -34,7 +40,8 @@ impl SwitchStatus {
             return None;
         }
         let untouched = phase == Phase::Shadowing && migration.authority.epoch == 0;
-        if untouched && migration.judgement.is_none() && migration.approvals.is_empty() {
+        let is_unasked = migration.judgement.is_none() && migration.reads_judgement.is_none();
+        if untouched && is_unasked && migration.approvals.is_empty() && migration.stepped_down.is_none() {
             return None;
         }
         Some(Self {
@@ -44,6 +51,8 @@ impl SwitchStatus {
             verified_at: migration.clean_pass.as_ref().map(|pass| name_of(pass.at_us)),
             dual_reads: (migration.dual_millionths > 0)
                 .then(|| Percent::from_millionths(migration.dual_millionths).to_string()),
+            stepped_down: migration.stepped_down.clone(),
+            read_guards: migration.reads_judgement.as_ref().map(|judged| judged.guards.clone()).unwrap_or_default(),
             approvals: migration.approvals.iter().map(|approval| approval.who.clone()).collect(),
             guards: migration.judgement.as_ref().map(|judgement| judgement.guards.clone()).unwrap_or_default(),
             next: next(migration).to_owned(),
@@ -65,6 +74,9 @@ impl SwitchStatus {
 
 fn next(migration: &Migration) -> &'static str {
     match migration.phase {
+        Phase::Verified | Phase::Shadowing if migration.stepped_down.is_some() => {
+            "find out why dual reads have stepped down; then `crossfade dual-reads` compares again, or with 0% says that it may stay so"
+        }
         Phase::Verified | Phase::DualReading | Phase::Ready => {
             "`crossfade cutover --dry-run` asks every guard; `crossfade cutover` switches"
         }

@@ -26,6 +26,7 @@ use crate::{
 use crossfade_connector::{Inspect, StoredMapping};
 use crossfade_control::{Migration, Phase};
 use crossfade_event::{Position, catalog::Catalog};
+use crossfade_observe::Listening;
 use crossfade_state::WorkFolder;
 use crossfade_transform::{Forward, back};
 use serde::{Deserialize, Serialize};
@@ -194,10 +195,15 @@ pub(super) fn switched(spec: &Spec) -> Result<Option<Migration>, CliError> {
 }
 
 /// Keeps the old side exact, until it is stopped or a failback ends it.
-pub(super) async fn run(spec: &Spec, migration: &Migration, args: &RunArgs) -> Result<(), CliError> {
+pub(super) async fn run(
+    spec: &Spec,
+    migration: &Migration,
+    args: &RunArgs,
+    listening: Option<Listening>,
+) -> Result<(), CliError> {
     super::fallen::warn_after_switch(spec);
     let back = opened(spec, migration.epoch, args.quiet).await?;
-    let ended = run_session(Session::open(&back).await?, args).await;
+    let ended = run_session(Session::open(&back).await?, args, listening).await;
     super::tidy(spec).await;
     ended
 }
