@@ -418,7 +418,8 @@ fn reachable() -> Vec<Migration> {
     let mut all = Vec::new();
     while let Some(migration) = queue.pop_front() {
         // The epoch counts lives for ever: states that differ in nothing else are one.
-        if !seen.insert(format!("{:?}", Migration { epoch: 0, ..migration.clone() })) {
+        // Nor does anything follow from what was said of a share before: each is judged anew.
+        if !seen.insert(format!("{:?}", Migration { epoch: 0, reads_judgement: None, ..migration.clone() })) {
             continue;
         }
         // Two switches and the way back between them; what comes after repeats it with higher numbers.
