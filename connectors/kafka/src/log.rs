@@ -34,6 +34,7 @@ mod served;
 mod shared;
 mod tail;
 mod topics;
+mod torn;
 mod transform;
 mod watcher;
 mod writer;
@@ -118,7 +119,7 @@ impl KafkaLog {
         let rights = [Right::Transaction(&names.writer)];
         producer.init_transactions(PATIENCE).map_err(|error| clients.unreachable(&rights, doing(), error))?;
         let ended = Ended::new(&clients, &names)?;
-        ended.abort_hanging(&producer, &names, standing.changes.partitions)?;
+        ended.end_hanging(&producer, &names, standing.changes.partitions)?;
         let meta = meta::read(&asking, &names)?;
         refuse_anothers(&names, &options, pin.as_ref(), &meta)?;
         let noting = clients.producer(standing.message_bytes_max)?;
