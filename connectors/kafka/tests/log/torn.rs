@@ -4,7 +4,10 @@
 use super::*;
 use crossfade_event::{Batch, Event};
 use crossfade_log::{EventLog, Lane};
-use crossfade_testkit::log_suite::{at, batch, good, insert, read_all, schema, transaction};
+use crossfade_testkit::{
+    log_suite::{at, batch, good, insert, read_all, schema, transaction},
+    wait::wait_until,
+};
 use std::{fs, path::Path};
 
 const PREFIX: &str = "torn";
@@ -86,15 +89,19 @@ async fn a_log_that_is_open_meanwhile_takes_what_was_committed_in_part_for_lande
     let Some(kafka) = Kafka::start(&[("log.dirs", &data.display().to_string())]) else { return };
     let log = open(&kafka, PREFIX, 2);
     good(log.append(batch(1, vec![Event::SchemaSeen(schema(1, 1))], Some(at(1, u32::MAX)), true)).await);
-    for commit in [10, 20, 30, 40] {
+    for (commit, partition) in [(10, CHANGES_0), (20, CHANGES_1)] {
         good(log.append(rows(commit)).await);
         kafka.kill();
-        tear(&data, if commit % 20 == 0 { CHANGES_0 } else { CHANGES_1 });
+        tear(&data, partition);
         // It is begun while nobody answers, and finds the one before unfinished.
         let appending = tokio::spawn({
             let log = log.clone();
             async move { log.append(rows(commit + 1)).await }
         });
+        if commit == 20 {
+            // By then another producer is to be begun, which has to end what hangs; before, the one that is there ends it.
+            wait_until("the log to say that it waits", async || log.waiting().is_some()).await;
+        }
         kafka.start_again();
         good(appending.await.unwrap());
     }
@@ -106,6 +113,6 @@ async fn a_log_that_is_open_meanwhile_takes_what_was_committed_in_part_for_lande
         entries.iter().map(|entry| entry.position.commit).filter(|commit| *commit > 1).collect();
     let counts: Vec<usize> = commits.chunk_by(|one, other| one == other).map(<[u64]>::len).collect();
     commits.dedup();
-    assert_eq!(commits, [10, 11, 20, 21, 30, 31, 40, 41]);
+    assert_eq!(commits, [10, 11, 20, 21]);
     assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
 }
