@@ -91,10 +91,12 @@ pub(crate) fn size() -> Size {
 /// Every table of the application, as one line each.
 pub(crate) async fn content(database: &Database) -> Vec<String> {
     let mut found = Vec::new();
-    for row in
-        rows(database, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1")
-            .await
-            .iter()
+    for row in rows(
+        database,
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1",
+    )
+    .await
+    .iter()
     {
         let table = row[0].as_deref().unwrap();
         let sql = format!("SELECT md5(string_agg(t::text, E'\\n' ORDER BY t::text)) FROM {table} t");

@@ -63,7 +63,8 @@ impl Stage {
 
     /// What the application sees by the views of a shape: a line for each table.
     async fn seen(&self, schema: &str) -> Vec<String> {
-        let views = format!("SELECT relname::text FROM pg_class WHERE relnamespace = '{schema}'::regnamespace ORDER BY 1");
+        let views =
+            format!("SELECT relname::text FROM pg_class WHERE relnamespace = '{schema}'::regnamespace ORDER BY 1");
         let mut seen = Vec::new();
         for row in rows(&self.database, &views).await.iter() {
             let view = row[0].as_deref().unwrap();
@@ -183,7 +184,8 @@ async fn uuids_take_the_names_of_the_numbers_in_the_same_tables_and_can_be_taken
     example.expect(0, "crossfade cleanup in-place.toml --confirm cycle-reports-in-place");
     let left = "SELECT attname::text FROM pg_attribute WHERE attname LIKE 'legacy%' AND attnum > 0";
     assert_eq!(rows(database, left).await.count(), 0);
-    let after = rows(database, "SELECT relname::text FROM pg_class WHERE relnamespace = to_regnamespace('app_v2')").await;
+    let after =
+        rows(database, "SELECT relname::text FROM pg_class WHERE relnamespace = to_regnamespace('app_v2')").await;
     assert_eq!((after.count(), stage.seen("app_v2").await), (20, new), "the new shape is as it was");
     let keys = std::fs::read_to_string(example.path("crossfade-data/cycle-reports-in-place/cleanup/keys.csv")).unwrap();
     let scoped = keys.lines().filter(|line| line.starts_with("public.cycle_report_scoping_attributes,")).count();
@@ -195,10 +197,12 @@ async fn uuids_take_the_names_of_the_numbers_in_the_same_tables_and_can_be_taken
 /// The application's own rows in the old shape, whatever stands beside them: by the views of that shape.
 async fn content_of(database: &Database) -> Vec<String> {
     let mut found = Vec::new();
-    for row in
-        rows(database, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1")
-            .await
-            .iter()
+    for row in rows(
+        database,
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1",
+    )
+    .await
+    .iter()
     {
         let table = row[0].as_deref().unwrap();
         if table == "uuid_migration_mapping" {

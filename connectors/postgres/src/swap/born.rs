@@ -33,7 +33,10 @@ struct Pair {
 fn pair_of(table: &LaidTable) -> Option<Pair> {
     let swap = &table.swap;
     if let (Some(surrogate), Some(key)) = (swap.surrogate(), &table.primary) {
-        return Some(Pair { old: key.columns.iter().map(|old| swap.now_called(old)).collect(), new: surrogate.name.clone() });
+        return Some(Pair {
+            old: key.columns.iter().map(|old| swap.now_called(old)).collect(),
+            new: surrogate.name.clone(),
+        });
     }
     let drawn = swap.pairs.iter().find(|pair| matches!(pair.kept, Kept::Drawn { .. }))?;
     Some(Pair { old: vec![drawn.legacy()], new: drawn.name.clone() })
@@ -41,7 +44,9 @@ fn pair_of(table: &LaidTable) -> Option<Pair> {
 
 /// The table whose rows are born with keys that cannot be put on record, if there is one.
 pub(super) fn unrecorded(laid: &Laid) -> Option<String> {
-    let Some(_) = &laid.mapping else { return Some("it was switched by a version that kept no record of them".to_owned()) };
+    let Some(_) = &laid.mapping else {
+        return Some("it was switched by a version that kept no record of them".to_owned());
+    };
     let is_plain = |table: &LaidTable| {
         let Some(pair) = pair_of(table) else { return true };
         let type_of = |old: &String| {

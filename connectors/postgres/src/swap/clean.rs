@@ -175,7 +175,8 @@ fn takes_names(table: &LaidTable) -> Result<String, Failure> {
     let quoted = quote_table(table.name())?;
     let mut sql = String::new();
     for index in &table.indexes {
-        let is_key = |old: &String| table.primary.as_ref().is_some_and(|key| key.name == *old || key.index == index.new);
+        let is_key =
+            |old: &String| table.primary.as_ref().is_some_and(|key| key.name == *old || key.index == index.new);
         let Some(old) = index.old.as_ref().filter(|old| !is_key(old)) else { continue };
         let (old, new) = (quote_ident(old)?, TableName::new(table.name().schema.clone(), index.new.as_str()));
         sql.push_str(&match index.constraint {

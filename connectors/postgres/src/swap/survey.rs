@@ -184,7 +184,9 @@ impl SwapEnd {
         }
         let surrogate = swap.surrogate().map(|added| &added.name);
         let referring = swap.added.iter().filter(|added| added.refers.is_some()).map(|added| &added.name);
-        for (column, unique) in surrogate.map(|name| (name, true)).into_iter().chain(referring.map(|name| (name, false))) {
+        for (column, unique) in
+            surrogate.map(|name| (name, true)).into_iter().chain(referring.map(|name| (name, false)))
+        {
             let new = named(&format!("{}_{column}", table.name), "_new");
             let using = format!("USING btree ({})", quote_ident(column)?);
             indexes.push(LaidIndex { old: None, new, unique, constraint: false, using });
@@ -279,11 +281,19 @@ impl SwapEnd {
             refusals.push(refusal(views, format!("depends on the primary key of {table}, which moves"), remedy));
         }
         let columns: Vec<String> = row.get(1);
-        let taken = swap.pairs.iter().find(|pair| swap.key == [pair.name.as_str()] && columns.iter().all(|old| swap.dropped.contains(old)));
-        let taken = taken.map(|pair| quote_ident(&pair.shadow)).transpose()?.map(|name| name.as_str().trim_matches('"').to_owned());
+        let taken = swap
+            .pairs
+            .iter()
+            .find(|pair| swap.key == [pair.name.as_str()] && columns.iter().all(|old| swap.dropped.contains(old)));
+        let taken = taken
+            .map(|pair| quote_ident(&pair.shadow))
+            .transpose()?
+            .map(|name| name.as_str().trim_matches('"').to_owned());
         let own = |index: &&LaidIndex| match (swap.surrogate(), &taken) {
             (Some(_), _) => index.old.is_none() && index.unique,
-            (None, Some(taken)) => index.unique && index.constraint && index.using.replace('"', "") == format!("USING btree ({taken})"),
+            (None, Some(taken)) => {
+                index.unique && index.constraint && index.using.replace('"', "") == format!("USING btree ({taken})")
+            }
             (None, None) => index.old.as_deref() == Some(constraint.as_str()),
         };
         let Some(index) = indexes.iter().find(own) else {

@@ -97,7 +97,8 @@ impl Places<'_, '_> {
         let is_gone = |name: &str| before.iter().all(|work| work.origin.as_deref() != Some(name));
         let gone = source.carried().filter(|def| is_gone(&def.column.name)).collect::<Vec<_>>();
         for def in &gone {
-            let fills = def.column.nullable || def.default.is_some() || def.identity.is_some() || def.sequence.is_some();
+            let fills =
+                def.column.nullable || def.default.is_some() || def.identity.is_some() || def.sequence.is_some();
             if !fills {
                 let why = "is dropped, takes no NULL and has no default: a row that is born after the switch would have nothing in it";
                 self.refuse(Some(&def.column.name), why);

@@ -11,7 +11,10 @@ use crate::{
     step::Literal,
     types::{self, Affinity, Modifier, TypeSpec, affinity},
 };
-use crossfade_event::{Column, ColumnType, Identity, Logical, SchemaVersion, TableSchema, Value, catalog::{KeyDef, TableDef}};
+use crossfade_event::{
+    Column, ColumnType, Identity, Logical, SchemaVersion, TableSchema, Value,
+    catalog::{KeyDef, TableDef},
+};
 use std::sync::Arc;
 
 /// A column as it stands after some steps.

@@ -88,7 +88,12 @@ pub(super) fn cannot_go_on(spec: &Spec, laid: &Laid) -> Result<Option<String>, C
 }
 
 /// Before anything is read of a migration whose columns have gone back: makes it ready to go on, or refuses with the reason.
-pub(crate) async fn go_on(spec: &Spec, folder: &WorkFolder, journal: &Journal<Embedded>, by: &By) -> Result<(), CliError> {
+pub(crate) async fn go_on(
+    spec: &Spec,
+    folder: &WorkFolder,
+    journal: &Journal<Embedded>,
+    by: &By,
+) -> Result<(), CliError> {
     let migration = journal.migration();
     let may_be = wiring::writes_beside(spec) && migration.authority.epoch > 0 && migration.authority.side == Side::Old;
     if !may_be || spec.switch.is_none() || !(Phase::Shadowing..=Phase::Ready).contains(&migration.phase) {
