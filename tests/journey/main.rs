@@ -12,6 +12,7 @@ mod clerks;
 mod compared;
 mod cowrie;
 mod cycle_reports;
+mod cycle_reports_in_place;
 #[cfg(feature = "kafka")]
 mod debezium;
 mod defaults;
