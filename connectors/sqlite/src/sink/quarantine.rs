@@ -425,16 +425,15 @@ impl Writer {
         work: impl FnOnce(&mut Self) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         self.abandon();
-        self.connection()?.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(doing, error))?;
-        self.open = true;
+        self.fenced = crate::switch::has_pass(self.connection()?).map_err(|error| failure(doing, error))?;
+        self.begin(doing)?;
         self.healing = false;
         let done = work(self).and_then(|done| {
-            self.connection()?.execute_batch("COMMIT").map_err(|error| failure(doing, error))?;
+            self.commit(doing)?;
             Ok(done)
         });
         match done {
             Ok(done) => {
-                self.open = false;
                 self.held = held_keys(self.connection()?, &self.migration).map_err(|error| failure(doing, error))?;
                 Ok(done)
             }

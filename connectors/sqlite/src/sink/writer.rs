@@ -1,10 +1,19 @@
 //! The writer: one connection on one thread, and the transaction that is open on it.
 
-use super::{OnError, alter::SHAPE, finish::Waits, mapping::MAPPING, own, table, table::Table};
+use super::{
+    OnError,
+    alter::SHAPE,
+    back::{self, Back},
+    finish::Waits,
+    mapping::MAPPING,
+    own, table,
+    table::Table,
+};
 use crate::{
     Config,
     client::{Access, exists, failure, open, quoted, shown},
     inspect::shape::TableShape,
+    switch,
 };
 use crossfade_connector::{Applied, Delivery, Failure, Guard, Progress, Target, TargetTable, WriteMode};
 use crossfade_event::{
@@ -39,6 +48,12 @@ pub(super) struct Writer {
     /// The notes of the layouts in which changes go to quarantine.
     pub(super) layouts: HashMap<TableId, String>,
     pub(super) on_error: OnError,
+    /// What is known of the migration that is taken back, where one is.
+    pub(super) back: Option<Back>,
+    /// Whether the file may have a fence, which our transactions must pass.
+    pub(super) fenced: bool,
+    /// How far the record of the migration that is taken back had come when the open transaction began.
+    pub(super) recorded: Option<i64>,
     /// Indexes and checks that wait for the stream, when to try them next, and how long to pause after a failure.
     pub(super) pending: Vec<(String, Waits)>,
     pub(super) pending_at: Instant,
@@ -46,7 +61,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(config: Config, migration: String, on_error: OnError) -> Self {
+    pub(super) fn new(config: Config, migration: String, on_error: OnError, back: Option<Back>) -> Self {
         let support = Catalog {
             dialect: Dialect::Sqlite,
             tables: Vec::new(),
@@ -68,6 +83,9 @@ impl Writer {
             deferred: Vec::new(),
             layouts: HashMap::new(),
             on_error,
+            back,
+            fenced: false,
+            recorded: None,
             pending: Vec::new(),
             pending_at: Instant::now(),
             pending_pause: Duration::ZERO,
@@ -153,6 +171,9 @@ impl Writer {
         }
         let connection = self.connection()?;
         settle(connection, fresh).map_err(|error| failure(&doing, error))?;
+        if let Some(back) = &self.back {
+            back::prepare(connection, back)?;
+        }
         connection.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(&doing, error))?;
         let prepared = prepare_in(connection, &self.migration, target);
         let ended = if prepared.is_ok() { "COMMIT" } else { "ROLLBACK" };
@@ -162,10 +183,13 @@ impl Writer {
             let _ = connection.execute_batch("ROLLBACK");
             return Err(error);
         }
+        let fenced = switch::has_pass(connection).map_err(|error| failure(&doing, error))?;
         self.held =
             super::quarantine::held_keys(connection, &self.migration).map_err(|error| failure(&doing, error))?;
         self.order = tables.iter().map(Table::id).collect();
-        self.tables = tables.into_iter().map(|table| (table.id(), table)).collect();
+        let moves = self.back.is_some();
+        self.fenced = fenced;
+        self.tables = tables.into_iter().map(|table| (table.id(), Table { moves, ..table })).collect();
         self.support = target.support.clone();
         self.epoch = target.epoch;
         self.load_pending()
@@ -186,13 +210,56 @@ impl Writer {
         Ok(applied)
     }
 
-    fn apply_in(&mut self, delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
+    /// Begins a transaction that passes the migration's own fence.
+    pub(super) fn begin(&mut self, doing: &str) -> Result<(), Failure> {
+        let connection = self.connection()?;
+        connection.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(doing, error))?;
+        let recorded = match &self.back {
+            Some(back) => back::recorded(connection, back),
+            None => Ok(None),
+        };
+        let passed = match self.fenced {
+            true => switch::pass(connection, self.passes(), true),
+            false => Ok(()),
+        };
+        self.open = true;
+        self.recorded = passed.and(recorded).map_err(|error| {
+            self.abandon();
+            failure(doing, error)
+        })?;
+        Ok(())
+    }
+
+    /// Commits it. Nothing stays in it that only the fence, or the migration that is taken back, would see.
+    pub(super) fn commit(&mut self, doing: &str) -> Result<(), Failure> {
+        let connection = self.connection()?;
+        let tidied = match (&self.back, self.recorded) {
+            (Some(back), Some(before)) => back::forget_recorded(connection, back, before),
+            _ => Ok(()),
+        };
+        let tidied = tidied.and_then(|()| match self.fenced {
+            true => switch::pass(connection, self.passes(), false),
+            false => Ok(()),
+        });
+        tidied.and_then(|()| connection.execute_batch("COMMIT")).map_err(|error| failure(doing, error))?;
+        self.open = false;
+        Ok(())
+    }
+
+    /// Whose fence is passed.
+    fn passes(&self) -> &str {
+        self.back.as_ref().map_or(&self.migration, |back| &back.forward)
+    }
+
+    fn apply_in(&mut self, mut delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
         let doing = "applying changes";
         self.healing = guard == Guard::Heal;
         if !self.open {
-            self.connection()?.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(doing, error))?;
-            self.open = true;
+            self.begin(doing)?;
             self.check_fence()?;
+        }
+        if let Some(back) = &self.back {
+            back::turn(self.connection()?, back, &self.tables, &mut delivery)?;
         }
         let mut applied = Applied::default();
         for write in delivery.writes {
@@ -216,8 +283,7 @@ impl Writer {
                     return Err(fenced(&self.migration));
                 }
             }
-            self.connection()?.execute_batch("COMMIT").map_err(|error| failure("committing", error))?;
-            self.open = false;
+            self.commit("committing")?;
         }
         Ok(applied)
     }
