@@ -7,7 +7,7 @@ mod switch;
 #[cfg(feature = "kafka")]
 mod topics;
 
-pub(crate) use back::{left_by_way_back, mapping_of, place_of_slot, tell_old_rows, written_side};
+pub(crate) use back::{drop_mapping, left_by_way_back, mapping_of, place_of_slot, tell_old_rows, written_side};
 pub(crate) use switch::{AnyFreeze, AnyOpening, AnySwitchEnd, one_file, switch_ends};
 
 use crate::{

@@ -114,6 +114,33 @@ impl SqliteSink {
         .await
     }
 
+    /// Drops the mapping table, if there is one. Not before everything that asks it has ended.
+    ///
+    /// # Errors
+    /// When the target cannot be written.
+    pub async fn drop_mapping(&mut self) -> Result<(), Failure> {
+        let doing = "dropping the mapping";
+        self.call(doing, move |writer| {
+            if !writer.looks_at_its_own()? {
+                return Ok(());
+            }
+            let noted = own::noted(writer.connection()?, &writer.migration, MAPPING);
+            let noted = noted.map_err(|error| failure(doing, error))?;
+            writer.in_transaction(doing, |writer| {
+                let connection = writer.connection()?;
+                noted
+                    .iter()
+                    .try_for_each(|(name, _)| {
+                        connection.execute_batch(&format!("DROP TABLE IF EXISTS {}", quoted(name)))?;
+                        own::forget(connection, &writer.migration, MAPPING, name)?;
+                        own::forget(connection, &writer.migration, "table", name)
+                    })
+                    .map_err(|error| failure(doing, error))
+            })
+        })
+        .await
+    }
+
     /// Whether a table of ours has rows whose new key, in `column`, the mapping does not know as one of the source's table
     /// `of`. False where there is no mapping.
     ///

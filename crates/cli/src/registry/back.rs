@@ -115,6 +115,14 @@ impl AnySink {
     }
 }
 
+/// Drops the mapping of a migration into a SQLite file.
+pub(crate) async fn drop_mapping(spec: &Spec) -> Result<(), CliError> {
+    match AnySink::new(spec)? {
+        AnySink::Sqlite(mut sink) => Ok(sink.drop_mapping().await?),
+        _ => Err(CliError::not_built("dropping the mapping of another system than SQLite in this way")),
+    }
+}
+
 #[cfg(feature = "kafka")]
 fn none_of_topics() -> Failure {
     Failure::refused("taking a migration back", "it writes topics", "A way back is built between two databases only")
