@@ -9,7 +9,7 @@ use crate::{
 use crossfade_testkit::{compare::sqlite_reader, crossfade::Running, wait::wait_for_blocking};
 use rusqlite::{Connection, TransactionBehavior};
 use serde_json::Value;
-use std::{fs, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{fs, path::Path, sync::atomic::Ordering::Relaxed, time::Duration};
 
 const OLD: usize = 0;
 const NEW: usize = 1;
@@ -228,4 +228,40 @@ fn a_wipe_before_the_switch_leaves_nothing_of_it_in_either_file() {
         let left: i64 = sqlite_reader(file).query_row(sql, [], |row| row.get(0)).unwrap();
         assert_eq!(left, 0, "something of ours is left in {}", file.display());
     }
+}
+
+#[test]
+fn a_clean_up_takes_away_what_was_kept_for_the_way_back_and_leaves_the_fence() {
+    let ledger = Ledger::open("keep = \"2s\"");
+    let (run, clerks) = ready(&ledger, 1, 0);
+    switch(&ledger);
+    assert_eq!(run.wait().code, Some(0));
+    let mut run = follow_back(&ledger, &clerks);
+    let known = clerks.stop();
+    ledger.desk.wait_with(&mut run, &["--reverse"]);
+    ledger.assert_same();
+    ledger.desk.stop(run);
+    ledger.desk.expect(0, &["cleanup"], &["--dry-run"]);
+    ledger.desk.expect(3, &["cleanup"], &["--confirm", "another"]);
+    let name = ledger.desk.name.clone();
+    wait_for_blocking("the clean-up to be allowed", || {
+        let done = ledger.desk.command(&["cleanup"], &["--confirm", &name, "--drop-mapping"]);
+        (done.code == Some(0)).then_some(())
+    });
+    ledger.assert_same();
+    ledger.assert_has_all(NEW, &known, 1);
+    assert_fenced(&ledger, OLD);
+    let exported = fs::read_to_string(ledger.desk.work().join("cleanup/mapping.csv")).unwrap();
+    assert!(exported.lines().count() > 300, "the mapping is exported before it goes");
+    let sql = "SELECT name FROM sqlite_schema WHERE type <> 'index' AND name LIKE '%crossfade%' AND name NOT LIKE '_crossfade_fence %' \
+               OR name = 'uuid_migration_mapping' ORDER BY name";
+    let left = |file: &Path| -> Vec<String> {
+        let file = sqlite_reader(file);
+        let mut statement = file.prepare(sql).unwrap();
+        statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+    };
+    let asked = ["_crossfade_authority", "_crossfade_pass", "crossfade_side"];
+    assert_eq!(left(&ledger.new), asked);
+    let pairs = ["_crossfade_reverse_keys", "_crossfade_reverse_mapping"];
+    assert_eq!(left(&ledger.old), [&asked[..2], &pairs[..], &asked[2..]].concat());
 }

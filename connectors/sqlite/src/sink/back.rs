@@ -6,20 +6,19 @@
 //! itself would, but no key that was drawn is ever drawn again. The pair is written in the transaction of the rows that need
 //! it: so a replay finds what was drawn, and what was not committed was never used.
 //!
-//! The old side stands behind a fence by then, and the migration's own triggers record what is written there. So our
-//! transactions hold the fence's pass, and take away what was recorded of them before they commit: the first migration finds
-//! nothing of ours in its record when it goes on, and the record does not grow meanwhile.
+//! The old side stands behind a fence by then, the migration's own triggers record what is written there, and the application
+//! has triggers of its own. Our connection fires none of them: so it passes the fence, the first migration finds nothing of
+//! ours in its record when it goes on, and nothing is done a second time that was done on the new side.
 
 use super::{SqliteSink, own, rollback, table::Table, writer::Writer};
 use crate::{
     client::{exists, failure, quoted},
     codec::{integer_cell, tagged},
-    source::triggers::Names,
     switch::{KEYS, MAPPING},
 };
 use crossfade_connector::{Delivery, Failure, MappingEntry, Write};
 use crossfade_event::{Cell, Change, Row, RowBuilder, TableId, TableName};
-use rusqlite::{Connection, OptionalExtension, types::ValueRef};
+use rusqlite::{Connection, OptionalExtension, config::DbConfig, types::ValueRef};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What a sink knows that takes a migration back.
@@ -70,19 +69,15 @@ pub(super) fn prepare(connection: &Connection, back: &Back) -> Result<(), Failur
     Err(Failure::retry(doing, "the mapping has not been brought over yet"))
 }
 
-/// How far the forward migration's record had come when our transaction began.
-pub(super) fn recorded(connection: &Connection, back: &Back) -> rusqlite::Result<Option<i64>> {
-    let changes = Names::new(&back.forward).changes();
-    if !exists(connection, "table", &changes)? {
-        return Ok(None);
+/// Our connection fires no triggers: neither the fence, nor what records changes for the migration that is taken back, nor those of
+/// the application, whose work came over from the new side already.
+pub(super) fn fires_no_triggers(connection: &Connection) -> Result<(), Failure> {
+    let doing = "preparing the way back";
+    match connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(Failure::halt(doing, "this SQLite fires triggers whatever it is told", "Use the bundled SQLite")),
+        Err(error) => Err(failure(doing, error)),
     }
-    connection.query_row(&format!("SELECT max(seq) FROM {}", quoted(&changes)), [], |row| row.get(0))
-}
-
-/// Takes away what was recorded of our transaction: its numbers are given again, so none is missing.
-pub(super) fn forget_recorded(connection: &Connection, back: &Back, before: i64) -> rusqlite::Result<()> {
-    let changes = quoted(&Names::new(&back.forward).changes());
-    connection.prepare_cached(&format!("DELETE FROM {changes} WHERE seq > ?1"))?.execute([before]).map(drop)
 }
 
 /// One of the columns of a table: where it stands, and whose key it holds.

@@ -425,7 +425,8 @@ impl Writer {
         work: impl FnOnce(&mut Self) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         self.abandon();
-        self.fenced = crate::switch::has_pass(self.connection()?).map_err(|error| failure(doing, error))?;
+        let has_pass = crate::switch::has_pass(self.connection()?).map_err(|error| failure(doing, error))?;
+        self.fenced = self.back.is_none() && has_pass;
         self.begin(doing)?;
         self.healing = false;
         let done = work(self).and_then(|done| {

@@ -52,8 +52,6 @@ pub(super) struct Writer {
     pub(super) back: Option<Back>,
     /// Whether the file may have a fence, which our transactions must pass.
     pub(super) fenced: bool,
-    /// How far the record of the migration that is taken back had come when the open transaction began.
-    pub(super) recorded: Option<i64>,
     /// Indexes and checks that wait for the stream, when to try them next, and how long to pause after a failure.
     pub(super) pending: Vec<(String, Waits)>,
     pub(super) pending_at: Instant,
@@ -85,7 +83,6 @@ impl Writer {
             on_error,
             back,
             fenced: false,
-            recorded: None,
             pending: Vec::new(),
             pending_at: Instant::now(),
             pending_pause: Duration::ZERO,
@@ -132,13 +129,21 @@ impl Writer {
         }
     }
 
+    fn opened(&self, access: Access) -> Result<Connection, Failure> {
+        let connection = open_target(&self.config, access)?;
+        if self.back.is_some() {
+            back::fires_no_triggers(&connection)?;
+        }
+        Ok(connection)
+    }
+
     /// Opens the file, without making it.
     pub(super) fn look(&mut self) -> Result<Option<&Connection>, Failure> {
         if self.connection.is_none() {
             if !self.config.path.is_file() {
                 return Ok(None);
             }
-            self.connection = Some(open_target(&self.config, Access::Existing)?);
+            self.connection = Some(self.opened(Access::Existing)?);
         }
         Ok(self.connection.as_ref())
     }
@@ -167,7 +172,7 @@ impl Writer {
         let doing = format!("preparing {}", shown(&self.config.path));
         let fresh = !self.config.path.is_file();
         if self.connection.is_none() {
-            self.connection = Some(open_target(&self.config, Access::Create)?);
+            self.connection = Some(self.opened(Access::Create)?);
         }
         let connection = self.connection()?;
         settle(connection, fresh).map_err(|error| failure(&doing, error))?;
@@ -183,7 +188,7 @@ impl Writer {
             let _ = connection.execute_batch("ROLLBACK");
             return Err(error);
         }
-        let fenced = switch::has_pass(connection).map_err(|error| failure(&doing, error))?;
+        let fenced = self.back.is_none() && switch::has_pass(connection).map_err(|error| failure(&doing, error))?;
         self.held =
             super::quarantine::held_keys(connection, &self.migration).map_err(|error| failure(&doing, error))?;
         self.order = tables.iter().map(Table::id).collect();
@@ -214,41 +219,27 @@ impl Writer {
     pub(super) fn begin(&mut self, doing: &str) -> Result<(), Failure> {
         let connection = self.connection()?;
         connection.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(doing, error))?;
-        let recorded = match &self.back {
-            Some(back) => back::recorded(connection, back),
-            None => Ok(None),
-        };
         let passed = match self.fenced {
-            true => switch::pass(connection, self.passes(), true),
+            true => switch::pass(connection, &self.migration, true),
             false => Ok(()),
         };
         self.open = true;
-        self.recorded = passed.and(recorded).map_err(|error| {
+        passed.map_err(|error| {
             self.abandon();
             failure(doing, error)
-        })?;
-        Ok(())
+        })
     }
 
-    /// Commits it. Nothing stays in it that only the fence, or the migration that is taken back, would see.
+    /// Commits it. What let it through the fence does not stay in it.
     pub(super) fn commit(&mut self, doing: &str) -> Result<(), Failure> {
         let connection = self.connection()?;
-        let tidied = match (&self.back, self.recorded) {
-            (Some(back), Some(before)) => back::forget_recorded(connection, back, before),
-            _ => Ok(()),
-        };
-        let tidied = tidied.and_then(|()| match self.fenced {
-            true => switch::pass(connection, self.passes(), false),
+        let left = match self.fenced {
+            true => switch::pass(connection, &self.migration, false),
             false => Ok(()),
-        });
-        tidied.and_then(|()| connection.execute_batch("COMMIT")).map_err(|error| failure(doing, error))?;
+        };
+        left.and_then(|()| connection.execute_batch("COMMIT")).map_err(|error| failure(doing, error))?;
         self.open = false;
         Ok(())
-    }
-
-    /// Whose fence is passed.
-    fn passes(&self) -> &str {
-        self.back.as_ref().map_or(&self.migration, |back| &back.forward)
     }
 
     fn apply_in(&mut self, mut delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {

@@ -2,8 +2,9 @@
 //!
 //! A writer sees the newest state or none at all, so a fence that was committed holds for everybody who begins to write
 //! after it, and a connection's prepared statements are prepared anew for it. Only a transaction that holds the migration's
-//! row in `_crossfade_pass` gets through: the stream's. It takes the row away again before it commits, and nobody else
-//! can write beside it, so nobody else ever gets through by it.
+//! row in `_crossfade_pass` gets through: the stream's to the new side, after a failback. It takes the row away again before it
+//! commits, and nobody else can write beside it, so nobody else ever gets through by it. The stream back fires no triggers at
+//! all.
 //!
 //! SQLite fires triggers for rows: a statement that changes none meets no fence. A connection that has switched triggers off
 //! (`SQLITE_DBCONFIG_ENABLE_TRIGGER`) meets none either, and was never recorded.

@@ -5,7 +5,7 @@ use crossfade_event::{Side, TableName};
 use crossfade_sqlite::{Config, OldRows, switch::SwitchEnd};
 use rusqlite::{Connection, ErrorCode};
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -44,7 +44,7 @@ fn soon(ms: u64) -> Instant {
 }
 
 /// What somebody else is told who writes one item at once.
-fn write(file: &PathBuf, wait: Duration) -> Result<(), rusqlite::Error> {
+fn write(file: &Path, wait: Duration) -> Result<(), rusqlite::Error> {
     let connection = Connection::open(file).unwrap();
     connection.busy_timeout(wait).unwrap();
     connection.execute("INSERT INTO items (name) VALUES ('x')", []).map(drop)
