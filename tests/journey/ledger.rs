@@ -108,7 +108,9 @@ impl Ledger {
         let other = [new_path.to_string(), old_path.to_string()];
         reader.execute("ATTACH ?1 AS other", [&other[of]]).unwrap();
         let (old_side, new_side) = if of == 0 { ("main", "other") } else { ("other", "main") };
-        for (table, natural) in [("accounts", "o.code = n.code"), ("entries", "o.clerk = n.clerk AND o.number = n.number")] {
+        for (table, natural) in
+            [("accounts", "o.code = n.code"), ("entries", "o.clerk = n.clerk AND o.number = n.number")]
+        {
             let wrong: i64 = reader
                 .query_row(
                     &format!(
@@ -348,7 +350,10 @@ impl Clerk {
             transaction.execute("UPDATE accounts SET balance = balance + ?2 WHERE code = ?1", params![code, amount])?;
         }
         // On the new side whoever writes gives the key.
-        let id = ["NULL", "lower(printf('%s-%s-4%s-8%s-%s', hex(randomblob(4)), hex(randomblob(2)), substr(hex(randomblob(2)), 2), substr(hex(randomblob(2)), 2), hex(randomblob(6))))"];
+        let id = [
+            "NULL",
+            "lower(printf('%s-%s-4%s-8%s-%s', hex(randomblob(4)), hex(randomblob(2)), substr(hex(randomblob(2)), 2), substr(hex(randomblob(2)), 2), hex(randomblob(6))))",
+        ];
         transaction.execute(
             &format!(
                 "INSERT INTO entries (id, clerk, number, debtor, creditor, amount, made_at) \
@@ -359,8 +364,7 @@ impl Clerk {
             params![self.number, number, debtor, creditor, amount, made_at(self.side)],
         )?;
         transaction.execute("INSERT INTO slips VALUES (?1)", [format!("{}-{number}", self.number)])?;
-        transaction
-            .execute("DELETE FROM slips WHERE slip = ?1", [format!("{}-{}", self.number, number - 3)])?;
+        transaction.execute("DELETE FROM slips WHERE slip = ?1", [format!("{}-{}", self.number, number - 3)])?;
         transaction.commit()?;
         Ok(Tried::Committed(begun))
     }

@@ -26,8 +26,8 @@ mod since;
 
 pub(crate) use authority::{DURABLE, gate, give_sql};
 pub(crate) use fence::FUNCTION as FENCE;
-pub(crate) use freeze::is_an_error;
 pub use freeze::Freeze;
+pub(crate) use freeze::is_an_error;
 pub(crate) use lock::{LockMode, lock_tables, version};
 pub use open::Opening;
 

@@ -85,7 +85,8 @@ impl SwitchEnd {
     pub async fn identity(&mut self) -> Result<String, Failure> {
         let path = self.config.path.clone();
         blocking(move || {
-            let path = path.canonicalize().map_err(|error| Failure::retry(format!("opening {}", shown(&path)), error))?;
+            let path =
+                path.canonicalize().map_err(|error| Failure::retry(format!("opening {}", shown(&path)), error))?;
             let (device, number) = crate::source::file_number(&path);
             Ok(if (device, number) == (0, 0) { shown(&path) } else { format!("{device}/{number}") })
         })

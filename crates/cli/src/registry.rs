@@ -387,7 +387,8 @@ impl AnySource {
                 };
                 let config = sqlite(&keys.path, keys.busy_timeout);
                 let begin = spec.reverse.as_ref().and_then(|reverse| reverse.begin);
-                let source = SqliteSource::new(config, spec.name.as_str(), keys.tables.clone(), options).begin_at(begin);
+                let source =
+                    SqliteSource::new(config, spec.name.as_str(), keys.tables.clone(), options).begin_at(begin);
                 Ok(Self::Sqlite(Box::new(source)))
             }
             #[cfg(feature = "kafka")]

@@ -10,7 +10,10 @@ use super::{
     lock::{self, HOLDING_UP, LockMode, NotLocked, lock_tables},
 };
 use crate::client::{Session, connect, failure};
-use crossfade_connector::{Failure, switch::{Given, Locked}};
+use crossfade_connector::{
+    Failure,
+    switch::{Given, Locked},
+};
 use crossfade_event::{Side, TableName};
 use std::time::{Duration, Instant};
 

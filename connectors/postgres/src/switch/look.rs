@@ -2,7 +2,10 @@
 
 use super::SwitchEnd;
 use crate::{client::failure, quote_table};
-use crossfade_connector::{Failure, Refusal, switch::{Look, Writing}};
+use crossfade_connector::{
+    Failure, Refusal,
+    switch::{Look, Writing},
+};
 use crossfade_event::TableName;
 
 fn refusal(object: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Refusal {

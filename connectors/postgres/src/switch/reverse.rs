@@ -6,7 +6,10 @@ use crate::{
     client::{drop_publication, failure},
     quote_ident, quote_table,
 };
-use crossfade_connector::{Failure, switch::{Born, Reverse}};
+use crossfade_connector::{
+    Failure,
+    switch::{Born, Reverse},
+};
 use crossfade_event::TableName;
 
 /// The name of slot and publication.

@@ -332,7 +332,10 @@ pub(crate) fn names(connection: &Connection) -> rusqlite::Result<Vec<(String, bo
         "SELECT name, type = 'view' FROM main.sqlite_schema WHERE type IN ('table', 'view') ORDER BY name",
     )?;
     let all = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)))?;
-    Ok(all.collect::<rusqlite::Result<Vec<_>>>()?.into_iter().filter(|(name, view)| !is_internal(name) && !(*view && name.eq_ignore_ascii_case(VIEW)))
+    Ok(all
+        .collect::<rusqlite::Result<Vec<_>>>()?
+        .into_iter()
+        .filter(|(name, view)| !is_internal(name) && !(*view && name.eq_ignore_ascii_case(VIEW)))
         .collect())
 }
 

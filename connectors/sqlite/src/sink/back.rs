@@ -75,7 +75,9 @@ pub(super) fn fires_no_triggers(connection: &Connection) -> Result<(), Failure> 
     let doing = "preparing the way back";
     match connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false) {
         Ok(false) => Ok(()),
-        Ok(true) => Err(Failure::halt(doing, "this SQLite fires triggers whatever it is told", "Use the bundled SQLite")),
+        Ok(true) => {
+            Err(Failure::halt(doing, "this SQLite fires triggers whatever it is told", "Use the bundled SQLite"))
+        }
         Err(error) => Err(failure(doing, error)),
     }
 }
@@ -133,10 +135,7 @@ pub(super) fn turn(
     Ok(())
 }
 
-fn places<'b>(
-    back: &'b Back,
-    tables: &HashMap<TableId, Table>,
-) -> (BTreeMap<TableId, Vec<Place>>, Vec<Domain<'b>>) {
+fn places<'b>(back: &'b Back, tables: &HashMap<TableId, Table>) -> (BTreeMap<TableId, Vec<Place>>, Vec<Domain<'b>>) {
     let mut places: BTreeMap<TableId, Vec<Place>> = BTreeMap::new();
     let mut domains: Vec<Domain<'b>> = Vec::new();
     for key in &back.keys {
@@ -172,7 +171,8 @@ fn text<'c>(bytes: &'c [u8], key: &OldKey) -> Result<&'c str, Failure> {
     };
     text.ok_or_else(|| {
         let told = format!("a key that was written on the new side, for {}.{}, is no text", key.table, key.column);
-        let advice = "New keys are texts: give the row one on the new side, as the migration makes them, then start again";
+        let advice =
+            "New keys are texts: give the row one on the new side, as the migration makes them, then start again";
         Failure::halt("reading new keys", told, advice)
     })
 }
@@ -214,7 +214,8 @@ fn find_or_draw(connection: &Connection, forward: &str, domain: &mut Domain<'_>)
 /// The highest key that the table has, had on record, or has counted up to.
 fn last_key(connection: &Connection, forward: &str, key: &OldKey) -> rusqlite::Result<i64> {
     let (table, column) = (quoted(&key.of.name), quoted(&key.of_column));
-    let there: Option<i64> = connection.query_row(&format!("SELECT max({column}) FROM {table}"), [], |row| row.get(0))?;
+    let there: Option<i64> =
+        connection.query_row(&format!("SELECT max({column}) FROM {table}"), [], |row| row.get(0))?;
     let sql = format!("SELECT max(old_id) FROM {KEYS} WHERE migration = ?1 AND table_name = ?2");
     let known: Option<i64> = connection.query_row(&sql, (forward, key.of.to_string()), |row| row.get(0))?;
     let counted: Option<i64> = match exists(connection, "table", "sqlite_sequence")? {
@@ -254,7 +255,9 @@ impl Writer {
         self.abandon();
         let path = crate::client::shown(&self.config.path);
         let found = self.look()?;
-        found.ok_or_else(|| Failure::misconfigured(doing, format!("there is no file {path}"), "check `path` in the spec"))
+        found.ok_or_else(|| {
+            Failure::misconfigured(doing, format!("there is no file {path}"), "check `path` in the spec")
+        })
     }
 
     fn bring(&mut self, forward: &str, entries: &[MappingEntry]) -> Result<(), Failure> {

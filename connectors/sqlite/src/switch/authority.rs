@@ -230,11 +230,14 @@ impl SwitchEnd {
             alone(connection, "removing _crossfade_authority", |transaction| {
                 transaction.execute("DELETE FROM _crossfade_authority WHERE migration = ?1", [&asked.migration])?;
                 let others =
-                    transaction.query_row("SELECT EXISTS (SELECT 1 FROM _crossfade_authority)", [], |row| row.get(0))?;
+                    transaction
+                        .query_row("SELECT EXISTS (SELECT 1 FROM _crossfade_authority)", [], |row| row.get(0))?;
                 if others {
                     return Ok(());
                 }
-                transaction.execute_batch(&format!("DROP VIEW IF EXISTS {VIEW}; DROP TABLE {TABLE}; DROP TABLE IF EXISTS {PASS}"))
+                transaction.execute_batch(&format!(
+                    "DROP VIEW IF EXISTS {VIEW}; DROP TABLE {TABLE}; DROP TABLE IF EXISTS {PASS}"
+                ))
             })
         })
         .await

@@ -45,7 +45,9 @@ impl SwitchEnd {
         let until = Instant::now() + ends.saturating_duration_since(Instant::now()) / 2;
         let held = hold(DOING, move || connect(&config), until, ends).await?;
         let Some(held) = held else {
-            let why = format!("the lock of {path} was not to be had within half of the deadline: somebody writes without an end");
+            let why = format!(
+                "the lock of {path} was not to be had within half of the deadline: somebody writes without an end"
+            );
             return Err(Failure::retry(DOING, why));
         };
         let (migration, here, tables, locked) = (self.migration.clone(), self.here, tables.to_vec(), held.locked);

@@ -74,10 +74,7 @@ impl Held {
     }
 
     /// Does the last of the transaction's work. `None` where the deadline had come before it began.
-    pub(super) async fn end<T: Send + 'static>(
-        self,
-        job: impl FnOnce(&Connection) -> T + Send + 'static,
-    ) -> Option<T> {
+    pub(super) async fn end<T: Send + 'static>(self, job: impl FnOnce(&Connection) -> T + Send + 'static) -> Option<T> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
             // Whoever asked may have gone: the row says what became of it.

@@ -59,7 +59,8 @@ impl SwitchEnd {
         self.with(|connection, asked| {
             let name = name_of(&asked.migration);
             let install = Install::new(&name, OldRows::Key);
-            let from = alone(connection, "beginning the record of the new side", |transaction| install.anchor(transaction))?;
+            let from =
+                alone(connection, "beginning the record of the new side", |transaction| install.anchor(transaction))?;
             Ok(Reverse { name: install.names.changes(), from: from as u64 })
         })
         .await

@@ -59,8 +59,7 @@ impl SwitchEnd {
     /// # Errors
     /// When a counter cannot be set.
     pub async fn carry_sequences(&mut self, target: &Target) -> Result<(), Failure> {
-        let statements: Vec<String> =
-            target.tables.iter().flat_map(|table| counters(table, &target.support)).collect();
+        let statements: Vec<String> = target.tables.iter().flat_map(|table| counters(table, &target.support)).collect();
         if statements.is_empty() {
             return Ok(());
         }

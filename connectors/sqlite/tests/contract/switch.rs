@@ -25,7 +25,8 @@ async fn sides() -> Sides {
         let connection = Connection::open(file).unwrap();
         connection.pragma_update(None, "journal_mode", "WAL").unwrap();
         // The second table is how a sink's file is known.
-        let sql = "CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT); CREATE TABLE _crossfade_positions (migration)";
+        let sql =
+            "CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT); CREATE TABLE _crossfade_positions (migration)";
         connection.execute_batch(sql).unwrap();
     }
     let mut old = SwitchEnd::new(Config::new(&files[0]), "shop", Side::Old);
@@ -62,8 +63,10 @@ async fn a_freeze_holds_writers_up_and_readers_not_and_a_release_lets_them_go_on
     let mut sides = sides().await;
     let freeze = sides.old.freeze(&items(), soon(60_000)).await.unwrap();
     assert!(is_busy(&write(&sides.files[0], NOT_LONG)));
-    let seen: i64 =
-        Connection::open(&sides.files[0]).unwrap().query_row("SELECT count(*) FROM items", [], |row| row.get(0)).unwrap();
+    let seen: i64 = Connection::open(&sides.files[0])
+        .unwrap()
+        .query_row("SELECT count(*) FROM items", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(seen, 0);
     freeze.release().await;
     write(&sides.files[0], NOT_LONG).unwrap();

@@ -112,13 +112,7 @@ pub(super) fn has_all_orders(path: &Path, known: &[String]) -> Result<()> {
     let there: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
     let mut known = known.to_vec();
     known.sort();
-    ensure!(
-        there == known,
-        "{} has {} orders of the clerks, who know of {}",
-        path.display(),
-        there.len(),
-        known.len()
-    );
+    ensure!(there == known, "{} has {} orders of the clerks, who know of {}", path.display(), there.len(), known.len());
     Ok(())
 }
 

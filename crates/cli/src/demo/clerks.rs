@@ -139,7 +139,8 @@ impl Clerk {
         // The transaction has the file's lock, so what it is told holds until it commits.
         let transaction = file.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let side: String =
-            transaction.query_row("SELECT side FROM crossfade_side WHERE migration = ?1", [MIGRATION], |row| row.get(0))?;
+            transaction
+                .query_row("SELECT side FROM crossfade_side WHERE migration = ?1", [MIGRATION], |row| row.get(0))?;
         if Some(&side.as_str()) != ["old", "new"].get(self.side) {
             return Ok(false);
         }

@@ -1,11 +1,6 @@
 //! The demo's second half: both sides read and compared, the writers taken to the new side, and back again.
 
-use super::{
-    STEP_LIMIT, Stage, check,
-    child::Running,
-    clerks::Clerks,
-    say, wait_until,
-};
+use super::{STEP_LIMIT, Stage, check, child::Running, clerks::Clerks, say, wait_until};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value as Json;
 use std::time::{Duration, Instant};
@@ -93,7 +88,10 @@ pub(super) fn second_half(stage: &Stage) -> Result<Switched> {
     let verified = stage.first.command(&["verify", "migration.toml"])?;
     ensure!(verified.contains("0 differences"), "`crossfade verify` does not agree:\n{verified}");
     run.stop()?;
-    say(&format!("Both sides agree again: {} rows, and every order that a clerk knows of is there once", proof.compared));
+    say(&format!(
+        "Both sides agree again: {} rows, and every order that a clerk knows of is there once",
+        proof.compared
+    ));
     Ok(proof)
 }
 

@@ -135,12 +135,13 @@ fn no_way_back() -> CliError {
 /// What a SQLite sink knows that takes a migration back.
 pub(super) fn of_sqlite(reverse: &Reverse) -> crossfade_sqlite::Back {
     let keys = reverse.back.tables.iter().flat_map(|table| table.keys.iter().map(move |key| (table, key)));
-    let key = |(table, key): (&crossfade_transform::BackTable, &crossfade_transform::BackKey)| crossfade_sqlite::OldKey {
-        table: table.to.clone(),
-        column: key.column.clone(),
-        of: key.of.clone(),
-        of_column: key.of_column.clone(),
-    };
+    let key =
+        |(table, key): (&crossfade_transform::BackTable, &crossfade_transform::BackKey)| crossfade_sqlite::OldKey {
+            table: table.to.clone(),
+            column: key.column.clone(),
+            of: key.of.clone(),
+            of_column: key.of_column.clone(),
+        };
     crossfade_sqlite::Back { forward: reverse.of.to_string(), keys: keys.map(key).collect() }
 }
 

@@ -160,8 +160,11 @@ fn words_of(spec: &Spec, of_servers: bool) -> Vec<String> {
             format!("-- new side: drop the slot and the publication {slot}_reverse, and the migration's records"),
         ],
         false => vec![
-            format!("-- old file: drop the triggers and the record of changes _{slot}_…, and the records of the way back"),
-            "-- new file: drop the triggers and the record of changes of the way back, and the migration's records".to_owned(),
+            format!(
+                "-- old file: drop the triggers and the record of changes _{slot}_…, and the records of the way back"
+            ),
+            "-- new file: drop the triggers and the record of changes of the way back, and the migration's records"
+                .to_owned(),
         ],
     }
 }

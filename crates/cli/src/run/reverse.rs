@@ -6,9 +6,9 @@
 
 use super::back;
 use crate::{error::CliError, registry::AnySwitchEnd, spec::Spec};
+use crossfade_connector::switch::Reverse;
 use crossfade_connector::{Target, WriteMode};
 use crossfade_event::TableName;
-use crossfade_connector::switch::Reverse;
 
 /// The tables of the new side whose writes would have to go back.
 pub(super) fn tables_of(target: &Target) -> Vec<TableName> {

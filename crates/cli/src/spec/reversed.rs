@@ -6,7 +6,8 @@ use super::{
     log::{EmbeddedLog, LogSpec},
     sink::{Apply, Existing, PostgresSink, SinkSpec, SqliteSink, WriteTo},
     source::{
-        OnRewrite, Partitions, PostgresKind, PostgresSource, Snapshot, SourceSpec, SqliteKind, SqliteSource, ten_seconds,
+        OnRewrite, Partitions, PostgresKind, PostgresSource, Snapshot, SourceSpec, SqliteKind, SqliteSource,
+        ten_seconds,
     },
 };
 use crossfade_event::Position;
@@ -104,35 +105,35 @@ fn between_files(old: &SqliteSource, new: &SqliteSink, reverse: &Reverse) -> (Sq
 }
 
 fn between_servers(old: &PostgresSource, new: &PostgresSink, reverse: &Reverse) -> (PostgresSource, PostgresSink) {
-        let source = PostgresSource {
-            kind: PostgresKind::Postgres,
-            url: new.url.clone(),
-            sslmode: new.sslmode,
-            sslrootcert: new.sslrootcert.clone(),
-            sslcert: new.sslcert.clone(),
-            sslkey: new.sslkey.clone(),
-            tables: tables_of(reverse),
-            snapshot: Snapshot::default(),
-            // A copy would take from the old side what never came over.
-            on_rewrite: OnRewrite::Stop,
-            partitions: Partitions::Leaf,
-            heartbeat: ten_seconds(),
-            failover: old.failover,
-            text: old.text,
-        };
-        let sink = PostgresSink {
-            kind: PostgresKind::Postgres,
-            url: old.url.clone(),
-            sslmode: old.sslmode,
-            sslrootcert: old.sslrootcert.clone(),
-            sslcert: old.sslcert.clone(),
-            sslkey: old.sslkey.clone(),
-            write: WriteTo::ShadowTables,
-            schema: None,
-            apply: Apply::Transactional,
-            workers: None,
-            on_error: new.on_error,
-            existing: Existing::Merge,
-        };
+    let source = PostgresSource {
+        kind: PostgresKind::Postgres,
+        url: new.url.clone(),
+        sslmode: new.sslmode,
+        sslrootcert: new.sslrootcert.clone(),
+        sslcert: new.sslcert.clone(),
+        sslkey: new.sslkey.clone(),
+        tables: tables_of(reverse),
+        snapshot: Snapshot::default(),
+        // A copy would take from the old side what never came over.
+        on_rewrite: OnRewrite::Stop,
+        partitions: Partitions::Leaf,
+        heartbeat: ten_seconds(),
+        failover: old.failover,
+        text: old.text,
+    };
+    let sink = PostgresSink {
+        kind: PostgresKind::Postgres,
+        url: old.url.clone(),
+        sslmode: old.sslmode,
+        sslrootcert: old.sslrootcert.clone(),
+        sslcert: old.sslcert.clone(),
+        sslkey: old.sslkey.clone(),
+        write: WriteTo::ShadowTables,
+        schema: None,
+        apply: Apply::Transactional,
+        workers: None,
+        on_error: new.on_error,
+        existing: Existing::Merge,
+    };
     (source, sink)
 }

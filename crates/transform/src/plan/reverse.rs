@@ -342,7 +342,10 @@ impl Way<'_, '_> {
                 Step::MapValues(step) => ("map_values", &step.map_values),
                 _ => continue,
             };
-            self.refuse(Some(column), format!("has the step \"{name}\", which is not taken back between SQLite files yet"));
+            self.refuse(
+                Some(column),
+                format!("has the step \"{name}\", which is not taken back between SQLite files yet"),
+            );
         }
     }
 

@@ -6,9 +6,9 @@ use crate::{
     registry::{AnyFreeze, AnyOpening},
     spec::{Span, SwitchSpec},
 };
+use crossfade_connector::switch::{Given, Written};
 use crossfade_control::{By, Command, Direction};
 use crossfade_event::Position;
-use crossfade_connector::switch::{Given, Written};
 use std::time::{Duration, Instant};
 
 pub(super) async fn switch_over(
@@ -65,8 +65,7 @@ async fn frozen(
     let next = epoch + 1;
     let freeze = way.from.freeze(&way.tables, Instant::now() + deadline.0, switch.lock_timeout.0).await?;
     let locked = freeze.locked();
-    let mut pause =
-        Pause { locks_us: micros(locked.since.elapsed()), tries: locked.tries, ..Pause::default() };
+    let mut pause = Pause { locks_us: micros(locked.since.elapsed()), tries: locked.tries, ..Pause::default() };
     let step = Instant::now();
     let ends = locked.ends;
     let prepared = tokio::time::timeout(locked.left(), async {

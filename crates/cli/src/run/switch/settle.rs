@@ -9,10 +9,10 @@ use crate::{
     wiring,
 };
 use crossfade_connector::Verdict;
+use crossfade_connector::switch::Written;
 use crossfade_control::{By, Command, Journal};
 use crossfade_event::Side;
 use crossfade_log::embedded::Embedded;
-use crossfade_connector::switch::Written;
 use std::{
     process::Stdio,
     sync::Arc,
