@@ -7,6 +7,7 @@ use crate::{
     switch::{LINES, guard, journal_says, made},
 };
 use crossfade_testkit::{compare::sqlite_reader, crossfade::Running, wait::wait_for_blocking};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use rusqlite::{Connection, TransactionBehavior};
 use serde_json::Value;
 use std::{fs, path::Path, sync::atomic::Ordering::Relaxed, time::Duration};
@@ -264,4 +265,40 @@ fn a_clean_up_takes_away_what_was_kept_for_the_way_back_and_leaves_the_fence() {
     assert_eq!(left(&ledger.new), asked);
     let pairs = ["_crossfade_reverse_keys", "_crossfade_reverse_mapping"];
     assert_eq!(left(&ledger.old), [&asked[..2], &pairs[..], &asked[2..]].concat());
+}
+
+/// In the long round only: `CROSSFADE_SWITCHES` there and back, each killed at a moment of its own and then completed.
+#[test]
+fn killed_at_random_moments_many_switches_there_and_back_lose_nothing() {
+    if !crate::is_soak() {
+        return;
+    }
+    let rounds = std::env::var("CROSSFADE_SWITCHES").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut dice = StdRng::seed_from_u64(seed);
+    let ledger = Ledger::open("");
+    let (mut run, clerks) = ready(&ledger, 3, 1);
+    for _ in 0..rounds {
+        killed_somewhere(&ledger, run, "cutover", &mut dice);
+        switch(&ledger);
+        run = follow_back(&ledger, &clerks);
+        killed_somewhere(&ledger, run, "failback", &mut dice);
+        fail_back(&ledger);
+        clerks.wait_for_more_on(OLD, 20);
+        run = ledger.desk.start();
+        ledger.desk.wait(&mut run);
+        ledger.desk.verify();
+    }
+    ledger.desk.stop(run);
+    assert_all_there(&ledger, clerks, OLD, 2 * rounds);
+}
+
+fn killed_somewhere(ledger: &Ledger, run: Running, command: &str, dice: &mut StdRng) {
+    let switching = ledger.desk.crossfade.spawn(&[command, SPEC, "--json"]);
+    std::thread::sleep(Duration::from_millis(dice.random_range(0..250)));
+    run.kill();
+    switching.wait();
+    let (old, new) = ledger.authority();
+    println!("{command} killed: the old side's row says {old}, the new side's {new}");
 }
