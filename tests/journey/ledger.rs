@@ -174,10 +174,6 @@ struct Commit {
 }
 
 impl Known {
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// How often the clerks went from one side to the other, by what is certain of the order of their commits.
     fn turns(&self) -> usize {
         let (mut side, mut turns, mut after) = (0, 0, None::<Instant>);
