@@ -430,10 +430,10 @@ fn check_record(
     }
     let since = at.commit as i64;
     match install.span(connection).map_err(|error| failure(doing(), error))? {
-        None => return Err(Failure::lost(doing(), "the record of changes is gone", AGAIN)),
-        Some((_, highest)) if highest < since => return Err(stream::went_back(install, since, highest)),
+        None => Err(Failure::lost(doing(), "the record of changes is gone", AGAIN)),
+        Some((_, highest)) if highest < since => Err(stream::went_back(install, since, highest)),
         Some((lowest, _)) if lowest > since => {
-            return Err(Failure::lost(doing(), format!("changes after {since} were removed from the record"), AGAIN));
+            Err(Failure::lost(doing(), format!("changes after {since} were removed from the record"), AGAIN))
         }
         Some(_) => Ok(since),
     }

@@ -335,7 +335,7 @@ pub(crate) fn names(connection: &Connection) -> rusqlite::Result<Vec<(String, bo
     Ok(all
         .collect::<rusqlite::Result<Vec<_>>>()?
         .into_iter()
-        .filter(|(name, view)| !is_internal(name) && !(*view && name.eq_ignore_ascii_case(VIEW)))
+        .filter(|(name, view)| !(is_internal(name) || *view && name.eq_ignore_ascii_case(VIEW)))
         .collect())
 }
 
