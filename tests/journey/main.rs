@@ -25,10 +25,12 @@ mod dual;
 mod example;
 mod failback;
 mod fallen;
+mod files;
 mod heimdall;
 mod in_place;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod ledger;
 mod listened;
 mod lookups;
 mod one_database;

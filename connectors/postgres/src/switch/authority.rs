@@ -9,7 +9,7 @@ use crate::{
     client::{ServerError, Session, failure},
     quote_literal,
 };
-use crossfade_connector::Failure;
+use crossfade_connector::{Failure, switch::Written};
 use crossfade_event::Side;
 
 /// The one unit of this version.
@@ -17,15 +17,6 @@ const UNIT: &str = "all";
 
 /// The channel on which a change of authority is told.
 const CHANNEL: &str = "crossfade_authority";
-
-/// What the row says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Written {
-    /// Who has the authority.
-    pub side: Side,
-    /// Raised by every switch, and by every one that was taken back.
-    pub epoch: u64,
-}
 
 const MAKE: &str = "
 CREATE TABLE IF NOT EXISTS crossfade.authority (
