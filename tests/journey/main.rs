@@ -9,6 +9,7 @@ mod beside;
 mod born;
 mod changes;
 mod clerks;
+mod collisions;
 mod compared;
 mod cowrie;
 mod cycle_reports;

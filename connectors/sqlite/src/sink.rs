@@ -173,6 +173,13 @@ impl Quarantine for SqliteSink {
         .await
     }
 
+    async fn collisions(&mut self) -> Result<u64, Failure> {
+        self.call("counting the collisions in the quarantine", |writer| {
+            if writer.looks_at_its_own()? { writer.collisions() } else { Ok(0) }
+        })
+        .await
+    }
+
     async fn show(&mut self, id: i64) -> Result<Option<(QuarantinedChange, Change)>, Failure> {
         self.call(
             "reading the quarantine",

@@ -235,6 +235,10 @@ impl Quarantine for AnySink {
         each!(self, one => one.list(filter).await)
     }
 
+    async fn collisions(&mut self) -> Result<u64, Failure> {
+        each!(self, one => one.collisions().await)
+    }
+
     async fn show(&mut self, id: i64) -> Result<Option<(QuarantinedChange, Change)>, Failure> {
         each!(self, one => one.show(id).await)
     }

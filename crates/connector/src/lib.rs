@@ -17,7 +17,7 @@ pub use inspect::{BucketDigest, Digesting, Inspect, Refusal, RowPage, ScanRange}
 pub use query::{Asked, Query};
 pub use shared::{Gathered, LEADING, Lead, Overseen, Owner, PartSink, Taken, Written};
 pub use sink::{
-    Applied, Ddl, Delivery, Guard, MappingEntry, Progress, Quarantine, QuarantineFilter, QuarantineOutcome,
+    Applied, COLLISION, Ddl, Delivery, Guard, MappingEntry, Progress, Quarantine, QuarantineFilter, QuarantineOutcome,
     QuarantinedChange, Rejection, Rollback, Sink, Stage, StoredMapping, Target, TargetSql, TargetTable, UndoReport,
     Write, WriteMode,
 };

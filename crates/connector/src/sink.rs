@@ -250,6 +250,10 @@ pub trait Sink: Send {
     }
 }
 
+/// The kind of a change in quarantine that the target refused because another row has its key, or another value that must be
+/// unique there: two rows of the source have become one.
+pub const COLLISION: &str = "collision";
+
 /// A change on record in quarantine.
 #[derive(Debug, Clone, Serialize)]
 pub struct QuarantinedChange {
@@ -263,7 +267,8 @@ pub struct QuarantinedChange {
     pub table: TableName,
     /// The hash of the key: names a row without showing it.
     pub key_hash: String,
-    /// `rejected` (it failed itself), `held` (an earlier one of its key did) or `child` (its parent did).
+    /// `rejected` (it failed itself), [`COLLISION`] (it did, for another row has its key), `held` (an earlier one of its key
+    /// did) or `child` (its parent did).
     pub kind: String,
     /// Why.
     pub reason: String,
@@ -301,6 +306,12 @@ pub trait Quarantine: Send {
         &mut self,
         filter: &QuarantineFilter,
     ) -> impl Future<Output = Result<Vec<QuarantinedChange>, Failure>> + Send;
+
+    /// How many of them are collisions ([`COLLISION`]), as far as that is committed.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    fn collisions(&mut self) -> impl Future<Output = Result<u64, Failure>> + Send;
 
     /// One change with its table's schema and images; for `quarantine show`, which prints values only when asked to.
     ///

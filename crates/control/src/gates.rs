@@ -36,6 +36,9 @@ pub struct Gates {
     /// By how much the source may answer slower than before the migration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
+    /// How many changes may be in quarantine because another row has their new key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collisions: Option<Collisions>,
 }
 
 impl Gates {
@@ -48,6 +51,7 @@ impl Gates {
             ("disk", self.disk.map(|gate| gate.then)),
             ("memory", self.memory.map(|gate| gate.then)),
             ("latency", self.latency.map(|gate| gate.then)),
+            ("collisions", self.collisions.map(|gate| gate.then)),
         ];
         thens.into_iter().filter(|(_, then)| *then == Some(Then::Rollback)).map(|(gate, _)| gate).collect()
     }
@@ -56,7 +60,7 @@ impl Gates {
     /// roll back pauses.
     #[must_use]
     pub fn of_way_back(mut self) -> Self {
-        let Self { error_rate, lag, throughput, disk, memory, latency } = &mut self;
+        let Self { error_rate, lag, throughput, disk, memory, latency, collisions } = &mut self;
         let thens = [
             Some(&mut error_rate.then),
             lag.as_mut().map(|gate| &mut gate.then),
@@ -64,6 +68,7 @@ impl Gates {
             disk.as_mut().map(|gate| &mut gate.then),
             memory.as_mut().map(|gate| &mut gate.then),
             latency.as_mut().map(|gate| &mut gate.then),
+            collisions.as_mut().map(|gate| &mut gate.then),
         ];
         for then in thens.into_iter().flatten().filter(|then| **then == Then::Rollback) {
             *then = Then::Pause;
@@ -128,6 +133,17 @@ pub struct Latency {
     pub max: Increase,
     /// What happens beyond it.
     #[serde(default = "Then::warn")]
+    pub then: Then,
+}
+
+/// The gate on collisions: changes that the target refused for a key, or another unique value, that another row has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Collisions {
+    /// How many may be in quarantine, but for those that a person has answered by `resume`.
+    pub max: u64,
+    /// What happens beyond it.
+    #[serde(default = "Then::pause")]
     pub then: Then,
 }
 

@@ -22,8 +22,8 @@ pub use command::{Command, Decision, Refusal};
 pub use decide::decide;
 pub use evolve::evolve;
 pub use gates::{
-    Baseline, Count, ErrorRate, Fall, Gates, Inputs, Lag, Latency, Measures, Pace, Sample, Share, Slowness, Then,
-    Throughput, Verdict, Window, Windows, evaluate, fall, pause_reason,
+    Baseline, Collisions, Count, ErrorRate, Fall, Gates, Inputs, Lag, Latency, Measures, Pace, Sample, Share, Slowness,
+    Then, Throughput, Verdict, Window, Windows, evaluate, fall, pause_reason,
 };
 pub use guards::guards;
 pub use journal::{By, Journal, JournalError, Record};

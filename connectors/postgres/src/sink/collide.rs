@@ -16,7 +16,7 @@ use super::{
     table::Table,
 };
 use crate::client::failure;
-use crossfade_connector::{Failure, WriteMode};
+use crossfade_connector::{COLLISION, Failure, WriteMode};
 use crossfade_event::{Cell, Change, Op, Row, catalog::KeyDef};
 
 /// Collisions that are taken out with one statement.
@@ -108,7 +108,7 @@ async fn set_aside(
             // It stands before every place in the log: it may have come with any row since the beginning.
             let sql = "INSERT INTO crossfade.quarantine (migration, log_offset, ordinal, table_id, table_schema, table_name, \
                        key, key_hash, kind, origin, reason, shape, change) \
-                       VALUES ($1, 0, $2, $3, $4, $5, $6, $7, 'rejected', 'sink', $8, $9, $10)";
+                       VALUES ($1, 0, $2, $3, $4, $5, $6, $7, $8, 'sink', $9, $10, $11)";
             let params = vec![
                 Param::text(migration),
                 Param::i64(ordinal),
@@ -117,6 +117,7 @@ async fn set_aside(
                 Param::text(&schema.name.name),
                 key.map_or(Param::Null, |key| Param::Bytes(key.as_bytes().clone())),
                 Param::text(&hash),
+                Param::text(COLLISION),
                 Param::text(&reason),
                 Param::i64(shape),
                 Param::Bytes(record::encode(&change)),

@@ -7,7 +7,7 @@ use super::{
 };
 use bytes::Bytes;
 use crossfade_connector::{
-    Delivery, Failure, Guard, Quarantine, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Write,
+    COLLISION, Delivery, Failure, Guard, Quarantine, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Write,
 };
 use crossfade_event::{Cell, Change, Column, Format, Key, Row, Sequence, TableId, TableName, TableSchema, Version};
 use std::collections::{BTreeMap, HashSet};
@@ -127,6 +127,17 @@ impl Quarantine for PostgresSink {
         let migration = self.config.migration.clone();
         let link = self.link().await?;
         Ok(entries(link, &migration, filter, false).await?.into_iter().map(|entry| entry.listed).collect())
+    }
+
+    async fn collisions(&mut self) -> Result<u64, Failure> {
+        let migration = self.config.migration.clone();
+        let link = self.link().await?;
+        if !super::store::exists(link).await? {
+            return Ok(0);
+        }
+        let sql = "SELECT count(*) FROM crossfade.quarantine WHERE migration = $1 AND kind = $2";
+        let rows = link.query("counting the collisions in the quarantine", sql, &[&migration, &COLLISION]).await?;
+        Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0)) as u64)
     }
 
     async fn show(&mut self, id: i64) -> Result<Option<(QuarantinedChange, Change)>, Failure> {

@@ -8,7 +8,7 @@ use super::{
     quarantine, record,
 };
 use crate::client::failure;
-use crossfade_connector::{Failure, Guard, Rejection, WriteMode};
+use crossfade_connector::{COLLISION, Failure, Guard, Rejection, WriteMode};
 use crossfade_event::{Change, Key, Version};
 
 /// A change that goes to quarantine.
@@ -39,6 +39,7 @@ impl Writer<'_> {
             // The row whose key it maps is the next output of the same change.
             self.collided.insert((unit.at.sequence, unit.at.ordinal + 1));
         }
+        let kind = if trouble.is_unique_violation() { COLLISION } else { "rejected" };
         let reason = trouble.reason();
         self.applied.rejected.push(Rejection {
             at: unit.at,
@@ -52,7 +53,7 @@ impl Writer<'_> {
             table: unit.table,
             key,
             change: unit.change.clone(),
-            kind: "rejected",
+            kind,
             origin: "sink",
             reason,
         });

@@ -8,6 +8,7 @@
 
 use super::{
     change::{delete, insert_once, write_columns, write_insert_only, write_keyed, write_whole},
+    quarantine::Refused,
     table::Table,
     undo,
     writer::Writer,
@@ -41,13 +42,24 @@ impl Fault {
         if !is_rejection(&error) {
             return Self::Stop(failure(doing, error));
         }
-        const UNIQUE: i32 = 2067;
-        const PRIMARY: i32 = 1555;
-        const ROWID: i32 = 2579;
-        let unique = error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
-            && matches!(error.sqlite_extended_error_code(), Some(UNIQUE | PRIMARY | ROWID));
-        Self::Row { reason: error.to_string(), unique }
+        Self::Row { reason: error.to_string(), unique: is_unique(&error) }
     }
+}
+
+/// Whether another row has a value that must be unique.
+fn is_unique(error: &rusqlite::Error) -> bool {
+    const UNIQUE: i32 = 2067;
+    const PRIMARY: i32 = 1555;
+    const ROWID: i32 = 2579;
+    error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
+        && matches!(error.sqlite_extended_error_code(), Some(UNIQUE | PRIMARY | ROWID))
+}
+
+/// The change among those that wait which cannot be written, and why.
+struct Blamed {
+    place: usize,
+    reason: String,
+    unique: bool,
 }
 
 /// Runs a statement with these values.
@@ -69,7 +81,7 @@ impl Writer {
             Write::Rows { table, at, count, rows } => self.rows(table, at, count, &rows, applied),
             Write::Change { at, change } => self.change(at, change, applied),
             Write::Truncate { at, tables } => self.truncate(at, &tables, applied),
-            Write::Reject(rejection) => self.reject(rejection, true, applied),
+            Write::Reject(rejection) => self.reject(rejection, Refused::ByTransform, applied),
             Write::Began { .. } => Ok(()),
             Write::Boundary => self.settle_deferred(applied),
         }
@@ -94,9 +106,10 @@ impl Writer {
             return Err(damaged(&table, "a block of rows holds another number of rows than it says"));
         }
         applied.applied += u64::from(count) - refused.len() as u64;
-        for (index, row, reason) in refused {
+        for (index, row, reason, unique) in refused {
             let at = Version { sequence: at.sequence, ordinal: at.ordinal + index };
-            self.reject(rejection(&table, at, inserted(&table, row), reason), false, applied)?;
+            let rejection = rejection(&table, at, inserted(&table, row), reason);
+            self.reject(rejection, Refused::by_row(unique), applied)?;
         }
         Ok(())
     }
@@ -132,7 +145,7 @@ impl Writer {
             Err(Fault::Row { unique: true, .. }) => self.deferred.push((at, change)),
             Err(Fault::Row { reason, unique: false }) => {
                 let rejection = rejection(self.table(change.table)?, at, change, reason);
-                self.reject(rejection, false, applied)?;
+                self.reject(rejection, Refused::by_row(false), applied)?;
             }
         }
         Ok(())
@@ -218,9 +231,9 @@ impl Writer {
             }
             let Some(blamed) = self.try_together(&left, applied)? else { return Ok(()) };
             let mut rest = left;
-            let (at, change) = rest.remove(blamed.0);
-            let rejection = rejection(self.table(change.table)?, at, change, blamed.1);
-            self.reject(rejection, false, applied)?;
+            let (at, change) = rest.remove(blamed.place);
+            let rejection = rejection(self.table(change.table)?, at, change, blamed.reason);
+            self.reject(rejection, Refused::by_row(blamed.unique), applied)?;
             for (at, change) in rest {
                 match self.holds(&change)? {
                     Some((kind, reason)) => self.hold(at, change, kind, &reason, applied)?,
@@ -251,7 +264,7 @@ impl Writer {
                 Some(Err(Fault::Stop(failure))) => return Err(failure),
                 Some(Err(Fault::Row { reason, unique: false })) => {
                     let rejection = rejection(self.table(change.table)?, at, change, reason);
-                    self.reject(rejection, false, applied)?;
+                    self.reject(rejection, Refused::by_row(false), applied)?;
                     continue;
                 }
                 Some(Err(Fault::Row { unique: true, .. })) | None => {}
@@ -268,7 +281,7 @@ impl Writer {
         &mut self,
         waiting: &[(Version, Change)],
         applied: &mut Applied,
-    ) -> Result<Option<(usize, String)>, Failure> {
+    ) -> Result<Option<Blamed>, Failure> {
         let doing = "exchanging unique values";
         let mark = |sql: &str| self.connection()?.execute_batch(sql).map_err(|error| failure(doing, error));
         mark("SAVEPOINT crossfade_exchange")?;
@@ -286,21 +299,21 @@ impl Writer {
         }
     }
 
-    fn exchange(&self, waiting: &[(Version, Change)]) -> Result<Option<(usize, String)>, Failure> {
+    fn exchange(&self, waiting: &[(Version, Change)]) -> Result<Option<Blamed>, Failure> {
         for (place, (_, change)) in waiting.iter().enumerate() {
             let table = self.table(change.table)?;
             let whole = !change.new.as_ref().is_some_and(Row::has_unchanged);
             if !whole || table.target.mode != WriteMode::Table {
                 let reason =
                     "another row has a value that must be unique, and this change carries only a part of its row";
-                return Ok(Some((place, reason.to_owned())));
+                return Ok(Some(Blamed { place, reason: reason.to_owned(), unique: true }));
             }
             let keep = undo::Keep::new(self.connection()?, &self.migration, table);
             for key in keys_of(table, change) {
                 match delete(&keep, table, &key) {
                     Ok(()) => {}
                     Err(Fault::Stop(failure)) => return Err(failure),
-                    Err(Fault::Row { reason, .. }) => return Ok(Some((place, reason))),
+                    Err(Fault::Row { reason, unique }) => return Ok(Some(Blamed { place, reason, unique })),
                 }
             }
         }
@@ -308,7 +321,7 @@ impl Writer {
             match self.write_change(change) {
                 Ok(()) => {}
                 Err(Fault::Stop(failure)) => return Err(failure),
-                Err(Fault::Row { reason, .. }) => return Ok(Some((place, reason))),
+                Err(Fault::Row { reason, unique }) => return Ok(Some(Blamed { place, reason, unique })),
             }
         }
         Ok(None)
@@ -320,7 +333,7 @@ fn insert_block(
     connection: &Connection,
     table: &Table,
     rows: &bytes::Bytes,
-    refused: &mut Vec<(u32, Row, String)>,
+    refused: &mut Vec<(u32, Row, String, bool)>,
 ) -> Result<u32, Failure> {
     let doing = || format!("loading {}", table.name());
     let columns = &table.schema.columns;
@@ -343,18 +356,18 @@ fn insert_block(
             };
             match value {
                 Ok(value) => statement.raw_bind_parameter(index + 1, value).map_err(|error| failure(doing(), error))?,
-                Err(error) => fault = Some(error.to_string()),
+                Err(error) => fault = Some((error.to_string(), false)),
             }
         }
         if fault.is_none() {
             match statement.raw_execute() {
                 Ok(_) => {}
-                Err(error) if is_rejection(&error) => fault = Some(error.to_string()),
+                Err(error) if is_rejection(&error) => fault = Some((error.to_string(), is_unique(&error))),
                 Err(error) => return Err(failure(doing(), error)),
             }
         }
-        if let Some(reason) = fault {
-            refused.push((count, row, reason));
+        if let Some((reason, unique)) = fault {
+            refused.push((count, row, reason, unique));
         }
         count += 1;
     }

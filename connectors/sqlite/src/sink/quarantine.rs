@@ -9,7 +9,9 @@ use super::{
 };
 use crate::client::failure;
 use bytes::Bytes;
-use crossfade_connector::{Applied, Failure, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Rejection};
+use crossfade_connector::{
+    Applied, COLLISION, Failure, QuarantineFilter, QuarantineOutcome, QuarantinedChange, Rejection,
+};
 use crossfade_event::{
     Cell, Change, Identity, Key, Op, Row, RowBuilder, SchemaVersion, TableId, TableName, TableSchema, Version,
 };
@@ -34,14 +36,39 @@ pub(super) fn held_keys(connection: &Connection, migration: &str) -> rusqlite::R
     Ok(held)
 }
 
+/// By whom a change was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// The transforms.
+    ByTransform,
+    /// The target, for its own sake.
+    ByTarget,
+    /// The target, for another row has a value that must be unique.
+    ByOther,
+}
+
+impl Refused {
+    pub(super) fn by_row(unique: bool) -> Self {
+        if unique { Self::ByOther } else { Self::ByTarget }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::ByOther => COLLISION,
+            Self::ByTransform | Self::ByTarget => "rejected",
+        }
+    }
+}
+
 impl Writer {
     /// Puts a change on record as refused, and holds its key.
     pub(super) fn reject(
         &mut self,
         rejection: Rejection,
-        by_transform: bool,
+        refused: Refused,
         applied: &mut Applied,
     ) -> Result<(), Failure> {
+        let by_transform = refused == Refused::ByTransform;
         if self.on_error == OnError::Stop {
             return Err(self.stopped(rejection, by_transform));
         }
@@ -52,7 +79,7 @@ impl Writer {
         // A change that moves a row leaves its old key behind: later changes of either wait.
         let replaced =
             if by_transform { None } else { rejection.change.replaced_key(&self.table(rejection.table)?.schema) };
-        self.record(&rejection, "rejected", by_transform)?;
+        self.record(&rejection, refused.kind(), by_transform)?;
         for key in rejection.key.iter().chain(replaced.as_ref()) {
             self.held.entry(rejection.table).or_default().insert(key.clone());
         }
@@ -238,6 +265,15 @@ impl Writer {
             .collect())
     }
 
+    pub(super) fn collisions(&self) -> Result<u64, Failure> {
+        let sql = "SELECT count(*) FROM _crossfade_quarantine WHERE migration = ?1 AND kind = ?2";
+        let counted = self
+            .connection()?
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.query_row((&self.migration, COLLISION), |row| row.get::<_, i64>(0)));
+        counted.map(i64::cast_unsigned).map_err(|error| failure("counting the collisions in the quarantine", error))
+    }
+
     pub(super) fn show(&self, id: i64) -> Result<Option<(QuarantinedChange, Change)>, Failure> {
         let filter = QuarantineFilter { ids: vec![id], table: None };
         let Some(head) = self.quarantined(&filter)?.pop() else { return Ok(None) };
@@ -352,7 +388,9 @@ impl Writer {
                             continue;
                         }
                         Err(Fault::Stop(failure)) => return Err(failure),
-                        Err(Fault::Row { reason, .. }) => writer.set_reason(record.id, &reason)?,
+                        Err(Fault::Row { reason, unique }) => {
+                            writer.set_reason(record.id, &reason, Refused::by_row(unique))?;
+                        }
                     }
                 }
                 blocked.extend(places);
@@ -410,10 +448,10 @@ impl Writer {
             .map_err(|error| failure("clearing the quarantine", error))
     }
 
-    fn set_reason(&self, id: i64, reason: &str) -> Result<(), Failure> {
+    fn set_reason(&self, id: i64, reason: &str, refused: Refused) -> Result<(), Failure> {
         self.connection()?
-            .prepare_cached("UPDATE _crossfade_quarantine SET kind = 'rejected', reason = ?2 WHERE id = ?1")
-            .and_then(|mut statement| statement.execute((id, reason)))
+            .prepare_cached("UPDATE _crossfade_quarantine SET kind = ?3, reason = ?2 WHERE id = ?1")
+            .and_then(|mut statement| statement.execute((id, reason, refused.kind())))
             .map(|_| ())
             .map_err(|error| failure("recording why a change failed again", error))
     }

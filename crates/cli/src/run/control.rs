@@ -19,8 +19,8 @@ use crate::{
 };
 use crossfade_connector::{Progress, QuarantineFilter, Stage};
 use crossfade_control::{
-    By, Command, Direction, Fall, Gates, Journal, JournalError, Measures, Pace, Phase, Sample, Slowness, Verdict,
-    Windows,
+    By, Command, Direction, Fall, Gates, Journal, JournalError, Measures, Overlay, Pace, Phase, Sample, Slowness,
+    Verdict, Windows,
 };
 use crossfade_event::{Cut, Partition, Position, TableName};
 use crossfade_log::{EventLog, embedded::Embedded};
@@ -76,6 +76,12 @@ struct Meters {
     caught_up: Option<Duration>,
     /// Since when the gate on lag would roll back.
     lags_since: Option<Duration>,
+    /// How many collisions are in quarantine.
+    collisions: Option<u64>,
+    /// Those of them that somebody has let pass by `resume` after the gate had paused for them.
+    answered: u64,
+    /// How often that was, or some were taken out: a count that began before is of no use.
+    answers: u64,
 }
 
 impl Meters {
@@ -174,7 +180,47 @@ impl Shared {
             disk: gates.disk.and_then(|_| resources::disk_used(&self.spec.base())),
             memory: gates.memory.and_then(|_| resources::memory_used()),
             slower: baseline.and_then(|baseline| meters.slowness.over(&baseline)),
+            collisions: meters.collisions.map(|count| count.saturating_sub(meters.answered)),
         }
+    }
+
+    /// What a count of the collisions is noted with: asked for before they are counted.
+    pub(super) fn collisions_answered(&self) -> u64 {
+        held(&self.meters).answers
+    }
+
+    /// Notes how many collisions are in quarantine; nothing where somebody has answered some since they were counted.
+    pub(super) fn counted_collisions(&self, answers: u64, collisions: Option<u64>) {
+        let mut meters = held(&self.meters);
+        if meters.answers == answers {
+            meters.collisions = collisions;
+            meters.answered = collisions.map_or(meters.answered, |count| meters.answered.min(count));
+        }
+    }
+
+    /// What is mended makes no room for others: so many were left when nothing else could have come yet.
+    fn left_collisions(&self, left: Option<u64>) {
+        let mut meters = held(&self.meters);
+        if let Some(left) = left {
+            meters.answered = meters.answered.min(left);
+            meters.collisions = None;
+            // A count from before that is worth nothing.
+            meters.answers += 1;
+        }
+    }
+
+    /// Whoever resumes after the gate on collisions had paused knows of those that are there: only others pause again. Before
+    /// anything more is applied.
+    async fn answer_collisions(&self) {
+        let counted = super::collisions::count(&self.spec).await;
+        let mut meters = held(&self.meters);
+        if let Err(error) = &counted {
+            tracing::warn!("the collisions in quarantine cannot be counted: {error}");
+        }
+        let count = counted.ok().or(meters.collisions);
+        meters.answers += 1;
+        meters.collisions = count;
+        meters.answered = count.unwrap_or(meters.answered);
     }
 
     /// Notes how fast the source answers.
@@ -501,7 +547,11 @@ impl Control for Answers {
 
     async fn resume(&self, who: String) -> Result<(), Refused> {
         self.0.has_lead()?;
+        let overlay = self.0.journal.migration().overlay;
         self.0.command(&who, Command::Resume).await?;
+        if matches!(overlay, Some(Overlay::Paused { by, .. }) if by == "gate collisions") {
+            self.0.answer_collisions().await;
+        }
         held(&self.0.meters).forget_what_paused();
         self.0.valve.open();
         Ok(())
@@ -591,13 +641,15 @@ impl Control for Answers {
             }
             "quarantine-retry" => {
                 self.0.void(&who, "changes of the quarantine were applied").await?;
-                let outcome = self.0.job(|answer| SinkJob::Retry(filter_of(&body), answer)).await?;
+                let (outcome, left) = self.0.job(|answer| SinkJob::Retry(filter_of(&body), answer)).await?;
+                self.0.left_collisions(left);
                 serde_json::to_value(outcome).map_err(|error| Refused::new(1, error.to_string()))
             }
             "quarantine-discard" => {
                 self.0.command(&who, Command::Note { what: format!("discard from quarantine: {body}") }).await?;
                 self.0.void(&who, "changes of the quarantine were dropped").await?;
-                let outcome = self.0.job(|answer| SinkJob::Discard(filter_of(&body), answer)).await?;
+                let (outcome, left) = self.0.job(|answer| SinkJob::Discard(filter_of(&body), answer)).await?;
+                self.0.left_collisions(left);
                 serde_json::to_value(outcome).map_err(|error| Refused::new(1, error.to_string()))
             }
             _ => Err(Refused::new(2, format!("{verb:?} is nothing that a running migration does"))),

@@ -24,12 +24,12 @@ pub(super) enum SinkJob {
     Heal(Cut, oneshot::Sender<Result<HealReport, CliError>>),
     /// Writes rows as they should be.
     Repair(Vec<Wanted>, oneshot::Sender<Result<RepairReport, CliError>>),
-    /// Applies quarantined changes again.
-    Retry(QuarantineFilter, oneshot::Sender<Result<QuarantineOutcome, CliError>>),
+    /// Applies quarantined changes again; tells also how many collisions are left, before anything else is applied.
+    Retry(QuarantineFilter, oneshot::Sender<Result<(QuarantineOutcome, Option<u64>), CliError>>),
     /// Goes on by other routes: tables have come.
     Adopt(Box<Routes>, oneshot::Sender<Result<(), CliError>>),
-    /// Drops quarantined changes.
-    Discard(QuarantineFilter, oneshot::Sender<Result<QuarantineOutcome, CliError>>),
+    /// Drops quarantined changes; tells the same.
+    Discard(QuarantineFilter, oneshot::Sender<Result<(QuarantineOutcome, Option<u64>), CliError>>),
     /// Gives the new columns the names of the old ones. Nothing is delivered after that.
     Swap(Box<SwapJob>, oneshot::Sender<Result<Pause, CliError>>),
 }
@@ -114,17 +114,25 @@ async fn run_job(log: &AnyLog, routes: Result<Routes, CliError>, sink: &mut AnyS
             let _ = answer.send(done.await);
         }
         SinkJob::Retry(filter, answer) => {
-            let done = async { retry(log, &routes?, sink, &filter).await };
-            let _ = answer.send(done.await);
+            let done = async { retry(log, &routes?, sink, &filter).await }.await;
+            let _ = answer.send(with_what_is_left(sink, done).await);
         }
         // Whoever owns the routes has done it.
         SinkJob::Adopt(_, answer) => drop(answer),
         SinkJob::Swap(_, answer) => drop(answer),
         SinkJob::Discard(filter, answer) => {
-            let done = async { discard(log, &routes?, sink, &filter).await };
-            let _ = answer.send(done.await);
+            let done = async { discard(log, &routes?, sink, &filter).await }.await;
+            let _ = answer.send(with_what_is_left(sink, done).await);
         }
     }
+}
+
+/// With the collisions that are left; what cannot be counted is looked at again by the gate itself.
+async fn with_what_is_left(
+    sink: &mut AnySink,
+    done: Result<QuarantineOutcome, CliError>,
+) -> Result<(QuarantineOutcome, Option<u64>), CliError> {
+    Ok((done?, sink.collisions().await.ok()))
 }
 
 /// Makes in the target what the routes need, in the shape to which the sink has followed the source; refused, nothing has

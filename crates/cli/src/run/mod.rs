@@ -11,6 +11,7 @@ mod adopted;
 mod back;
 mod base;
 mod clean;
+mod collisions;
 mod control;
 mod dry;
 mod ends;

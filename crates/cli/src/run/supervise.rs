@@ -2,6 +2,7 @@
 
 use super::{
     adding::{Adder, Adding},
+    collisions,
     control::{Answers, Asking, Shared},
     ends::deliver_with_jobs,
     fallen,
@@ -110,6 +111,9 @@ impl Running {
         helpers.spawn(Switching::new(shared.clone(), switch_asked).run());
         if let Some(baseline) = session.journal.migration().baseline.filter(|_| shared.gates.latency.is_some()) {
             helpers.spawn(latency::watch(shared.clone(), baseline));
+        }
+        if shared.gates.collisions.is_some() && part != Some(Part::Ingest) {
+            helpers.spawn(collisions::watch(shared.clone()));
         }
         if shared.spec.switch.is_some() && part.is_none() && shared.spec.reverse.is_none() {
             helpers.spawn(install(shared.clone()));

@@ -49,6 +49,11 @@ pub(super) fn check_gates(
         let span = document.span_of(&["gates", "latency"]);
         return Err(document.error(span, "the gate \"latency\" is built for sources of kind = \"postgres\" only"));
     }
+    if gates.collisions.is_some() && matches!(sink, SinkSpec::Kafka(_)) {
+        let span = document.span_of(&["gates", "collisions"]);
+        let told = "the gate \"collisions\" is not built for topics: a topic takes two records of one key, and refuses neither";
+        return Err(document.error(span, told));
+    }
     match (sink, gates.rolling_back().first()) {
         (SinkSpec::Kafka(_), Some(gate)) => Err(document
             .error(

@@ -385,6 +385,10 @@ fn what_a_gate_cannot_do_is_refused_by_name_and_at_its_place() {
     let said = refusal(&format!("{HEAD}{SOURCE}{topics}{rolls_back}"));
     assert!(said.contains("then = \"rollback\" in [gates.lag] is not built for topics"), "{said}");
     assert_eq!(parse(&format!("{HEAD}{SOURCE}{SINK}{rolls_back}")).unwrap().gates.rolling_back(), ["lag"]);
+    let collisions = "[gates]\ncollisions = { max = 0 }\n";
+    let said = refusal(&format!("{HEAD}{SOURCE}{topics}{collisions}"));
+    assert!(said.contains("the gate \"collisions\" is not built for topics"), "{said}");
+    assert_eq!(parse(&format!("{HEAD}{SOURCE}{SINK}{collisions}")).unwrap().gates.collisions.unwrap().max, 0);
     let latency = "[gates]\nlatency = { max = \"+50%\", then = \"rollback\" }\n";
     let said = refusal(&format!("{HEAD}{SOURCE}{SINK}{latency}"));
     assert!(said.contains("the gate \"latency\" is built for sources of kind = \"postgres\" only"), "{said}");

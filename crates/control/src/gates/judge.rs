@@ -1,6 +1,6 @@
 //! What the gates say of what was measured.
 
-use super::{ErrorRate, Gates, Lag, Latency, Share, Then, Throughput, Window};
+use super::{Collisions, ErrorRate, Gates, Lag, Latency, Share, Then, Throughput, Window};
 use crate::{Increase, Percent, Span};
 use serde::{Deserialize, Serialize};
 use std::{fmt, time::Duration};
@@ -23,6 +23,8 @@ pub struct Measures {
     pub memory: Option<Percent>,
     /// By how much the source has been slower over the last minute than its baseline; `None` until enough was seen.
     pub slower: Option<Increase>,
+    /// Collisions that are in quarantine, but for those that a person has answered; `None` until they were counted.
+    pub collisions: Option<u64>,
 }
 
 /// The figures behind a verdict, as the journal keeps them.
@@ -43,6 +45,9 @@ pub struct Inputs {
     pub memory: Option<Percent>,
     /// By how much the source was slower than its baseline.
     pub slower: Option<Increase>,
+    /// Collisions that were in quarantine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collisions: Option<u64>,
 }
 
 impl From<&Measures> for Inputs {
@@ -55,6 +60,7 @@ impl From<&Measures> for Inputs {
             disk: measures.disk,
             memory: measures.memory,
             slower: measures.slower,
+            collisions: measures.collisions,
         }
     }
 }
@@ -128,6 +134,7 @@ impl Verdict {
             "throughput" => " into the sink, the floor is",
             "disk" => " of the disk under the work folder is full, the limit is",
             "memory" => " of the memory is in use, the limit is",
+            "collisions" => " in quarantine that nobody has answered by `resume`, the limit is",
             "latency" => " is what the source takes over its latency before the migration, the limit is",
             _ => " behind the source, the limit is",
         };
@@ -160,6 +167,15 @@ pub fn evaluate(gates: &Gates, measures: &Measures) -> Vec<Verdict> {
         let holds = measures.slower.is_none_or(|slower| slower <= max);
         let shown = measures.slower.map_or("-".to_owned(), |slower| slower.to_string());
         verdicts.push(Verdict::of("latency", holds, shown, max.to_string(), then));
+    }
+    if let Some(Collisions { max, then }) = gates.collisions {
+        let holds = measures.collisions.is_none_or(|count| count <= max);
+        let shown = match measures.collisions {
+            None => "-".to_owned(),
+            Some(1) => "1 collision".to_owned(),
+            Some(count) => format!("{count} collisions"),
+        };
+        verdicts.push(Verdict::of("collisions", holds, shown, max.to_string(), then));
     }
     verdicts
 }

@@ -58,6 +58,9 @@ fn what_is_not_built_or_misspelt_is_refused_by_name() {
         ("error_rate = { max = \"one\" }", "one"),
         ("error_rate = { max = \"1%\", over = \"5m\" }", "over"),
         ("lag = { then = \"warn\" }", "max"),
+        ("collisions = { then = \"warn\" }", "max"),
+        ("collisions = { max = -1 }", "-1"),
+        ("collisions = { max = \"1%\" }", "1%"),
     ] {
         let refused = toml::from_str::<Gates>(spec).unwrap_err().to_string();
         assert!(refused.contains(word), "{spec}: {refused}");
@@ -163,4 +166,41 @@ fn latency_is_judged_by_what_it_grew_and_what_is_not_known_holds() {
         )
     );
     assert_eq!(judged(crate::Increase::of(100, 80))[1].measured, "-20%");
+}
+
+#[test]
+fn one_collision_is_one_too_many_unless_the_spec_allows_some_and_what_is_not_counted_holds() {
+    let judged = |spec: &str, collisions| {
+        let gates: Gates = toml::from_str(spec).unwrap();
+        let measures = Measures { collisions, ..Measures::default() };
+        let verdicts = evaluate(&gates, &measures);
+        (pause_reason(&verdicts), fall(&verdicts, &measures), verdicts[1].clone())
+    };
+    let pauses = |spec, count| judged(spec, Some(count)).0;
+    assert_eq!(pauses("collisions = { max = 0 }", 0), None);
+    assert_eq!(
+        pauses("collisions = { max = 0 }", 1).unwrap(),
+        (
+            "gate collisions".to_owned(),
+            "1 collision in quarantine that nobody has answered by `resume`, the limit is 0".to_owned()
+        )
+    );
+    assert_eq!(pauses("collisions = { max = 2 }", 2), None);
+    assert!(pauses("collisions = { max = 2 }", 3).unwrap().1.starts_with("3 collisions in quarantine"));
+    let (pause, fell, verdict) = judged("collisions = { max = 0 }", None);
+    assert_eq!((pause, fell, verdict.holds, verdict.measured.as_str()), (None, None, true, "-"));
+    let (pause, fell, verdict) = judged("collisions = { max = 0, then = \"warn\" }", Some(7));
+    assert_eq!((pause, fell, verdict.holds), (None, None, false));
+    let (pause, fell, _) = judged("collisions = { max = 0, then = \"rollback\" }", Some(1));
+    let fell = fell.unwrap();
+    assert_eq!((pause, fell.by(), fell.inputs.collisions), (None, "gate collisions".to_owned(), Some(1)));
+    let read: Fall = serde_json::from_str(&serde_json::to_string(&fell).unwrap()).unwrap();
+    assert_eq!(read, fell);
+    // A verdict that a release without this gate has kept is read as it was.
+    let before: Inputs = serde_json::from_str(r#"{"applied":1,"quarantined":2}"#).unwrap();
+    assert_eq!(before, Inputs { applied: 1, quarantined: 2, ..Inputs::default() });
+
+    let gates: Gates = toml::from_str("collisions = { max = 0, then = \"rollback\" }").unwrap();
+    assert_eq!(gates.rolling_back(), ["collisions"]);
+    assert_eq!(gates.of_way_back().collisions.unwrap().then, Then::Pause);
 }

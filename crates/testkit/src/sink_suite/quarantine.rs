@@ -1,6 +1,7 @@
 //! What a sink refuses, what waits behind it, and how it comes back.
 
 use super::*;
+use crossfade_connector::COLLISION;
 
 pub(super) async fn list<F: SinkFixture>(bench: &mut Bench<F>) -> Vec<(String, String)> {
     let listed = bench.sink.list(&QuarantineFilter::default()).await.unwrap_or_else(|failure| panic!("{failure}"));
@@ -91,15 +92,24 @@ pub async fn retry_applies_what_is_held_in_order<F: SinkFixture>(fixture: F) {
     // Only the first change is at fault: without it the rest can go in.
     let first = bench.sink.list(&QuarantineFilter::default()).await.unwrap_or_else(|failure| panic!("{failure}"));
     assert_eq!(first.len(), 4);
+    assert_eq!(
+        bench.sink.collisions().await.unwrap_or_else(|failure| panic!("{failure}")),
+        0,
+        "refused for its own sake"
+    );
     let free = bench.change(PARENT, Op::Delete, Some(&[Int(9), Absent]), None);
     bench.commit(vec![free]).await;
     let taken = bench.insert(PARENT, &[Int(8), Text("four")]);
     let applied = bench.commit(vec![taken, Write::Boundary]).await;
     assert_eq!(applied.rejected.len(), 1, "the value is taken, and stays so");
+    let collided = bench.sink.list(&QuarantineFilter::default()).await.unwrap_or_else(|failure| panic!("{failure}"));
+    assert_eq!(collided.iter().filter(|change| change.kind == COLLISION).count(), 1, "{collided:?}");
+    assert_eq!(bench.sink.collisions().await.unwrap_or_else(|failure| panic!("{failure}")), 1);
     let freed = bench.update(PARENT, &[Int(4), Text("fourth")]);
     bench.commit(vec![freed, Write::Boundary]).await;
     let outcome = bench.sink.retry(&QuarantineFilter::default()).await.unwrap_or_else(|failure| panic!("{failure}"));
     assert_eq!((outcome.applied, outcome.remaining), (1, 4));
+    assert_eq!(bench.sink.collisions().await.unwrap_or_else(|failure| panic!("{failure}")), 0, "it is in");
     let wanted: [&[C]; 4] =
         [&[Int(1), Text("one")], &[Int(2), Text("two")], &[Int(4), Text("fourth")], &[Int(8), Text("four")]];
     assert_same("parent", &bench.rows("parent").await, &text(&wanted));
