@@ -2,12 +2,12 @@
 //! earlier life of the migration, another migration that records the same tables, a reader of a file without a WAL.
 
 use crate::{
-    desk::sqlite,
+    desk::{Desk, sqlite},
     files::{NEW, OLD, assert_all_there, assert_authority, fail_back, follow_back, ready, switch},
     ledger::{Clerks, Ledger},
-    switch::guard,
+    switch::{guard, made},
 };
-use crossfade_testkit::compare::sqlite_reader;
+use crossfade_testkit::compare::{assert_same, sqlite_reader, sqlite_texts};
 use rusqlite::Connection;
 use serde_json::Value;
 use std::{fs, time::Duration};
@@ -157,4 +157,38 @@ fn a_reader_of_a_file_without_a_wal_keeps_the_switch_from_being_made_and_both_fi
     assert_eq!(run.wait().code, Some(0));
     clerks.wait_for_more_on(OLD, 20);
     assert_all_there(&ledger, clerks, OLD, 2);
+}
+
+#[test]
+fn after_a_failback_and_an_undo_the_tables_that_were_there_before_are_written_again_by_whoever_had_them() {
+    let desk = Desk::new();
+    let (old, new) = (desk.path("old.db"), desk.path("new.db"));
+    let table = "CREATE TABLE notes (id INTEGER PRIMARY KEY, note TEXT)";
+    opened(&old).execute_batch(&format!("{table}; INSERT INTO notes VALUES (1, 'ours'), (2, 'ours too')")).unwrap();
+    opened(&new).execute_batch(&format!("{table}; INSERT INTO notes VALUES (1, 'somebody''s')")).unwrap();
+    let (source, sink) =
+        (format!("{}\ntables = [\"main.*\"]", sqlite(&old)), format!("{}\nexisting = \"merge\"", sqlite(&new)));
+    desk.write_spec(&source, &sink, "[switch]\n");
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    desk.expect(0, &["verify"], &[]);
+    made(&desk, "cutover");
+    assert_eq!(run.wait().code, Some(0));
+    let mut run = desk.start();
+    desk.wait_with(&mut run, &["--reverse"]);
+    desk.expect(0, &["verify"], &["--reverse"]);
+    made(&desk, "failback");
+    assert_eq!(run.wait().code, Some(0));
+    let mine = "INSERT INTO notes VALUES (8, 'somebody''s again')";
+    let refused = opened(&new).execute_batch(mine).unwrap_err().to_string();
+    assert!(refused.starts_with("crossfade: main.notes is not written here"), "{refused}");
+    desk.expect(0, &["rollback"], &["--undo"]);
+    opened(&new).execute_batch(mine).unwrap();
+    let sql = "SELECT id, note FROM notes ORDER BY id";
+    let rows = sqlite_texts(&sqlite_reader(&new), sql);
+    let wanted = Connection::open_in_memory().unwrap();
+    wanted
+        .execute_batch(&format!("{table}; INSERT INTO notes VALUES (1, 'somebody''s'), (8, 'somebody''s again')"))
+        .unwrap();
+    assert_same(sql, &sqlite_texts(&wanted, sql), &rows);
 }
