@@ -211,6 +211,11 @@ fn a_column_that_comes_to_a_file_right_before_a_switch_is_there_after_it() {
     desk.wait(&mut run);
     desk.verify();
     file.execute_batch(&COLUMN.join(";")).unwrap();
+    // The stream follows it in a moment, which voids the comparison; before that nobody can say that all has come.
+    let refused = desk.command(&["cutover"], &[]);
+    assert_ne!(refused.code, Some(0), "{refused}");
+    desk.wait(&mut run);
+    desk.verify();
     made(&desk, "cutover");
     assert_eq!(run.wait().code, Some(0));
     let sql = "SELECT id, note, extra FROM notes ORDER BY id";
@@ -230,6 +235,16 @@ async fn a_column_that_comes_to_a_server_right_before_a_switch_is_there_after_it
         desk.verify();
         // Without a row behind it, nothing in the stream speaks of the column.
         old.execute(&COLUMN[..writes].join(";")).await;
+        let refused = desk.command(&["cutover"], &[]);
+        assert_ne!(refused.code, Some(0), "{refused}");
+        if writes == 1 {
+            let said =
+                "public.notes was altered, and the stream has heard nothing of it yet: its column \"extra\" is new";
+            assert!(refused.stderr.contains(said), "{refused}");
+            old.execute("UPDATE notes SET note = note WHERE id = 1").await;
+        }
+        desk.wait(&mut run);
+        desk.verify();
         made(&desk, "cutover");
         assert_eq!(run.wait().code, Some(0));
         let sql = "SELECT id, note, extra FROM notes ORDER BY id";
