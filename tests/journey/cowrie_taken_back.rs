@@ -147,12 +147,12 @@ async fn from_every_phase_of_it_what_is_left_is_what_the_application_wrote() {
     let author = stage.twins.write(calm, true);
     author.wait_for_more(0, 20);
     stage.example.expect(0, "crossfade verify cowrie.toml");
-    stage.example.expect(0, "crossfade cutover cowrie.toml --dry-run");
-    stage.example.expect(0, "crossfade cutover cowrie.toml");
+    stage.example.start("crossfade cutover cowrie.toml --dry-run").wait();
+    stage.example.switch("crossfade cutover cowrie.toml");
     assert_eq!(run.wait().code, Some(0), "the run ends once the new columns have the names");
     author.wait_for_more(1, 40);
     stage.example.expect(3, "crossfade rollback cowrie.toml --wipe --yes");
-    stage.example.expect(0, "crossfade failback cowrie.toml");
+    stage.example.switch("crossfade failback cowrie.toml");
     author.wait_for_more(0, 40);
     stage.twins.stop(author).await;
     let author = stage.twins.write(calm, false);

@@ -107,7 +107,7 @@ async fn between_two_servers_it_can_be_taken_back_from_every_phase_and_after_a_f
     let reporters = before.write(true, "e");
     reporters.wait_for_more(0, 20);
     example.expect(0, "crossfade verify cycle-reports.toml");
-    example.expect(0, "crossfade cutover cycle-reports.toml");
+    example.switch("crossfade cutover cycle-reports.toml");
     assert_eq!(run.wait().code, Some(0));
     reporters.wait_for_more(1, 60);
     reporters.stop();
@@ -118,12 +118,12 @@ async fn between_two_servers_it_can_be_taken_back_from_every_phase_and_after_a_f
     // Back under writers: those of the new side end with its authority, and then both sides are one history.
     let stay = Reporters::start_on_one_side(&stage.old, &stage.new, NAME, stage.size, "f");
     stay.wait_for_more(1, 40);
-    let guards = example.expect(0, "crossfade failback cycle-reports.toml --dry-run");
+    let guards = example.start("crossfade failback cycle-reports.toml --dry-run").wait();
     assert!(
         guards.stdout.contains("does not come back as it stands"),
         "the first stay, so no comparison is asked for\n{guards}"
     );
-    example.expect(0, "crossfade failback cycle-reports.toml");
+    example.switch("crossfade failback cycle-reports.toml");
     assert_eq!(run.wait().code, Some(0), "the stream back ends once the old side has the authority");
     println!("{}", stay.stop());
     stage.assert_one_history().await;

@@ -84,6 +84,16 @@ impl Example {
         finished
     }
 
+    /// Runs a switch of the README, again and again while only the machine is too busy for it.
+    pub(crate) fn switch(&self, command: &str) -> Finished {
+        wait_for_blocking(command, || {
+            let finished = self.start(command).wait();
+            let busy = ["let it catch up", "wait for a quieter hour"].iter().any(|word| finished.stdout.contains(word));
+            assert!(finished.code == Some(0) || finished.code == Some(3) && busy, "{command}\n{finished}");
+            (finished.code == Some(0)).then_some(finished)
+        })
+    }
+
     /// What `crossfade status` says, as data.
     pub(crate) fn status(&self, more: &[&str]) -> serde_json::Value {
         let spec = format!("{}.toml", self.name);

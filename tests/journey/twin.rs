@@ -122,7 +122,7 @@ impl Twins {
                         }
                         Err(error) => panic!("the application cannot write: {error:?}\n{}", work(number, 0)),
                     }
-                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
                 }
                 number
             })
@@ -135,8 +135,11 @@ impl Twins {
         author.stop.store(true, Relaxed);
         let Some(thread) = author.thread.take() else { return };
         let end = thread.join().unwrap_or_else(|_| panic!("the application panicked"));
-        for number in self.next..end {
-            self.twin.execute(&format!("BEGIN; {}; COMMIT", (author.work)(number, 0))).await;
+        let client = self.twin.connect().await;
+        for first in (self.next..end).step_by(100) {
+            let numbers = first..end.min(first + 100);
+            let sql: String = numbers.map(|number| format!("BEGIN; {}; COMMIT;\n", (author.work)(number, 0))).collect();
+            client.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{error:?}\nin: {sql}"));
         }
         self.next = end;
     }
