@@ -84,7 +84,9 @@ impl Held {
             report
         } else {
             let routes = as_followed(spec, routes, &mut sink).await?;
-            sink.undo(routes.target()).await?
+            let report = sink.undo(routes.target()).await?;
+            super::switch::let_go(spec).await?;
+            report
         };
         if is_wipe {
             forget(spec, &self.owned, &self.others).await?;

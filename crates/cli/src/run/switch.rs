@@ -23,7 +23,7 @@ mod settle;
 mod way;
 
 pub(crate) use look::said;
-pub(crate) use settle::{Settled, complete, forget, install, settle};
+pub(crate) use settle::{Settled, complete, forget, install, let_go, settle};
 
 use super::{control::Shared, swap};
 use crate::{
