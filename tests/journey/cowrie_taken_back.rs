@@ -133,20 +133,23 @@ async fn from_every_phase_of_it_what_is_left_is_what_the_application_wrote() {
     run.kill();
     stage.take_back(author, "paused").await;
 
-    // Verified while the application writes.
+    // Verified, in a moment in which nobody writes.
     let author = stage.twins.write(calm, false);
-    let run = stage.caught_up().await;
+    let mut run = stage.caught_up().await;
+    stage.twins.stop(author).await;
+    stage.example.wait(&mut run, "crossfade wait cowrie.toml --caught-up --timeout 10m");
     let verified = stage.example.expect(0, "crossfade verify cowrie.toml");
     assert!(verified.stdout.contains("0 differences"), "{verified}");
+    let author = stage.twins.write(calm, false);
     stage.example.stop(run);
     assert_eq!(stage.example.status(&[])["phase"], "verified");
     stage.take_back(author, "verified").await;
 
     // Switched: nothing is taken back until the old columns have their names again, with everything that was written.
     let run = stage.caught_up().await;
+    stage.example.expect(0, "crossfade verify cowrie.toml");
     let author = stage.twins.write(calm, true);
     author.wait_for_more(0, 20);
-    stage.example.expect(0, "crossfade verify cowrie.toml");
     stage.example.start("crossfade cutover cowrie.toml --dry-run").wait();
     stage.example.switch("crossfade cutover cowrie.toml");
     assert_eq!(run.wait().code, Some(0), "the run ends once the new columns have the names");
