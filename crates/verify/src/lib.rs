@@ -148,7 +148,8 @@ pub async fn verify_rows<A: Inspect, B: Inspect, P: SinkPosition>(
     let suspects = drill::suspects(&expected, source, target, &digests, options).await?;
     // A row that came with what it looks up, after that table was read above, differs by that alone. What is suspected is
     // judged by what is there now.
-    let fresh = if suspects.by_key.is_empty() { LiveViews::default() } else { LiveViews::read(subject, source).await? };
+    let fresh =
+        if suspects.by_key.is_empty() { LiveViews::default() } else { LiveViews::read(subject, source).await? };
     let judged = judge::judge(&Expected::of(subject, &fresh)?, source, target, sink, suspects, options).await?;
     let checks = integrity::integrity(subject, source, target, sink, options).await?;
     let report = report::report(&expected, &digests, &judged, checks, options);
