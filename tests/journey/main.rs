@@ -11,8 +11,10 @@ mod changes;
 mod clerks;
 mod compared;
 mod cowrie;
+mod cowrie_taken_back;
 mod cycle_reports;
 mod cycle_reports_in_place;
+mod cycle_reports_taken_back;
 #[cfg(feature = "kafka")]
 mod debezium;
 mod defaults;
@@ -27,6 +29,7 @@ mod failback;
 mod fallen;
 mod files;
 mod heimdall;
+mod heimdall_taken_back;
 mod in_place;
 #[cfg(feature = "kafka")]
 mod kafka;
@@ -61,6 +64,7 @@ mod told;
 #[cfg(feature = "kafka")]
 mod topics;
 mod trees;
+mod twin;
 #[cfg(feature = "kafka")]
 mod workers;
 mod zoo;
