@@ -357,7 +357,7 @@ async fn a_flag_that_does_not_work_is_refused_and_a_step_down_is_heard_and_answe
     set(&bank, "5%");
     bank.desk.stop(run);
     assert_same_tables(&bank.old, &bank.new, &["accounts", "movements", "notes"]).await;
-    bank.desk.expect(0, &["rollback"], &[]);
+    bank.desk.expect(0, &["rollback"], &["--undo"]);
     for side in [&bank.old, &bank.new] {
         assert_eq!(flag(&bank, side).await.as_deref(), Some("0%"));
     }

@@ -8,7 +8,6 @@ use crate::{
     tail::{self, Tail},
     yard,
 };
-use crossfade_event::Cut;
 use crossfade_testkit::{
     compare::{assert_same, assert_same_tables, postgres_columns},
     crossfade::{Crossfade, Running, binary},
@@ -203,14 +202,9 @@ impl Stand {
         self.target.number(&sql).await.is_some()
     }
 
-    /// Where the log ends; works beside a run.
-    pub(crate) fn log_cut(&self) -> Cut {
-        self.tail.cut(&self.work(), &self.name)
-    }
-
-    /// The same, the places of its partitions together.
+    /// Where the log ends, the places of its partitions together; works beside a run.
     pub(crate) fn log_end(&self) -> u64 {
-        self.log_cut().0.iter().map(|offset| offset.0).sum()
+        self.tail.cut(&self.work(), &self.name).0.iter().map(|offset| offset.0).sum()
     }
 
     /// How many entries of the log the target has not got, after a kill: a batch was under way if there are any.
