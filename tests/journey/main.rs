@@ -10,6 +10,7 @@ mod born;
 mod changes;
 mod clerks;
 mod compared;
+mod compared_always;
 mod cowrie;
 mod cycle_reports;
 #[cfg(feature = "kafka")]

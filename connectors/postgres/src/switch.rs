@@ -23,6 +23,7 @@ mod open;
 mod reverse;
 mod sequences;
 mod since;
+mod watch;
 
 pub use authority::Written;
 pub(crate) use authority::{DURABLE, gate, give_sql};

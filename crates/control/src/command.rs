@@ -129,6 +129,12 @@ pub enum Command {
         differences: u64,
         /// When, in microseconds since 1970.
         at_us: i64,
+        /// Where the sink stood in the log when it was begun.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<Cut>,
+        /// By what the target tells whether anybody else has written it since.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mark: Option<String>,
     },
     /// What was proven holds no more.
     Void {

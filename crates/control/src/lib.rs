@@ -28,6 +28,6 @@ pub use guards::guards;
 pub use journal::{By, Journal, JournalError, Record};
 pub use migration::{Checkpoint, End, Migration, Overlay, Phase, RollbackKind};
 pub use switch::{
-    Approval, Authority, CleanPass, Direction, Facts, Guarded, Intent, Judgement, Limits, OldestWriter, WayBack,
+    Approval, Authority, CleanPass, Direction, Facts, Guarded, Intent, Judgement, Limits, OldestWriter, Voided, WayBack,
 };
 pub use units::{Increase, ParseUnitError, Percent, Span};

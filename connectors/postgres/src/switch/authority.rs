@@ -214,18 +214,19 @@ impl SwitchEnd {
             "DO $crossfade$ BEGIN DELETE FROM crossfade.authority WHERE migration = {name}; \
              IF NOT EXISTS (SELECT FROM crossfade.authority) THEN \
                DROP TABLE crossfade.authority; DROP FUNCTION IF EXISTS crossfade.side(text, text); \
-               DROP FUNCTION IF EXISTS crossfade.fence(); \
+               DROP FUNCTION IF EXISTS crossfade.fence(); {} \
              END IF; \
              IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = 'crossfade'::pg_catalog.regnamespace) \
                AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = 'crossfade'::pg_catalog.regnamespace) \
-             THEN DROP SCHEMA crossfade; END IF; END $crossfade$"
+             THEN DROP SCHEMA crossfade; END IF; END $crossfade$",
+            super::watch::DROP
         );
         self.execute("removing crossfade.authority", &sql).await
     }
 }
 
 /// Ends a transaction that failed. A session that is gone has ended it already.
-async fn roll_back(session: &Session) {
+pub(super) async fn roll_back(session: &Session) {
     if let Err(error) = session.batch_execute("ROLLBACK").await {
         tracing::debug!(%error, "the session has ended");
     }

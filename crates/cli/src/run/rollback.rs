@@ -81,6 +81,7 @@ impl Held {
             wiring::release_source(spec, self.owned.dir()).await?;
             report
         } else {
+            super::switch::unwatch(spec).await?;
             let routes = as_followed(spec, routes, &mut sink).await?;
             sink.undo(routes.target()).await?
         };

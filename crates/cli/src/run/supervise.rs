@@ -10,7 +10,7 @@ use super::{
     session::Session,
     switch::{Switching, install},
     together::{Together, share},
-    views,
+    verifier, views,
     watcher::Watcher,
 };
 use crate::{commands::folder::DELIVER, error::CliError, spec::Part, wiring};
@@ -110,6 +110,9 @@ impl Running {
         helpers.spawn(Switching::new(shared.clone(), switch_asked).run());
         if let Some(baseline) = session.journal.migration().baseline.filter(|_| shared.gates.latency.is_some()) {
             helpers.spawn(latency::watch(shared.clone(), baseline));
+        }
+        if shared.spec.verify.continuous && part.is_none() && shared.spec.reverse.is_none() && limit.is_none() {
+            helpers.spawn(verifier::run(shared.clone()));
         }
         if shared.spec.switch.is_some() && part.is_none() && shared.spec.reverse.is_none() {
             helpers.spawn(install(shared.clone()));

@@ -25,6 +25,7 @@ use crossfade_event::{
     Position, SchemaVersion, TableId, TableName, TableSchema,
     catalog::{Catalog, RelationKind, TableDef},
 };
+use crossfade_pipeline::Routes;
 use crossfade_transform::{Back, BackHow, Note, Plan, Writing};
 use crossfade_verify::{CheckKind, Options, Report, SinkPosition, Subject, TableReport, verify_rows};
 use serde::Serialize;
@@ -228,9 +229,19 @@ struct Compared {
 
 /// Compares both sides, and has the process that runs the migration note what came of it: a switch asks for the proof.
 async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
+    // Where the sink stands before anything is read: what comes later is not proven by this.
+    let begun = match spec.part {
+        None => control::ask(spec, hyper::Method::POST, "/command/verify-begins", Some(serde_json::json!({}))).await,
+        Some(_) => Ok(None),
+    };
+    let begun = begun.unwrap_or_else(|error| {
+        tracing::info!("whether anybody else writes the target is not watched: {error}");
+        None
+    });
     let compared = compare(spec, args).await?;
     let report = &compared.report;
     let body = serde_json::json!({
+        "begun": begun,
         "who": folder::by_hand().who,
         "position": report.position,
         "rows": report.tables.iter().map(|table| table.target_rows).sum::<u64>(),
@@ -249,23 +260,9 @@ async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, Cl
 
 /// Compares both sides, while somebody brings the target up to the source.
 async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
-    let folder = folder::base(spec)?;
-    let plan = PlanFile::read(&folder)?.ok_or_else(|| CliError::failed("the plan has gone"))?;
-    let mut source = wiring::source_inspect(spec)?;
-    let mut target = wiring::sink_inspect(spec)?;
-    // The tables as they are now: the plan follows them as the stream did.
-    let catalog = match source.catalog(spec.source.tables()).await {
-        Ok(catalog) if plan.catalog.tables.iter().all(|old| partner(old, &catalog).is_some()) => catalog,
-        // A table that is called otherwise now is followed all the same, whatever the spec's patterns say of its new name;
-        // and a pattern may match nothing any more.
-        _ => source.catalog(&EVERYTHING.map(str::to_owned)).await?,
-    };
+    let Both { mut source, mut target, shape, plan, secret, dropped } = Both::look(spec).await?;
     let lossy = source.losses();
-    let paired = Paired::of(&plan.catalog, &catalog);
-    let secret = secret_of(&folder)?;
-    let now = PlanFile::with_tables(&plan, paired.planned);
-    let bound = routes(spec, &now, secret.clone(), 0)?;
-    let subject = Subject { plan: bound.plan(), source_tables: paired.source_tables, renamed: paired.renamed };
+    let subject = shape.subject();
     let options = Options { samples: args.limit, show_keys: args.show_keys, ..Options::default() };
     let mut asking = Asking(AnySink::for_looking(spec)?);
     let (mut report, mut differences) = verify_rows(&subject, &mut source, &mut target, &mut asking, &options).await?;
@@ -282,7 +279,7 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
             break;
         }
     }
-    let dropped = match paired.dropped.as_slice() {
+    let dropped = match dropped.as_slice() {
         [] => Vec::new(),
         names => {
             let whole = routes(spec, &plan, secret, 0)?;
@@ -290,6 +287,62 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
         }
     };
     Ok(Compared { report, dropped, lossy, repaired })
+}
+
+/// Both ends as they are now, and the plan that leads from the one to the other.
+pub(super) struct Both {
+    pub(super) source: AnyInspect,
+    pub(super) target: AnyInspect,
+    pub(super) shape: Shape,
+    plan: PlanFile,
+    secret: Vec<u8>,
+    dropped: Vec<TableName>,
+}
+
+/// The source's tables as they are now, and what the plan makes of them.
+pub(super) struct Shape {
+    bound: Routes,
+    source_tables: Vec<Arc<TableSchema>>,
+    renamed: BTreeMap<TableName, TableName>,
+}
+
+impl Shape {
+    pub(super) fn subject(&self) -> Subject<'_> {
+        Subject {
+            plan: self.bound.plan(),
+            source_tables: self.source_tables.clone(),
+            renamed: self.renamed.clone(),
+        }
+    }
+
+    /// The tables of the target that hold rows of ours alone.
+    pub(super) fn target_tables(&self) -> Vec<TableName> {
+        let ours = self.bound.plan().tables().iter();
+        ours.filter(|table| matches!(table.write, Writing::Table | Writing::InsertOnce))
+            .map(|table| table.schema.name.clone())
+            .collect()
+    }
+}
+
+impl Both {
+    pub(super) async fn look(spec: &Spec) -> Result<Self, CliError> {
+        let folder = folder::base(spec)?;
+        let plan = PlanFile::read(&folder)?.ok_or_else(|| CliError::failed("the plan has gone"))?;
+        let mut source = wiring::source_inspect(spec)?;
+        let target = wiring::sink_inspect(spec)?;
+        // The tables as they are now: the plan follows them as the stream did.
+        let catalog = match source.catalog(spec.source.tables()).await {
+            Ok(catalog) if plan.catalog.tables.iter().all(|old| partner(old, &catalog).is_some()) => catalog,
+            // A table that is called otherwise now is followed all the same, whatever the spec's patterns say of its new
+            // name; and a pattern may match nothing any more.
+            _ => source.catalog(&EVERYTHING.map(str::to_owned)).await?,
+        };
+        let Paired { planned, source_tables, renamed, dropped } = Paired::of(&plan.catalog, &catalog);
+        let secret = secret_of(&folder)?;
+        let bound = routes(spec, &PlanFile::with_tables(&plan, planned), secret.clone(), 0)?;
+        let shape = Shape { bound, source_tables, renamed };
+        Ok(Self { source, target, shape, plan, secret, dropped })
+    }
 }
 
 /// Every table of a database.

@@ -239,7 +239,7 @@ async fn a_journal_from_before_switches_is_read_and_goes_on_into_one() {
     let old: Migration = serde_json::from_str(&fold[fold.find("{\"phase").unwrap()..fold.len() - 1]).unwrap();
     assert_eq!(old, migration);
     assert_eq!(journal.fold().await.unwrap().upto, upto);
-    let passed = Command::Verified { position: None, rows: 1, differences: 0, at_us: 8 };
+    let passed = Command::Verified { position: None, rows: 1, differences: 0, at_us: 8, from: None, mark: None };
     journal.command(passed, &by("ann")).await.unwrap();
     journal.command(Command::Pause { by: "ann".into(), reason: String::new() }, &by("ann")).await.unwrap();
     assert_eq!(journal.migration().phase, Phase::Verified);

@@ -17,6 +17,7 @@ pub(super) async fn switch_over(
     epoch: u64,
     by: &By,
 ) -> Result<Pause, CliError> {
+    way.prove().await?;
     way.prepare().await?;
     let (deadline_ms, at_us) = (u64::try_from(deadline.0.as_millis()).unwrap_or(u64::MAX), by.at_us);
     let intent = match way.direction {
@@ -38,6 +39,7 @@ pub(super) async fn switch_over(
         Ok(Settled::Moved) => Ok(Pause::default()),
         Ok(Settled::TakenBack | Settled::Nothing) => {
             way.give_up().await;
+            way.void_if_broken().await;
             Err(CliError {
                 message: format!("the switch was taken back, and the {stays} side goes on: {}", error.message),
                 ..error
@@ -71,6 +73,11 @@ async fn frozen(
         way.journal.command(Command::Frozen { epoch: next }, by).await?;
         let position = drained(way).await?;
         pause.drain_us = micros(step.elapsed());
+        let step = Instant::now();
+        if let Some(proof) = &mut way.proof {
+            pause.rows_verified = proof.settle(way.stream).await?;
+        }
+        pause.verify_us = micros(step.elapsed());
         let step = Instant::now();
         way.carry_sequences().await?;
         way.to.settle().await?;

@@ -196,6 +196,14 @@ async fn install_once(spec: &Spec, epoch: u64) -> Result<(), CliError> {
     Ok(new.install(epoch).await?)
 }
 
+/// Takes away what watches the target, before what stays there is left to its owners.
+pub(crate) async fn unwatch(spec: &Spec) -> Result<(), CliError> {
+    match (&spec.source, &spec.sink) {
+        (SourceSpec::Postgres(_), SinkSpec::Postgres(_)) => Ok(registry::switch_ends(spec)?.1.unwatch().await?),
+        _ => Ok(()),
+    }
+}
+
 /// Takes away what a switch made on both servers, before a wipe.
 pub(crate) async fn forget(spec: &Spec) -> Result<(), CliError> {
     if !matches!((&spec.source, &spec.sink), (SourceSpec::Postgres(_), SinkSpec::Postgres(_))) {
