@@ -247,6 +247,10 @@ fn bind(
     if logged.identity != Identity::Key || schema.identity != Identity::Key {
         return Err(unfit("it has no key by which a changed row could be looked up"));
     }
+    let is_keyed = |side: &crate::side::TargetSide| side.schema.identity == Identity::Key;
+    if !expected.targets.get(&bound.table()).is_some_and(is_keyed) {
+        return Err(unfit("its rows have no key in the target by which one could be looked up"));
+    }
     let key = |schema: &TableSchema| -> Vec<_> {
         let columns = schema.key_columns();
         let of = |index: &usize| schema.columns.get(*index).map(|column| (column.name.clone(), column.type_.format));

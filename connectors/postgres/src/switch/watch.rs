@@ -26,7 +26,7 @@ COMMENT ON TABLE crossfade.foreign_writes IS 'transactions that wrote the target
 CREATE OR REPLACE FUNCTION crossfade.foreign_write() RETURNS trigger
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $crossfade$
 BEGIN
-  IF EXISTS (SELECT FROM crossfade.authority a WHERE a.migration = TG_ARGV[0] AND a.here = a.side) THEN
+  IF EXISTS (SELECT FROM crossfade.authority a WHERE a.migration = TG_ARGV[0] AND a.side = 'new') THEN
     RETURN NULL;
   END IF;
   INSERT INTO crossfade.foreign_writes (migration, relation, xid, who)

@@ -225,23 +225,16 @@ struct Compared {
     lossy: Vec<Note>,
     /// Where that was asked for.
     repaired: Option<Repaired>,
+    /// Where the sink stood when the comparison began, and by what the target tells who else writes it.
+    begun: Option<serde_json::Value>,
 }
 
 /// Compares both sides, and has the process that runs the migration note what came of it: a switch asks for the proof.
 async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
-    // Where the sink stands before anything is read: what comes later is not proven by this.
-    let begun = match spec.part {
-        None => control::ask(spec, hyper::Method::POST, "/command/verify-begins", Some(serde_json::json!({}))).await,
-        Some(_) => Ok(None),
-    };
-    let begun = begun.unwrap_or_else(|error| {
-        tracing::info!("whether anybody else writes the target is not watched: {error}");
-        None
-    });
     let compared = compare(spec, args).await?;
     let report = &compared.report;
     let body = serde_json::json!({
-        "begun": begun,
+        "begun": compared.begun,
         "who": folder::by_hand().who,
         "position": report.position,
         "rows": report.tables.iter().map(|table| table.target_rows).sum::<u64>(),
@@ -258,6 +251,18 @@ async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, Cl
     Ok(compared)
 }
 
+/// Where the sink stands before anything is read: what comes later is not proven by the comparison that begins.
+async fn begins(spec: &Spec) -> Option<serde_json::Value> {
+    if spec.part.is_some() {
+        return None;
+    }
+    let asked = control::ask(spec, hyper::Method::POST, "/command/verify-begins", Some(serde_json::json!({}))).await;
+    asked.unwrap_or_else(|error| {
+        tracing::info!("whether anybody else writes the target is not watched: {error}");
+        None
+    })
+}
+
 /// Compares both sides, while somebody brings the target up to the source.
 async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
     let Both { mut source, mut target, shape, plan, secret, dropped } = Both::look(spec).await?;
@@ -265,6 +270,7 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
     let subject = shape.subject();
     let options = Options { samples: args.limit, show_keys: args.show_keys, ..Options::default() };
     let mut asking = Asking(AnySink::for_looking(spec)?);
+    let mut begun = begins(spec).await;
     let (mut report, mut differences) = verify_rows(&subject, &mut source, &mut target, &mut asking, &options).await?;
     let mut repaired = args.repair.then(Repaired::default);
     // A row that changes all the time may be left to the stream again and again.
@@ -274,6 +280,8 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
         sum.written += round.written;
         sum.deleted += round.deleted;
         (sum.refused, sum.left_alone) = (round.refused, round.left_alone);
+        // What was repaired is no proof: a comparison that begins after it is.
+        begun = begins(spec).await;
         (report, differences) = verify_rows(&subject, &mut source, &mut target, &mut asking, &options).await?;
         if round.written + round.deleted == round.refused && report.differences == round.refused + round.left_alone {
             break;
@@ -286,7 +294,7 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
             left_of(names, whole.plan(), spec.source.by_root(), &mut target, &mut report).await?
         }
     };
-    Ok(Compared { report, dropped, lossy, repaired })
+    Ok(Compared { report, dropped, lossy, repaired, begun })
 }
 
 /// Both ends as they are now, and the plan that leads from the one to the other.
