@@ -114,7 +114,7 @@ impl Keys {
         options: &Options,
     ) -> Result<Changed, VerifyError> {
         let mut told = Changed { rows: self.by_target.len() as u64, differences: Vec::new() };
-        let (mut at_once, mut left) = (64, self.by_target.iter().peekable());
+        let (mut at_once, mut left) = (256, self.by_target.iter().peekable());
         while left.peek().is_some() {
             let some: Places<'_> = left.by_ref().take(at_once).collect();
             let (wrong, bytes) = look(expected, source, target, &some, settled).await?;

@@ -201,7 +201,7 @@ pub(super) struct Proof {
 const ROUNDS_MAX: usize = 50;
 
 /// So few entries of the log are compared in the freeze.
-const LEFT_FOR_THE_FREEZE: u64 = 2_000;
+const LEFT_FOR_THE_FREEZE: u64 = 500;
 
 impl Proof {
     /// Takes up the clean pass of the run's journal.
@@ -222,10 +222,11 @@ impl Proof {
 
     /// Compares what has changed since, while the writers go on, until little is left.
     pub(super) async fn catch_up(&mut self, shared: &Shared) -> Result<(), CliError> {
-        for _ in 0..ROUNDS_MAX {
+        for round in 0..ROUNDS_MAX {
             let sink = shared.watcher.progress.borrow().as_ref().map(|progress| progress.cut.clone());
             let Some(sink) = sink else { break };
-            if sink.total().saturating_sub(self.upto.total()) <= LEFT_FOR_THE_FREEZE {
+            // Once in any case: the sessions that the freeze needs are open then.
+            if round > 0 && sink.total().saturating_sub(self.upto.total()) <= LEFT_FOR_THE_FREEZE {
                 break;
             }
             while !self.upto.covers(&sink) {

@@ -17,8 +17,11 @@ pub(super) async fn switch_over(
     epoch: u64,
     by: &By,
 ) -> Result<Pause, CliError> {
-    way.prove().await?;
     way.prepare().await?;
+    if let Err(unproven) = way.prove().await {
+        way.give_up().await;
+        return Err(unproven);
+    }
     let (deadline_ms, at_us) = (u64::try_from(deadline.0.as_millis()).unwrap_or(u64::MAX), by.at_us);
     let intent = match way.direction {
         Direction::Cutover => Command::Cutover { epoch, deadline_ms, at_us },
