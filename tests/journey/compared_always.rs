@@ -28,7 +28,9 @@ fn verifying(bank: &Bank) -> Value {
 
 /// Waits until both sides are proven to agree, without anybody having asked.
 async fn proven(bank: &Bank, run: &mut Running) {
-    bank.desk.until("both sides to be proven equal", run, async || switch_status(bank)["verified_at"].is_string()).await;
+    bank.desk
+        .until("both sides to be proven equal", run, async || switch_status(bank)["verified_at"].is_string())
+        .await;
 }
 
 fn entries_followed(status: &Value) -> u64 {
@@ -168,7 +170,9 @@ async fn has(side: &Database, note: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_run_goes_on_with_the_comparison_where_it_was() {
-    let Some(bank) = bank("[switch]\n[verify]\ncontinuous = true\nevery = \"1s\"\nshare = \"50%\"\n").await else { return };
+    let Some(bank) = bank("[switch]\n[verify]\ncontinuous = true\nevery = \"1s\"\nshare = \"50%\"\n").await else {
+        return;
+    };
     let mut run = bank.desk.start();
     bank.desk.wait(&mut run);
     proven(&bank, &mut run).await;
@@ -202,7 +206,9 @@ async fn a_killed_run_goes_on_with_the_comparison_where_it_was() {
     bank.new.execute("UPDATE accounts SET balance = balance + 1 WHERE id = 3").await;
     let mut run = bank.desk.start();
     bank.desk
-        .until("the damage to be found", &mut run, async || verifying(&bank)["samples"][0]["table"] == "public.accounts")
+        .until("the damage to be found", &mut run, async || {
+            verifying(&bank)["samples"][0]["table"] == "public.accounts"
+        })
         .await;
     println!("killed with {half_way} parts done");
     bank.desk.expect(0, &["verify"], &["--repair"]);

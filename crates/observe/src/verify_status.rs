@@ -71,7 +71,8 @@ impl VerifyStatus {
             lines.push(("last pass", format!("{at}, {} differences", self.differences)));
         }
         for one in &self.samples {
-            let columns = if one.columns.is_empty() { String::new() } else { format!(" in {}", one.columns.join(", ")) };
+            let columns =
+                if one.columns.is_empty() { String::new() } else { format!(" in {}", one.columns.join(", ")) };
             lines.push(("differs", format!("{}: {} key {}{columns}", one.kind, one.table, one.key_hash)));
         }
         lines.extend(self.broken.iter().map(|what| ("broken", what.clone())));

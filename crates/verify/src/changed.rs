@@ -76,11 +76,8 @@ impl Keys {
             self.bound.insert(place, bind(subject, expected, logged)?);
         }
         let Some((bound, schema, source)) = self.bound.get(&place) else { return Ok(()) };
-        let of_source: Vec<(TableId, Key)> = [change.key(schema), change.replaced_key(schema)]
-            .into_iter()
-            .flatten()
-            .map(|key| (*source, key))
-            .collect();
+        let of_source: Vec<(TableId, Key)> =
+            [change.key(schema), change.replaced_key(schema)].into_iter().flatten().map(|key| (*source, key)).collect();
         let mut outputs = Vec::new();
         bound.apply(change, &Nothing, &mut outputs);
         for output in outputs {
@@ -159,7 +156,8 @@ async fn look<A: Inspect, B: Inspect>(
         let (want, have) = (before.get(place).unwrap_or(&none), found.get(place).unwrap_or(&none));
         want != have && !(want.is_empty() && expected.may_have_more(place.0))
     };
-    let mut open: Places<'_> = some.iter().filter(|(place, _)| differs(place)).map(|(place, from)| (*place, *from)).collect();
+    let mut open: Places<'_> =
+        some.iter().filter(|(place, _)| differs(place)).map(|(place, from)| (*place, *from)).collect();
     if !settled && !open.is_empty() {
         // A row that has changed meanwhile stands behind in the log with that change.
         let (after, _) = expect(expected, source, &open).await?;
@@ -189,8 +187,12 @@ async fn expect<A: Inspect>(
 ) -> Result<(ByKey, Option<Position>), VerifyError> {
     let (mut rows, mut position) = (ByKey::new(), None);
     for (schema, bound) in &expected.sources {
-        let keys: BTreeSet<&Key> =
-            some.values().flat_map(|from| from.iter()).filter(|(table, _)| *table == schema.id).map(|(_, key)| key).collect();
+        let keys: BTreeSet<&Key> = some
+            .values()
+            .flat_map(|from| from.iter())
+            .filter(|(table, _)| *table == schema.id)
+            .map(|(_, key)| key)
+            .collect();
         let keys: Vec<Key> = keys.into_iter().cloned().collect();
         for some_keys in keys.chunks(FETCH_KEYS_MAX) {
             let (page, at) = source.fetch(schema, some_keys).await.map_err(VerifyError::Source)?;

@@ -37,7 +37,10 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     str::FromStr,
-    sync::{Arc, Mutex, atomic::{AtomicU64, Ordering::Relaxed}},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -649,7 +652,10 @@ impl Control for Answers {
                 let begun: Option<Begun> = serde_json::from_value(body.get("begun").cloned().unwrap_or_default())
                     .map_err(|error| Refused::new(2, format!("no beginning: {error}")))?;
                 if begun.as_ref().is_some_and(|begun| begun.voids != self.0.voids()) {
-                    return Err(Refused::new(3, "the target was written by a repair or a replay meanwhile: verify again"));
+                    return Err(Refused::new(
+                        3,
+                        "the target was written by a repair or a replay meanwhile: verify again",
+                    ));
                 }
                 let (from, mark) = begun.map_or((None, None), |begun| (Some(begun.from), begun.mark));
                 let number = |key: &str| body.get(key).and_then(Value::as_u64).unwrap_or_default();

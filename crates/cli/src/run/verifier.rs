@@ -223,7 +223,9 @@ impl Verifier {
             .iter()
             .filter(|check| check.broken > 0)
             .map(|check| match &check.references {
-                Some(parent) => format!("{} rows of {} refer to rows that {parent} does not have", check.broken, check.table),
+                Some(parent) => {
+                    format!("{} rows of {} refer to rows that {parent} does not have", check.broken, check.table)
+                }
                 None => format!("{} new keys stand more than once in {}", check.broken, check.table),
             })
             .collect();

@@ -316,11 +316,7 @@ pub(super) struct Shape {
 
 impl Shape {
     pub(super) fn subject(&self) -> Subject<'_> {
-        Subject {
-            plan: self.bound.plan(),
-            source_tables: self.source_tables.clone(),
-            renamed: self.renamed.clone(),
-        }
+        Subject { plan: self.bound.plan(), source_tables: self.source_tables.clone(), renamed: self.renamed.clone() }
     }
 
     /// The tables of the target that hold rows of ours alone.

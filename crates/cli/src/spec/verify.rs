@@ -35,8 +35,7 @@ pub(super) fn check(
     sink: &SinkSpec,
     rules: &Rules,
 ) -> Result<(), SpecError> {
-    let refuse =
-        |key: &str, message: &str| Err(document.error(document.span_of(&["verify", key]), message.to_owned()));
+    let refuse = |key: &str, message: &str| Err(document.error(document.span_of(&["verify", key]), message.to_owned()));
     if verify.share.fraction() < 0.001 {
         return refuse("share", "\"share\" in [verify] must be from 0.1% to 100%");
     }

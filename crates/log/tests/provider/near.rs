@@ -112,7 +112,10 @@ async fn a_near_reader_needs_no_file_and_a_second_one_does() {
     bytes[found] ^= 1;
     file.write_all_at(&bytes[found..=found], found as u64).unwrap();
 
-    assert!(matches!(aside.try_next(), Err(LogError::Corrupt { .. })), "who looks on reads the file, and takes nothing");
+    assert!(
+        matches!(aside.try_next(), Err(LogError::Corrupt { .. })),
+        "who looks on reads the file, and takes nothing"
+    );
     let given = good(one.try_next()).expect("it is handed over");
     assert!(given.whole && given.entries.iter().any(|entry| matches!(entry.event, Event::Changed(_))));
     assert!(matches!(two.try_next(), Err(LogError::Corrupt { .. })), "the file is what the second one reads");
