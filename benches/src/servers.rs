@@ -85,9 +85,13 @@ tables  = ["public.*"]
 
 /// Starts `crossfade run` in `folder`.
 pub(crate) fn spawn(folder: &Path, spec: &str, more: &[&str]) -> Running {
-    let crossfade = Crossfade::at(folder);
-    crossfade.write("spec.toml", spec);
-    crossfade.spawn(&[&["run", "spec.toml", "--quiet"], more].concat())
+    Crossfade::at(folder).write("spec.toml", spec);
+    spawn_written(folder, more)
+}
+
+/// The same by a spec that is there already: written once more, it could be read half by whoever was started before.
+pub(crate) fn spawn_written(folder: &Path, more: &[&str]) -> Running {
+    Crossfade::at(folder).spawn(&[&["run", "spec.toml", "--quiet"], more].concat())
 }
 
 /// Runs it until it has caught up.
@@ -104,5 +108,21 @@ pub(crate) async fn until_true(client: &Client, query: &str) -> Result<()> {
             return Ok(());
         }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+/// The same, as long as all who work for it are there.
+pub(crate) async fn until_true_by(running: &mut [Running], client: &Client, query: &str) -> Result<()> {
+    let ended = async {
+        loop {
+            if let Some(one) = running.iter_mut().find_map(|one| (!one.is_running()).then(|| one.stderr())) {
+                return one;
+            }
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! {
+        reached = until_true(client, query) => reached,
+        said = ended => Err(anyhow::anyhow!("a process has ended: {said}")),
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     backlog::{SCHEMA, fill, write},
-    servers::{Databases, Pair, spawn, until_true},
+    servers::{Databases, Pair, spawn_written, until_true_by},
     summary::{row, spread},
     usage::{MIB, peak_bytes},
 };
@@ -62,8 +62,9 @@ pub(crate) async fn run(rounds: usize, changes: u64) -> Result<()> {
 
 /// Everybody who works for it, whoever's memory is looked at last.
 fn start(folder: &Path, spec: &str, workers: usize) -> Vec<Running> {
+    Crossfade::at(folder).write("spec.toml", spec);
     let roles = ["ingest", "deliver"].into_iter().chain(std::iter::repeat_n("transform", workers));
-    roles.map(|role| spawn(folder, spec, &["--role", role])).collect()
+    roles.map(|role| spawn_written(folder, &["--role", role])).collect()
 }
 
 fn stop(running: Vec<Running>) -> Result<()> {
@@ -91,8 +92,8 @@ async fn once(pair: &Pair, kafka: &Kafka, databases: &Databases, workers: usize,
     write(databases, changes, PER_TRANSACTION).await?;
     pair.settle().await?;
     let begun = Instant::now();
-    let running = start(folder.path(), &spec, workers);
-    until_true(&watcher, "SELECT EXISTS (SELECT FROM done)").await?;
+    let mut running = start(folder.path(), &spec, workers);
+    until_true_by(&mut running, &watcher, "SELECT EXISTS (SELECT FROM done)").await?;
     let took = begun.elapsed().as_secs_f64();
     // Behind ingest: the workers, or deliver where it is alone.
     let watched = running.iter().skip(if workers > 0 { 2 } else { 1 });

@@ -49,8 +49,8 @@ impl Desk {
 
     /// Writes the spec: name, both ends and whatever else.
     pub(crate) fn write_spec(&self, source: &str, sink: &str, rest: &str) {
-        let name = &self.name;
-        self.crossfade.write(SPEC, &format!("name = \"{name}\"\n[source]\n{source}\n[sink]\n{sink}\n{rest}"));
+        let (name, log) = (&self.name, if rest.contains("[log]") { String::new() } else { log_of_choice() });
+        self.crossfade.write(SPEC, &format!("name = \"{name}\"\n[source]\n{source}\n[sink]\n{sink}\n{rest}\n{log}"));
     }
 
     /// Runs a command over the spec: the words before it, and those behind.
@@ -135,6 +135,17 @@ impl Desk {
         let ended = run.wait();
         assert_eq!(ended.code, Some(0), "{ended}");
     }
+}
+
+/// `[log]` of a spec that says nothing of it: nothing, so segments on disk; with `CROSSFADE_TEST_LOG=kafka` topics. So the same
+/// journeys are made over either (`ci/test-kafka`).
+pub(crate) fn log_of_choice() -> String {
+    #[cfg(feature = "kafka")]
+    if std::env::var("CROSSFADE_TEST_LOG").is_ok_and(|kind| kind == "kafka") {
+        let kafka = crossfade_testkit::kafka::Kafka::shared().expect("CROSSFADE_TEST_LOG asks for a broker");
+        return crate::kafka::log(kafka);
+    }
+    String::new()
 }
 
 /// How a database stands in a spec.

@@ -32,7 +32,7 @@ impl Post {
 }
 
 /// Whether it ended because no broker answered when it began.
-fn found_nobody(ended: &Finished) -> bool {
+pub(crate) fn found_nobody(ended: &Finished) -> bool {
     ended.code == Some(1) && ended.stderr.contains("check that the servers of the log run and can be reached")
 }
 

@@ -27,6 +27,7 @@ mod setup;
 mod shadow;
 mod stand;
 mod state;
+mod tail;
 mod tally;
 #[cfg(feature = "kafka")]
 mod workers;

@@ -4,6 +4,7 @@
 
 use crate::{
     bank,
+    crew::found_nobody,
     hand::Hand,
     is_soak,
     setup::Direction,
@@ -13,7 +14,7 @@ use crossfade_testkit::{
     crossfade::Running,
     kafka::{Cluster, Kafka},
     seeded,
-    wait::wait_until,
+    wait::{GENEROUS, wait_until},
 };
 use rand::Rng;
 use std::time::{Duration, Instant};
@@ -52,15 +53,21 @@ impl Pair {
         process.take().map(Running::kill);
     }
 
-    /// Waits until `reached`, while both are alive.
+    /// Waits until `reached`. Nobody may end meanwhile but for want of a broker, and is begun again then.
     async fn until(&mut self, stand: &Stand, what: &str, mut reached: impl AsyncFnMut() -> bool) {
-        let Self { ingest: Some(ingest), deliver: Some(deliver) } = self else { panic!("nobody runs") };
-        stand
-            .until(what, deliver, async || {
-                assert!(ingest.is_running(), "ingest ended while it was to reach: {what}\n{}", ingest.stderr());
-                reached().await
-            })
-            .await;
+        let began = Instant::now();
+        while !reached().await {
+            for (role, process) in [("ingest", &mut self.ingest), ("deliver", &mut self.deliver)] {
+                let process = process.as_mut().expect("both run");
+                if process.is_running() {
+                    assert!(began.elapsed() < GENEROUS, "in vain waited for: {what}\n{}", process.stderr());
+                    continue;
+                }
+                let ended = std::mem::replace(process, start(stand, role)).wait();
+                assert!(found_nobody(&ended), "{role} ended before: {what}\n{ended}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 

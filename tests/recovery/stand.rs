@@ -4,10 +4,11 @@ use crate::{
     bank,
     ends::End,
     setup::{Mode, Setup},
-    shadow, yard,
+    shadow,
+    tail::{self, Tail},
+    yard,
 };
-use crossfade_event::Partition;
-use crossfade_log::{EventLog, embedded::Embedded};
+use crossfade_event::Cut;
 use crossfade_testkit::{
     compare::{assert_same, assert_same_tables, postgres_columns},
     crossfade::{Crossfade, Running, binary},
@@ -35,6 +36,7 @@ pub(crate) struct Stand {
     pub(crate) log: String,
     /// The migration's name: names are given once, for slots belong to a whole server.
     pub(crate) name: String,
+    tail: Tail,
     folder: TempDir,
 }
 
@@ -56,8 +58,8 @@ impl Stand {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let name = format!("kills-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let crossfade = Crossfade::with_binary(binary, folder.path());
-        let log = "[log]\nsegment_bytes = \"1MiB\"\n".to_owned();
-        let stand = Self { setup, source, target, crossfade, log, name, folder };
+        let (log, tail) = (tail::spec(), Tail::default());
+        let stand = Self { setup, source, target, crossfade, log, name, tail, folder };
         stand.write_spec(&stand.source.spec(), &stand.target.spec());
         stand
     }
@@ -202,9 +204,13 @@ impl Stand {
     }
 
     /// Where the log ends; works beside a run.
+    pub(crate) fn log_cut(&self) -> Cut {
+        self.tail.cut(&self.work(), &self.name)
+    }
+
+    /// The same, the places of its partitions together.
     pub(crate) fn log_end(&self) -> u64 {
-        let log = Embedded::open_read_only(self.work().join("log"));
-        log.map_or(0, |log| log.tail().cut.next(Partition(0)).0)
+        self.log_cut().0.iter().map(|offset| offset.0).sum()
     }
 
     /// How many entries of the log the target has not got, after a kill: a batch was under way if there are any.
@@ -214,12 +220,13 @@ impl Stand {
                 format!("SELECT cut FROM crossfade.positions WHERE migration = '{}' AND worker = 0", self.name)
             }
             End::Sqlite(_) => format!(
-                "SELECT json_extract(progress, '$.cut[0]') || '' FROM _crossfade_positions WHERE migration = '{}'",
+                "SELECT (SELECT sum(value) FROM json_each(progress, '$.cut')) || '' FROM _crossfade_positions WHERE migration = '{}'",
                 self.name
             ),
         };
-        let cut = self.target.text(&sql).await.and_then(|cut| cut.parse::<u64>().ok());
-        self.log_end().saturating_sub(cut.unwrap_or_default())
+        let cut = self.target.text(&sql).await.unwrap_or_default();
+        let there: u64 = cut.split(',').filter_map(|place| place.parse::<u64>().ok()).sum();
+        self.log_end().saturating_sub(there)
     }
 
     /// Waits until no session of a run that was killed is left in the target.

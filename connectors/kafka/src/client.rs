@@ -36,6 +36,9 @@ use std::{
 /// How long one question to the brokers may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long one broker may take to answer what any other can be asked instead: it may be frozen, and keep its connection.
+pub(crate) const QUESTION: Duration = Duration::from_secs(10);
+
 /// How long a broker keeps a question for more that it cannot answer yet: long where somebody follows what comes, short where
 /// the answer is that there is nothing more, for behind every transaction stands a record that nobody is given.
 const FOLLOWING: Duration = Duration::from_millis(250);

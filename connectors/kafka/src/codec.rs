@@ -1,4 +1,4 @@
-//! An event as a Kafka record. Version 1.
+//! An event as a Kafka record. Version 1, and of version 2 one kind.
 //!
 //! The record's **key** is the table's number (`u32`, big-endian) and behind it the key of the changed row as
 //! [`crossfade_event::Key`] lays it out; for a row that cannot be identified the number alone. Its **partition** is the
@@ -12,8 +12,8 @@
 //! | at | size | head |
 //! |---|---|---|
 //! | 0 | 3 | the letters `CFK` |
-//! | 3 | 1 | the format's version, 1 |
-//! | 4 | 1 | kind, see [`crossfade_log::record::Kind`]; 64 for a mark |
+//! | 3 | 1 | the format's version: 1, and 2 for a seam |
+//! | 4 | 1 | kind, see [`crossfade_log::record::Kind`]; 64 for a mark, 65 for a seam |
 //! | 5 | 1 | for a change: operation and images, as in the log's record format |
 //! | 6 | 2 | for a mark: 1 whole · 2 has a position; else zero |
 //! | 8 | 8 | round: everything up to the round's mark becomes readable together; rounds rise by one |
@@ -30,13 +30,20 @@
 //!
 //! A **mark** ends every round in every partition: "everything up to this position is in". It is *whole* where every
 //! source transaction begun in the round, or in the rounds before it, ends there too.
+//!
+//! A **seam** says nothing, and readers pass it over: it stands where a broker had committed a transaction in some of its
+//! partitions only, and had to be made to commit it in this one too ([`crate::log`]). It is version 2, so a program that
+//! does not know it stops there by name.
 
 use bytes::Bytes;
 use crossfade_event::{Event, Key, Partition, Position, SchemaVersion, Sequence, SourceId, TableId};
 use crossfade_log::record::{Kind, Malformed, RecordHeader, decode_event};
 
 /// The newest version that this program writes and reads.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
+
+/// The version of all records but a seam.
+const FORMAT_1: u8 = 1;
 
 /// How many sequences a round has: more than it can have records, however many partitions divide them.
 const SEQUENCES: u64 = 10_000_000;
@@ -49,6 +56,7 @@ pub const HEAD: usize = 64;
 
 const LETTERS: [u8; 3] = *b"CFK";
 const MARK: u8 = 64;
+const SEAM: u8 = 65;
 const WHOLE: u16 = 1;
 const HAS_POSITION: u16 = 2;
 
@@ -75,6 +83,8 @@ pub enum What {
         /// Everything of the stream up to here is in.
         upto: Option<Position>,
     },
+    /// Nothing: behind the last mark of a transaction that had to be committed once more.
+    Seam,
 }
 
 /// The head of a record.
@@ -112,10 +122,11 @@ impl Head {
                 let flags = if whole { WHOLE } else { 0 } | if upto.is_some() { HAS_POSITION } else { 0 };
                 (MARK, 0, flags, 0, 0, upto.unwrap_or(nowhere))
             }
+            What::Seam => (SEAM, 0, 0, 0, 0, nowhere),
         };
         let mut head = [0u8; HEAD];
         head[..3].copy_from_slice(&LETTERS);
-        head[3] = FORMAT;
+        head[3] = if self.what == What::Seam { FORMAT } else { FORMAT_1 };
         head[4] = kind;
         head[5] = bits;
         head[6..8].copy_from_slice(&flags.to_le_bytes());
@@ -149,7 +160,9 @@ impl Head {
             commit: u64_at(head, 40),
             ordinal: u32_at(head, 48),
         };
-        let what = if head[4] == MARK {
+        let what = if head[4] == SEAM && *version == FORMAT {
+            What::Seam
+        } else if head[4] == MARK {
             let flags = u16::from_le_bytes([head[6], head[7]]);
             What::Mark { whole: flags & WHOLE != 0, upto: (flags & HAS_POSITION != 0).then_some(position) }
         } else {
@@ -174,7 +187,7 @@ impl Head {
         Sequence(self.round.saturating_mul(SEQUENCES).saturating_add(u64::from(self.place)))
     }
 
-    /// The event of this head and `payload`, which are the bytes behind it; `None` for a mark.
+    /// The event of this head and `payload`, which are the bytes behind it; `None` for a mark and a seam.
     ///
     /// # Errors
     /// When the payload is not what the head says.
@@ -254,11 +267,24 @@ mod tests {
         assert_eq!(Head::parse(b""), Err(Unreadable::Foreign));
         assert_eq!(Head::parse(b"{\"before\":null}"), Err(Unreadable::Foreign));
         let mut newer = head;
-        newer[3] = 2;
-        assert_eq!(Head::parse(&newer), Err(Unreadable::TooNew(2)));
+        newer[3] = 3;
+        assert_eq!(Head::parse(&newer), Err(Unreadable::TooNew(3)));
         assert!(matches!(Head::parse(&head[..40]), Err(Unreadable::Damaged(_))));
         let mut unknown = head;
         unknown[4] = 99;
         assert!(matches!(Head::parse(&unknown), Err(Unreadable::Damaged(_))));
+    }
+
+    #[test]
+    fn a_seam_is_written_as_ever_and_version_1_has_none() {
+        let seam = Head { round: 0x0102, place: 0, what: What::Seam };
+        let bytes = seam.to_bytes();
+        let golden = include_str!("../tests/formats/seam-2.txt").trim();
+        assert_eq!(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), golden);
+        assert_eq!(Head::parse(&bytes), Ok(seam));
+        assert_eq!(seam.event(&Bytes::new()), Ok(None));
+        let mut older = bytes;
+        older[3] = 1;
+        assert!(matches!(Head::parse(&older), Err(Unreadable::Damaged(_))));
     }
 }

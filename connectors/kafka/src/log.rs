@@ -34,6 +34,7 @@ mod served;
 mod shared;
 mod tail;
 mod topics;
+mod torn;
 mod transform;
 mod watcher;
 mod writer;
@@ -118,7 +119,7 @@ impl KafkaLog {
         let rights = [Right::Transaction(&names.writer)];
         producer.init_transactions(PATIENCE).map_err(|error| clients.unreachable(&rights, doing(), error))?;
         let ended = Ended::new(&clients, &names)?;
-        ended.abort_hanging(&producer, &names, standing.changes.partitions)?;
+        ended.end_hanging(&producer, &names, standing.changes.partitions)?;
         let meta = meta::read(&asking, &names)?;
         refuse_anothers(&names, &options, pin.as_ref(), &meta)?;
         let noting = clients.producer(standing.message_bytes_max)?;
@@ -332,13 +333,16 @@ pub fn delete(options: &LogOptions) -> Result<Vec<String>, LogError> {
     Ok(deleted)
 }
 
+/// How long opening goes on asking: longer than one question that a broker leaves unanswered, and another answers then.
+const OPENING: Duration = Duration::from_secs(45);
+
 /// Opening a log asks many things. A broker that goes in the midst of it fails one of them at once, and may be back in a
 /// moment; one that is not there at all is waited for by the first question.
 fn patiently<T>(mut open: impl FnMut() -> Result<T, LogError>) -> Result<T, LogError> {
     let began = Instant::now();
     loop {
         match open() {
-            Err(error @ LogError::Server { passing: true, .. }) if began.elapsed() < PATIENCE => {
+            Err(error @ LogError::Server { passing: true, .. }) if began.elapsed() < OPENING => {
                 tracing::debug!("{error}; asking again");
                 thread::sleep(Duration::from_millis(200));
             }

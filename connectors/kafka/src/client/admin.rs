@@ -1,7 +1,7 @@
 //! What is asked of the brokers themselves: which topics there are and how they are kept, and to make and to delete them.
 
 use super::{
-    Clients, Listener, PATIENCE,
+    Clients, Listener, PATIENCE, QUESTION,
     asking::{HEARSAY, assignment},
     errors::{Right, code_of, needing},
 };
@@ -21,7 +21,7 @@ use std::{
 impl Clients {
     /// The admin client, which has just heard who is there.
     fn admin(&self) -> Result<&AdminClient<Listener>, KafkaError> {
-        ids::brokers(&self.admin, PATIENCE).map(|_| &self.admin)
+        ids::brokers(&self.admin, QUESTION).map(|_| &self.admin)
     }
 
     /// The topics of these names, in their order; `None` for one that is not there. Whoever lacks the right to ask is told
@@ -29,7 +29,7 @@ impl Clients {
     pub(crate) fn describe(&self, names: &[&str], right: &'static str) -> Result<Vec<Option<ids::Topic>>, LogError> {
         let doing = || format!("asking {} for its topics", self.brokers());
         let failed = |error| self.unreachable(&[], doing(), error);
-        let described = self.admin().and_then(|admin| ids::describe(admin, names, PATIENCE)).map_err(failed)?;
+        let described = self.admin().and_then(|admin| ids::describe(admin, names, QUESTION)).map_err(failed)?;
         let named = names.iter().zip(described).map(|(name, found)| {
             let doing = || format!("asking for the topic {name}");
             found.map_err(|error| self.unreachable(&[Right::Topic(right, name)], doing(), error))
@@ -117,7 +117,7 @@ impl Clients {
     fn settings_now(&self, topics: &[&str]) -> Result<BTreeMap<String, BTreeMap<String, String>>, LogError> {
         let doing = || format!("asking for the settings of {}", topics.join(" and "));
         let asked: Vec<ResourceSpecifier<'_>> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
-        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let options = AdminOptions::new().request_timeout(Some(QUESTION));
         let failed = |error| self.unreachable(&[], doing(), error);
         let results = self.admin().and_then(|admin| block_on(admin.describe_configs(&asked, &options)));
         let mut all = BTreeMap::new();

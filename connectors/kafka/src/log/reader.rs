@@ -484,7 +484,7 @@ fn is_of_rows(what: What) -> bool {
 fn position_of(head: &Head) -> Option<Position> {
     match head.what {
         What::Event { position, .. } => Some(position),
-        What::Mark { .. } => None,
+        What::Mark { .. } | What::Seam => None,
     }
 }
 
@@ -626,6 +626,8 @@ impl Taken {
                 }
                 self.mark = Some(Mark { offset, round: head.round, whole, at_ms });
             }
+            // It belongs to the round before, whose mark was counted.
+            What::Seam => {}
             What::Event { kind, .. } => {
                 self.count += 1;
                 let is_ours = self.rows_of.is_none() || !is_of_rows(head.what);

@@ -345,7 +345,7 @@ impl Writer {
         let rights = [Right::Transaction(id)];
         let failed = |error| needing(&rights, "beginning to write to Kafka", error);
         producer.init_transactions(PATIENCE).map_err(failed)?;
-        self.ended.abort_hanging(&producer, &shared.names, shared.partitions())?;
+        self.ended.end_hanging(&producer, &shared.names, shared.partitions())?;
         self.producer = producer;
         let Some((first, last)) = group.rounds else { return Ok(Fate::Missing) };
         let ends = shared.last_round()?;

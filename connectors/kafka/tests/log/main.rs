@@ -7,6 +7,7 @@ mod following;
 mod keeping;
 mod secured;
 mod several;
+mod torn;
 mod workers;
 
 use crossfade_kafka::{Connection, LogOptions, log::KafkaLog};
