@@ -21,11 +21,7 @@ struct Stage {
 impl Stage {
     async fn set() -> Option<Self> {
         let (old, new) = two_databases().await?;
-        let size = if is_full() {
-            Size { rows: 100_000, writers: 8, transactions_per_second: 1_000 }
-        } else {
-            Size { rows: 3_000, writers: 3, transactions_per_second: 150 }
-        };
+        let size = size();
         let secret = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
         let variables = [("OLD_URL", old.url.as_str()), ("NEW_URL", &new.url), ("CROSSFADE_SECRET", secret)];
         let example = Example::copy("cycle-reports", &variables);
@@ -84,13 +80,23 @@ impl Stage {
     }
 }
 
+/// How large it is, and how fast it is written.
+pub(crate) fn size() -> Size {
+    match is_full() {
+        true => Size { rows: 100_000, writers: 8, transactions_per_second: 1_000 },
+        false => Size { rows: 3_000, writers: 3, transactions_per_second: 150 },
+    }
+}
+
 /// Every table of the application, as one line each.
-async fn content(database: &Database) -> Vec<String> {
+pub(crate) async fn content(database: &Database) -> Vec<String> {
     let mut found = Vec::new();
-    for row in
-        rows(database, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
-            .await
-            .iter()
+    for row in rows(
+        database,
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1",
+    )
+    .await
+    .iter()
     {
         let table = row[0].as_deref().unwrap();
         let sql = format!("SELECT md5(string_agg(t::text, E'\\n' ORDER BY t::text)) FROM {table} t");
@@ -214,5 +220,5 @@ async fn whole_numbers_become_uuids_on_another_server_under_writers_and_can_be_t
     assert_eq!(status["conservation"]["quarantined"], 0, "{status}");
     example.expect(3, "crossfade rollback cycle-reports.toml --wipe --yes");
     example.stop(run);
-    example.assert_all_ran();
+    example.assert_all_ran_of("cycle-reports.toml");
 }

@@ -99,11 +99,16 @@ impl Example {
 
     /// Fails unless every command of the README has been run.
     pub(crate) fn assert_all_ran(&self) {
+        self.assert_all_ran_of("");
+    }
+
+    /// The same, of those that speak of one of its specs.
+    pub(crate) fn assert_all_ran_of(&self, spec: &str) {
         let commands = self.readme.split("```sh").skip(1).filter_map(|block| block.split("```").next());
         let lines = commands.flat_map(str::lines).filter_map(|line| line.split('#').next());
         let shown: BTreeSet<String> = lines
             .map(|line| line.trim_end_matches('&').split_whitespace().collect::<Vec<_>>().join(" "))
-            .filter(|line| line.starts_with("crossfade "))
+            .filter(|line| line.starts_with("crossfade ") && line.contains(spec))
             .collect();
         let ran = self.ran.lock().unwrap();
         let missing: Vec<_> = shown.difference(&ran).collect();

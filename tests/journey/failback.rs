@@ -38,7 +38,7 @@ pub(crate) fn follow_back(bank: &Bank, tellers: &Tellers) -> Running {
 
 /// A failback that must end well.
 pub(crate) fn fail_back(bank: &Bank) -> Value {
-    let answer = made(bank, "failback");
+    let answer = made(&bank.desk, "failback");
     let said = (&answer["switched"], &answer["authority"], &answer["routed"]);
     assert_eq!(said, (&true.into(), &"old".into(), &true.into()), "{answer}");
     answer
@@ -236,11 +236,11 @@ async fn killed_right_after_any_line_of_the_journal_a_failback_ends_on_one_side_
 /// A failback whose process is killed once the journal has this line; asked again it is made, and the migration goes on.
 pub(crate) async fn killed_after(line: &str, bank: &Bank) {
     let (run, tellers) = switched(bank, 3, 1).await;
-    let before = journal_says(bank, line);
+    let before = journal_says(&bank.desk, line);
     let failback = bank.desk.crossfade.spawn(&["failback", SPEC]);
     // Without a pause between two looks: what comes after the line is a matter of milliseconds.
     let begun = Instant::now();
-    while journal_says(bank, line) == before {
+    while journal_says(&bank.desk, line) == before {
         assert!(begun.elapsed() < GENEROUS, "the journal never says {line}");
     }
     run.kill();

@@ -13,6 +13,7 @@ mod compared;
 mod compared_always;
 mod cowrie;
 mod cycle_reports;
+mod cycle_reports_in_place;
 #[cfg(feature = "kafka")]
 mod debezium;
 mod defaults;
@@ -25,14 +26,18 @@ mod dual;
 mod example;
 mod failback;
 mod fallen;
+mod files;
 mod heimdall;
 mod in_place;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod ledger;
+mod listened;
 mod lookups;
 mod one_database;
 mod planned;
 mod queries;
+mod reads;
 mod renames;
 mod replayed;
 mod reporters;

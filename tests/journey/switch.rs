@@ -1,7 +1,7 @@
 //! The cutover to another server, under tellers who never stop: refused with its reason, made, interrupted anywhere.
 
 use crate::{
-    desk::{SPEC, assert_same_tables},
+    desk::{Desk, SPEC, assert_same_tables},
     tellers::{Bank, Tellers},
 };
 use crossfade_testkit::{
@@ -50,9 +50,9 @@ pub(crate) async fn assert_fenced(old: &Database) {
 
 /// A switch that must be made in the end: where the machine is too slow for the deadline, or for a guard that looks at the
 /// clock, it is asked again.
-pub(crate) fn made(bank: &Bank, command: &str) -> Value {
+pub(crate) fn made(desk: &Desk, command: &str) -> Value {
     wait_for_blocking(&format!("the {command} to be made"), || {
-        let done = bank.desk.command(&[command], &["--json"]);
+        let done = desk.command(&[command], &["--json"]);
         let answer: Value = serde_json::from_str(&done.stdout).unwrap_or_default();
         let no = answer["guards"].as_array().into_iter().flatten().filter(|guard| guard["holds"] == false);
         let is_slow = |name: &Value| ["caught-up", "pause", "oldest-writer", "gates"].iter().any(|slow| name == slow);
@@ -67,7 +67,7 @@ pub(crate) fn made(bank: &Bank, command: &str) -> Value {
 
 /// A cutover that must end well.
 pub(crate) fn switch(bank: &Bank) -> Value {
-    let answer = made(bank, "cutover");
+    let answer = made(&bank.desk, "cutover");
     assert_eq!((&answer["switched"], &answer["routed"]), (&true.into(), &true.into()), "{answer}");
     answer
 }
@@ -280,8 +280,8 @@ async fn killed_while_writers_wait_it_takes_back_and_says_so() {
 }
 
 /// How often a word stands in the journal by now, as bytes.
-pub(crate) fn journal_says(bank: &Bank, word: &str) -> usize {
-    let Ok(folder) = fs::read_dir(bank.desk.work().join("journal")) else { return 0 };
+pub(crate) fn journal_says(desk: &Desk, word: &str) -> usize {
+    let Ok(folder) = fs::read_dir(desk.work().join("journal")) else { return 0 };
     let files = folder.filter_map(Result::ok).map(|file| file.path());
     let logs = files.filter(|path| path.extension().is_some_and(|end| end == "log"));
     logs.map(|path| {
@@ -301,7 +301,7 @@ async fn killed_right_after_any_line_of_the_journal_it_ends_on_one_side_and_goes
         let Some(bank) = Bank::open("").await else { return };
         let (run, tellers) = ready(&bank, 3, 1).await;
         let cutover = bank.desk.crossfade.spawn(&["cutover", SPEC, "--json"]);
-        wait_for_blocking(&format!("the journal to say {line}"), || (journal_says(&bank, line) > 0).then_some(()));
+        wait_for_blocking(&format!("the journal to say {line}"), || (journal_says(&bank.desk, line) > 0).then_some(()));
         run.kill();
         cutover.wait();
         // On whichever side it is: the tellers go on, and nobody has to do anything for it.

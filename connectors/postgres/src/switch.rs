@@ -20,21 +20,19 @@ mod freeze;
 mod lock;
 mod look;
 mod open;
+mod reads;
 mod reverse;
 mod sequences;
 mod since;
 mod watch;
 
-pub use authority::Written;
 pub(crate) use authority::{DURABLE, gate, give_sql};
 pub(crate) use fence::FUNCTION as FENCE;
+pub use freeze::Freeze;
 pub(crate) use freeze::is_an_error;
-pub use freeze::{Freeze, Given};
-pub use lock::Locked;
 pub(crate) use lock::{LockMode, lock_tables, version};
-pub use look::{Look, Writing};
 pub use open::Opening;
-pub use reverse::{Born, Reverse};
+pub use reads::{Share, SteppedDown};
 
 use crate::{
     Config,
@@ -42,6 +40,7 @@ use crate::{
     quote_literal, quote_table,
 };
 use crossfade_connector::Failure;
+pub(crate) use crossfade_connector::switch::{Given, Locked, Written};
 use crossfade_event::{Side, TableName};
 
 /// One side of a switch. Connects when it is first asked.

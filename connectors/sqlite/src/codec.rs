@@ -53,6 +53,15 @@ fn put_tagged(out: &mut Vec<u8>, tag: u8, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
+/// The bytes of an integer's cell.
+pub(crate) fn integer_cell(value: i64) -> [u8; 9] {
+    let mut cell = [INTEGER; 9];
+    for (to, from) in cell.iter_mut().skip(1).zip(value.to_be_bytes()) {
+        *to = from;
+    }
+    cell
+}
+
 /// What is bound to a statement: borrowed from the row where its bytes are SQLite's own already.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Bound<'a> {

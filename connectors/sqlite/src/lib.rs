@@ -18,8 +18,9 @@ mod config;
 mod inspect;
 mod sink;
 mod source;
+pub mod switch;
 
 pub use config::{Config, OldRows, SourceOptions};
 pub use inspect::SqliteInspect;
-pub use sink::{OnError, SqliteSink};
+pub use sink::{Back, OldKey, OnError, SqliteSink};
 pub use source::{SqliteSource, TableAdder};

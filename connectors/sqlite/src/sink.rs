@@ -10,6 +10,7 @@
 
 mod alter;
 mod apply;
+mod back;
 mod change;
 mod ddl;
 mod finish;
@@ -32,6 +33,9 @@ use std::sync::mpsc;
 use tokio::sync::oneshot;
 use writer::Writer;
 
+pub use back::{Back, OldKey};
+pub(crate) use table::counters;
+
 type Job = Box<dyn FnOnce(&mut Writer) + Send>;
 
 /// What is done about a change that cannot be applied.
@@ -49,6 +53,7 @@ pub struct SqliteSink {
     config: Config,
     migration: String,
     on_error: OnError,
+    back: Option<Back>,
     jobs: Option<mpsc::Sender<Job>>,
 }
 
@@ -61,13 +66,19 @@ impl std::fmt::Debug for SqliteSink {
 impl SqliteSink {
     /// A sink for the migration of that name. Nothing is opened yet.
     pub fn new(config: Config, migration: &str) -> Self {
-        Self { config, migration: migration.to_owned(), on_error: OnError::default(), jobs: None }
+        Self { config, migration: migration.to_owned(), on_error: OnError::default(), back: None, jobs: None }
     }
 
     /// What the sink does about a change that cannot be applied; quarantine unless said.
     #[must_use]
     pub fn on_error(self, on_error: OnError) -> Self {
         Self { on_error, ..self }
+    }
+
+    /// The target is the side that another migration came from, and what is written there is taken back to it.
+    #[must_use]
+    pub fn taking_back(self, back: Option<Back>) -> Self {
+        Self { back, ..self }
     }
 
     /// Runs a job on the writer's thread and waits for its answer.
@@ -103,7 +114,7 @@ impl SqliteSink {
             return Ok(jobs.clone());
         }
         let (sender, receiver) = mpsc::channel::<Job>();
-        let mut writer = Writer::new(self.config.clone(), self.migration.clone(), self.on_error);
+        let mut writer = Writer::new(self.config.clone(), self.migration.clone(), self.on_error, self.back.clone());
         std::thread::Builder::new()
             .name("sqlite-sink".to_owned())
             .spawn(move || {

@@ -21,7 +21,7 @@ use crate::{
 use adding::Wish;
 use crossfade_connector::{Failure, Refusal, Resume, Source, SourceHealth, TableSnapshot};
 use crossfade_event::{
-    Backfill, Batch, Durable, Event, Position, SourceId, Stamped, TableName, TableSchema, Visibility,
+    Backfill, Batch, Durable, Event, Position, SourceId, Stamped, TableId, TableName, TableSchema, Visibility,
 };
 use install::{Captured, Install};
 use snapshot::Copy;
@@ -33,6 +33,7 @@ use std::{
     },
     thread::JoinHandle,
 };
+pub(crate) use stream::file_number;
 use stream::{Bounds, Stream, position};
 use tokio::sync::mpsc;
 
@@ -45,6 +46,8 @@ pub struct SqliteSource {
     options: SourceOptions,
     patterns: Vec<String>,
     install: Install,
+    /// Where an empty log begins, with nothing copied.
+    begin_at: Option<Position>,
     adder: TableAdder,
     running: Option<Running>,
 }
@@ -83,6 +86,8 @@ struct Opened {
     generation: u32,
     copying: Vec<(Captured, TableSnapshot)>,
     bounds: Vec<i64>,
+    /// A backfill of no tables is under way: its end is all that is left of it.
+    nothing_to_copy: bool,
     /// Tables that were taken in just now.
     added: Vec<TableName>,
 }
@@ -91,7 +96,31 @@ impl SqliteSource {
     /// A source for the tables that `patterns` take, for the migration of that name.
     pub fn new(config: Config, migration: &str, patterns: Vec<String>, options: SourceOptions) -> Self {
         let install = Install::new(migration, options.old_rows);
-        Self { config: config.for_reading(), options, patterns, install, adder: TableAdder::default(), running: None }
+        let adder = TableAdder::default();
+        Self { config: config.for_reading(), options, patterns, install, begin_at: None, adder, running: None }
+    }
+
+    /// Where the log is empty, the source begins at this place of a record that was made before, with nothing copied: both
+    /// ends were equal then.
+    #[must_use]
+    pub fn begin_at(self, begin_at: Option<Position>) -> Self {
+        Self { begin_at, ..self }
+    }
+
+    /// Where the record ends now.
+    ///
+    /// # Errors
+    /// `Lost` where there is none.
+    pub async fn end_of_record(&self) -> Result<Position, Failure> {
+        let (config, install) = (self.config.clone(), self.install.clone());
+        blocking(move || {
+            let connection = open(&config, Access::Existing)?;
+            let gone = || Failure::lost("reading the end of the record", "the record of changes is gone", AGAIN);
+            let source = identity(&connection)?.ok_or_else(gone)?;
+            let span = install.span(&connection).map_err(|error| failure("reading the end of the record", error))?;
+            span.map(|(_, highest)| position(source, highest, u32::MAX)).ok_or_else(gone)
+        })
+        .await
     }
 
     /// A position of this kind of source in its own words: the number of a recorded change.
@@ -146,14 +175,17 @@ impl SqliteSource {
     }
 
     fn start(&self, opened: Opened) -> Result<Running, Failure> {
-        let Opened { source, schemas, since, first, generation, copying, bounds, added: _ } = opened;
+        let Opened { source, schemas, since, first, generation, copying, bounds, nothing_to_copy, added: _ } = opened;
         let confirmed = Arc::new(AtomicI64::new(0));
         let bounds = Arc::new(Bounds::new(bounds));
         let mut threads = Vec::new();
         let mut copy_receiver = None;
         let mut backfill = None;
-        let is_copying = !copying.is_empty();
-        let copied = Arc::new(AtomicI64::new(-1));
+        let is_copying = nothing_to_copy || !copying.is_empty();
+        let copied = Arc::new(AtomicI64::new(if nothing_to_copy { since } else { -1 }));
+        if nothing_to_copy {
+            backfill = Some((generation, copied.clone()));
+        }
         if !copying.is_empty() {
             backfill = Some((generation, copied.clone()));
             let (sender, receiver) = mpsc::channel(BATCHES_WAITING);
@@ -223,11 +255,13 @@ fn begin(
     config: &Config,
     install: &Install,
     patterns: &[String],
+    begin_at: Option<Position>,
     resume: Resume,
     add: &[TableName],
 ) -> Result<Opened, Failure> {
     let mut connection = open(config, Access::Existing)?;
     match resume.position {
+        None if begin_at.is_some() => begin_there(&connection, config, install, begin_at, &resume),
         None => begin_anew(&mut connection, install, patterns, &resume),
         Some(at) => go_on(&mut connection, config, install, patterns, at, resume, add),
     }
@@ -254,17 +288,64 @@ fn begin_anew(
         generation,
         copying: tables.iter().map(|table| (table.clone(), TableSnapshot::default())).collect(),
         bounds: Vec::new(),
+        nothing_to_copy: false,
+        added: Vec::new(),
+    })
+}
+
+/// Begins at a place of the record that is there, with a backfill of no tables.
+fn begin_there(
+    connection: &rusqlite::Connection,
+    config: &Config,
+    install: &Install,
+    begin_at: Option<Position>,
+    resume: &Resume,
+) -> Result<Opened, Failure> {
+    let doing = || format!("beginning in {}", shown(&config.path));
+    let gone = || Failure::lost(doing(), "the record of changes is not the one that was made for it", AGAIN);
+    let at = begin_at.ok_or_else(gone)?;
+    let since = check_record(connection, config, install, at)?;
+    let mut tables: Vec<Arc<TableSchema>> = Vec::new();
+    for layout in install.layouts_after(connection, -1).map_err(|error| failure(doing(), error))? {
+        // Later ones come with the stream.
+        if layout.since > since {
+            continue;
+        }
+        tables.retain(|known| known.id != layout.schema.id);
+        tables.push(layout.schema);
+    }
+    let generation = resume.snapshot.generation + 1;
+    Ok(Opened {
+        source: at.source,
+        schemas: stream::by_number(&tables),
+        since,
+        first: Some(begun(tables.iter(), &[], at, generation)),
+        generation,
+        copying: Vec::new(),
+        bounds: Vec::new(),
+        nothing_to_copy: true,
         added: Vec::new(),
     })
 }
 
 /// The first batch of a backfill of these tables, which stands where the log ends.
 fn first_batch(tables: &[Captured], at: Position, generation: u32) -> Batch {
+    let copied: Vec<TableId> = tables.iter().map(|table| table.schema.id).collect();
+    begun(tables.iter().map(|table| &table.schema), &copied, at, generation)
+}
+
+/// The same of tables that are only described, but for those that are copied.
+fn begun<'t>(
+    schemas: impl Iterator<Item = &'t Arc<TableSchema>>,
+    copied: &[TableId],
+    at: Position,
+    generation: u32,
+) -> Batch {
     let next = at.commit + 1;
-    let mut events: Vec<Event> = tables.iter().map(|table| Event::SchemaSeen(table.schema.clone())).collect();
+    let mut events: Vec<Event> = schemas.cloned().map(Event::SchemaSeen).collect();
     events.push(Event::BackfillBegan(Backfill {
         generation,
-        tables: tables.iter().map(|table| table.schema.id).collect(),
+        tables: copied.to_vec(),
         visible: Some(Visibility { xmin: next, xmax: next, in_progress: Vec::new() }),
     }));
     let events = events.into_iter().map(|event| Stamped { position: at, event }).collect();
@@ -283,26 +364,7 @@ fn go_on(
     add: &[TableName],
 ) -> Result<Opened, Failure> {
     let doing = || format!("going on in {}", shown(&config.path));
-    match identity(connection)? {
-        Some(source) if source == at.source => {}
-        Some(_) => return Err(Failure::lost(doing(), "this is another file than the one that was copied", AGAIN)),
-        None => {
-            return Err(Failure::lost(
-                doing(),
-                "the file has no record of this migration: it was restored, or the record was removed",
-                AGAIN,
-            ));
-        }
-    }
-    let since = at.commit as i64;
-    match install.span(connection).map_err(|error| failure(doing(), error))? {
-        None => return Err(Failure::lost(doing(), "the record of changes is gone", AGAIN)),
-        Some((_, highest)) if highest < since => return Err(stream::went_back(install, since, highest)),
-        Some((lowest, _)) if lowest > since => {
-            return Err(Failure::lost(doing(), format!("changes after {since} were removed from the record"), AGAIN));
-        }
-        Some(_) => {}
-    }
+    let since = check_record(connection, config, install, at)?;
     let mut schemas = stream::by_number(&resume.schemas);
     install.forget_all_but(connection, &schemas.keys().copied().collect::<Vec<_>>())?;
     if resume.snapshot.ended && !add.is_empty() {
@@ -319,6 +381,7 @@ fn go_on(
                 added: tables.iter().map(|table| table.schema.name.clone()).collect(),
                 copying: tables.into_iter().map(|table| (table, TableSnapshot::default())).collect(),
                 bounds: install.bounds_on_record(connection).map_err(|error| failure(doing(), error))?,
+                nothing_to_copy: false,
             });
         }
     }
@@ -339,10 +402,41 @@ fn go_on(
         since,
         first: None,
         generation: resume.snapshot.generation,
+        nothing_to_copy: !resume.snapshot.ended && copying.is_empty(),
         copying: if resume.snapshot.ended { Vec::new() } else { copying },
         bounds,
         added: Vec::new(),
     })
+}
+
+/// That the file is the one that a position is in, and has a record of everything behind it. Returns its number there.
+fn check_record(
+    connection: &rusqlite::Connection,
+    config: &Config,
+    install: &Install,
+    at: Position,
+) -> Result<i64, Failure> {
+    let doing = || format!("going on in {}", shown(&config.path));
+    match identity(connection)? {
+        Some(source) if source == at.source => {}
+        Some(_) => return Err(Failure::lost(doing(), "this is another file than the one that was copied", AGAIN)),
+        None => {
+            return Err(Failure::lost(
+                doing(),
+                "the file has no record of this migration: it was restored, or the record was removed",
+                AGAIN,
+            ));
+        }
+    }
+    let since = at.commit as i64;
+    match install.span(connection).map_err(|error| failure(doing(), error))? {
+        None => Err(Failure::lost(doing(), "the record of changes is gone", AGAIN)),
+        Some((_, highest)) if highest < since => Err(stream::went_back(install, since, highest)),
+        Some((lowest, _)) if lowest > since => {
+            Err(Failure::lost(doing(), format!("changes after {since} were removed from the record"), AGAIN))
+        }
+        Some(_) => Ok(since),
+    }
 }
 
 fn identity(connection: &rusqlite::Connection) -> Result<Option<SourceId>, Failure> {
@@ -356,7 +450,8 @@ impl Source for SqliteSource {
         let wish = if resume.snapshot.ended { self.adder.take() } else { None };
         let only = wish.as_ref().map(|wish| wish.only.clone()).unwrap_or_default();
         let (config, install, patterns) = (self.config.clone(), self.install.clone(), self.patterns.clone());
-        let opened = blocking(move || begin(&config, &install, &patterns, resume, &only)).await;
+        let begin_at = self.begin_at;
+        let opened = blocking(move || begin(&config, &install, &patterns, begin_at, resume, &only)).await;
         match (opened, wish) {
             (Ok(opened), wish) => {
                 let added = opened.added.clone();

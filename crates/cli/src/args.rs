@@ -87,6 +87,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  crossfade rollback shop.toml --undo\n  crossfade rollback shop.toml --wipe --yes"
     )]
     Rollback(RollbackArgs),
+    /// Set how large a share of the applications' reads is compared on both sides; 0% ends it
+    #[command(
+        after_help = "Examples:\n  crossfade dual-reads shop.toml 5%\n  crossfade dual-reads shop.toml 0%\n\nApplications that use the library crossfade-dualread follow the flag crossfade.dual_reads on either side, without a restart; the first that finds a budget spent ends it for all, and `status` says why.\nFor people without Rust: crossfade verify --queries FILE --share 5% --for 12h.\nExit code 3 when a guard says no; nothing has changed then."
+    )]
+    DualReads(DualReadsArgs),
     /// Agree to the next switch, by one's name, where `[switch] approvals` asks for it
     #[command(after_help = "Example:\n  crossfade approve shop.toml --reason 'change 4711, after the nightly batch'")]
     Approve(ApproveArgs),
@@ -205,8 +210,8 @@ pub(crate) struct RunArgs {
     /// Read, transform and count, without writing to the sink
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Serve Prometheus metrics and the status page on this address (not built yet: ask the control socket)
-    #[arg(long, value_name = "ADDRESS")]
+    /// Show /metrics (Prometheus), /status (JSON) and a page on this address, without a password: best 127.0.0.1:PORT
+    #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) listen: Option<std::net::SocketAddr>,
     /// Do not show progress
     #[arg(long)]
@@ -260,6 +265,20 @@ pub(crate) struct VerifyArgs {
     /// How many differences to list
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) limit: usize,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How much to compare.
+#[derive(Debug, Args)]
+pub(crate) struct DualReadsArgs {
+    /// The spec
+    #[arg(value_name = "SPEC")]
+    pub(crate) spec: PathBuf,
+    /// The share: 5%, 0.25%, 0%
+    #[arg(value_name = "SHARE")]
+    pub(crate) share: crossfade_dualread::Percent,
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -280,6 +280,7 @@ impl From<Refusal> for CliError {
             | Refusal::Stopped { .. }
             | Refusal::SpecChanged { .. }
             | Refusal::Guarded { .. }
+            | Refusal::ReadsUnjudged { .. }
             | Refusal::Fallen { .. } => Exit::Refused,
             Refusal::IdentityChanged { .. } | Refusal::AnotherEpoch { .. } => Exit::Lost,
             Refusal::CheckpointExists { .. }

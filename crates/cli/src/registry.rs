@@ -3,10 +3,12 @@
 mod back;
 #[cfg(feature = "kafka")]
 mod debezium;
+mod switch;
 #[cfg(feature = "kafka")]
 mod topics;
 
-pub(crate) use back::{left_by_way_back, mapping_of, place_of_slot, tell_old_rows, written_side};
+pub(crate) use back::{drop_mapping, left_by_way_back, mapping_of, place_of_slot, tell_old_rows, written_side};
+pub(crate) use switch::{AnyFreeze, AnyOpening, AnySwitchEnd, one_file, switch_ends};
 
 use crate::{
     error::CliError,
@@ -21,12 +23,12 @@ use crossfade_connector::{
     Rollback, RowPage, Sink, Source, SourceHealth, StoredMapping, Target, TargetSql, TargetTable, UndoReport,
 };
 use crossfade_event::{
-    Batch, Change, Durable, Key, Position, Row, Side, TableId, TableName, TableSchema, Value, catalog::Catalog,
+    Batch, Change, Durable, Key, Position, Row, TableId, TableName, TableSchema, Value, catalog::Catalog,
 };
 use crossfade_postgres::{
     Apply as PostgresApply, Begin, Config as PostgresConfig, OnError as PostgresOnError,
     OnRewrite as PostgresOnRewrite, Partitions, PostgresInspect, PostgresPart, PostgresSink, PostgresSource,
-    SinkConfig, SnapshotConfig, SourceConfig, TlsOptions, swap::SwapEnd, switch::SwitchEnd,
+    SinkConfig, SnapshotConfig, SourceConfig, TlsOptions, swap::SwapEnd,
 };
 use crossfade_sqlite::{
     Config as SqliteConfig, OnError as SqliteOnError, SourceOptions, SqliteInspect, SqliteSink, SqliteSource,
@@ -384,7 +386,9 @@ impl AnySource {
                     old_rows: keys.old_rows,
                 };
                 let config = sqlite(&keys.path, keys.busy_timeout);
-                let source = SqliteSource::new(config, spec.name.as_str(), keys.tables.clone(), options);
+                let begin = spec.reverse.as_ref().and_then(|reverse| reverse.begin);
+                let source =
+                    SqliteSource::new(config, spec.name.as_str(), keys.tables.clone(), options).begin_at(begin);
                 Ok(Self::Sqlite(Box::new(source)))
             }
             #[cfg(feature = "kafka")]
@@ -436,7 +440,9 @@ impl AnySink {
                     OnError::Quarantine => SqliteOnError::Quarantine,
                     OnError::Stop => SqliteOnError::Stop,
                 };
-                Ok(Self::Sqlite(Box::new(SqliteSink::new(config, spec.name.as_str()).on_error(on_error))))
+                let back = spec.reverse.as_deref().map(back::of_sqlite);
+                let sink = SqliteSink::new(config, spec.name.as_str()).on_error(on_error).taking_back(back);
+                Ok(Self::Sqlite(Box::new(sink)))
             }
             #[cfg(feature = "kafka")]
             SinkSpec::Kafka(keys) => Ok(Self::Kafka(Box::new(topics::sink(spec, keys)))),
@@ -531,24 +537,9 @@ pub(crate) fn place_words(spec: &Spec, position: &Position) -> String {
     }
 }
 
-/// Both sides of a switch, the old one first; for PostgreSQL at both ends.
-pub(crate) fn switch_ends(spec: &Spec) -> Result<(SwitchEnd, SwitchEnd), CliError> {
-    match (&spec.source, &spec.sink) {
-        (SourceSpec::Postgres(source), SinkSpec::Postgres(sink)) => {
-            let name = spec.name.as_str();
-            let old = SwitchEnd::new(source_connection(source)?, name, Side::Old);
-            Ok((old, SwitchEnd::new(sink_connection(sink)?, name, Side::New)))
-        }
-        _ => Err(CliError::not_built("a switch between other systems than two PostgreSQL servers")),
-    }
-}
-
 /// Has the target forget the migration; what was written there stays.
 pub(crate) async fn forget_sink(spec: &Spec) -> Result<(), CliError> {
-    match AnySink::new(spec)? {
-        AnySink::Postgres(mut sink) => Ok(sink.forget().await?),
-        _ => Err(CliError::not_built("a clean-up of another system than PostgreSQL")),
-    }
+    Ok(AnySink::new(spec)?.forget().await?)
 }
 
 /// The database in which columns change places.

@@ -10,6 +10,7 @@ mod query;
 mod shared;
 mod sink;
 mod source;
+pub mod switch;
 
 pub use failure::{Failure, Verdict};
 pub use inspect::{BucketDigest, Digesting, Inspect, Refusal, RowPage, ScanRange};

@@ -1,7 +1,8 @@
 //! What may be asked, what may follow, and why not.
 
 use crate::{
-    Approval, Baseline, CleanPass, Direction, End, Facts, Fall, Intent, Judgement, Limits, Phase, RollbackKind,
+    Approval, Baseline, CleanPass, Direction, End, Facts, Fall, Intent, Judgement, Limits, Phase, ReadFacts,
+    ReadJudgement, RollbackKind,
 };
 use crossfade_event::{Cut, Position};
 use serde::{Deserialize, Serialize};
@@ -141,10 +142,26 @@ pub enum Command {
         /// Why: a repair, another shape, a foreign write.
         why: String,
     },
-    /// So large a share of the reads is answered by both sides; none ends it.
+    /// Compare no more than so large a share of the reads; none ends it. More is asked for by [`Command::CompareReads`].
     DualRead {
         /// In millionths.
         millionths: u32,
+    },
+    /// Compare a larger share of the reads, if the guards let pass: what was seen for them to judge.
+    CompareReads {
+        /// The share, in millionths.
+        millionths: u32,
+        /// What was seen.
+        facts: ReadFacts,
+        /// So long counts a clean pass.
+        verified_within_ms: u64,
+        /// When, in microseconds since 1970.
+        at_us: i64,
+    },
+    /// An application's dual reads have ended by themselves, past a budget.
+    StepDown {
+        /// Which budget, and what it saw: counts and times only.
+        why: String,
     },
     /// Somebody agrees to the next switch.
     Approve {
@@ -218,7 +235,8 @@ pub enum Command {
 }
 
 impl Command {
-    /// The oldest format of the journal that knows it: 2 for everything about a switch, 3 for gates that roll back, and baselines.
+    /// The oldest format of the journal that knows it: 2 for everything about a switch, 3 for gates that roll back, and
+    /// baselines, 4 for shares of reads that guards have judged.
     pub fn format(&self) -> u32 {
         match self {
             Self::Verified { .. }
@@ -237,6 +255,7 @@ impl Command {
             | Self::Cleanup
             | Self::CleanupDone => 2,
             Self::FallBack { .. } | Self::TakeBaseline { .. } => 3,
+            Self::CompareReads { .. } | Self::StepDown { .. } => 4,
             _ => 1,
         }
     }
@@ -271,6 +290,8 @@ impl Command {
             Self::Verified { .. } => "verified",
             Self::Void { .. } => "void",
             Self::DualRead { .. } => "dual reads",
+            Self::CompareReads { .. } => "compare reads",
+            Self::StepDown { .. } => "step down",
             Self::Approve { .. } => "approve",
             Self::Judge { .. } => "judge",
             Self::Cutover { .. } => "cutover",
@@ -396,6 +417,16 @@ pub enum Decision {
         /// In millionths.
         millionths: u32,
     },
+    /// The guards have judged whether a larger share of the reads may be compared.
+    ReadsJudged {
+        /// What they said.
+        judgement: ReadJudgement,
+    },
+    /// Dual reads have ended by themselves.
+    ReadsSteppedDown {
+        /// Why.
+        why: String,
+    },
     /// Somebody has agreed.
     Approved {
         /// Who and why and when.
@@ -517,6 +548,12 @@ pub enum Refusal {
         step: Direction,
         /// Those that do not hold: what was seen, what is wanted, what would allow it.
         guards: String,
+    },
+    /// A larger share of the reads is compared only where the guards let pass.
+    #[error("`{command}` is refused: its guards have not been asked; `crossfade dual-reads` asks them")]
+    ReadsUnjudged {
+        /// What was asked.
+        command: &'static str,
     },
     /// What is told speaks of another switch.
     #[error("`{command}` speaks of epoch {told}, and the authority of this migration is at {known}{instead}")]

@@ -24,7 +24,7 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
             migration.generation = generation;
             migration.clean_pass = None;
             migration.judgement = None;
-            migration.dual_millionths = 0;
+            compare_none(&mut migration);
         }
         Decision::Paused { by, reason } => migration.overlay = Some(Overlay::Paused { by, reason }),
         Decision::Failed { reason } => migration.overlay = Some(Overlay::Failed { reason }),
@@ -39,7 +39,7 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
             migration.clean_pass = None;
             migration.judgement = None;
             migration.approvals.clear();
-            migration.dual_millionths = 0;
+            compare_none(&mut migration);
         }
         Decision::BaselineTaken { baseline } => migration.baseline = Some(baseline),
         Decision::GateFell { fall } => migration.fallen = Some(fall),
@@ -66,13 +66,19 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
             migration.judgement = None;
             if migration.phase.is_following() {
                 migration.phase = Phase::Shadowing;
-                migration.dual_millionths = 0;
+                // That they had stepped down stays: a person has to say something to it.
+                let stepped_down = migration.stepped_down.take();
+                compare_none(&mut migration);
+                migration.stepped_down = stepped_down;
             }
         }
         Decision::DualReadSet { millionths } => {
             migration.dual_millionths = millionths;
             migration.phase = if millionths == 0 { Phase::Verified } else { Phase::DualReading };
+            migration.stepped_down = None;
         }
+        Decision::ReadsJudged { judgement } => migration.reads_judgement = Some(judgement),
+        Decision::ReadsSteppedDown { why } => migration.stepped_down = Some(why),
         Decision::Approved { approval } => migration.approvals.push(approval),
         Decision::Judged { judgement } => {
             let passes = judgement.passes();
@@ -99,7 +105,7 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
             migration.judgement = None;
             migration.clean_pass = None;
             migration.approvals.clear();
-            migration.dual_millionths = 0;
+            compare_none(&mut migration);
         }
         Decision::SwitchTakenBack { epoch, .. } => {
             migration.authority.epoch = epoch;
@@ -124,4 +130,11 @@ fn without_switch(migration: &Migration) -> Phase {
         (Some(_), 0) => Phase::Verified,
         (Some(_), _) => Phase::DualReading,
     }
+}
+
+/// No read is compared any more, for whatever it was that they were compared about.
+fn compare_none(migration: &mut Migration) {
+    migration.dual_millionths = 0;
+    migration.stepped_down = None;
+    migration.reads_judgement = None;
 }

@@ -14,10 +14,12 @@ pub fn guards(migration: &Migration, before: Direction, facts: &Facts, limits: &
         oldest_writer(facts, limits),
         pause(facts, limits),
         approvals(migration, limits),
+        dual_reads(migration, before),
     ]
 }
 
-fn judged(
+/// A guard's verdict; a remedy is only there where it does not hold.
+pub(crate) fn judged(
     guard: &str,
     holds: bool,
     seen: impl Into<String>,
@@ -68,12 +70,17 @@ fn clean_pass(migration: &Migration, before: Direction, facts: &Facts, limits: &
         }
         (Direction::Failback, None) => (None, "run `crossfade verify --reverse`"),
     };
+    clean(passed_at_us, limits.verified_within_ms, now_us, wanted, remedy)
+}
+
+/// Judges the age of a clean pass.
+pub(crate) fn clean(passed_at_us: Option<i64>, within_ms: u64, now_us: i64, wanted: String, remedy: &str) -> Guarded {
     let age = passed_at_us.map(|at_us| now_us.saturating_sub(at_us).max(0) as u64 / 1000);
     let seen = match age {
         Some(ms) => format!("one of {} ago", span(ms - ms % 1000)),
         None => "none, or one that is void".to_owned(),
     };
-    let holds = age.is_some_and(|ms| ms <= limits.verified_within_ms);
+    let holds = age.is_some_and(|ms| ms <= within_ms);
     judged("clean-pass", holds, seen, wanted, remedy)
 }
 
@@ -117,4 +124,16 @@ fn approvals(migration: &Migration, limits: &Limits) -> Guarded {
         many => format!("{many} people"),
     };
     judged("approvals", holds, seen, wanted, "`crossfade approve SPEC --reason …`, by another person each time")
+}
+
+/// The applications' own comparing has not ended by itself, or somebody has looked into it since.
+fn dual_reads(migration: &Migration, before: Direction) -> Guarded {
+    let why = migration.stepped_down.as_deref().filter(|_| before == Direction::Cutover);
+    let seen = match why {
+        Some(why) => format!("stepped down: {why}"),
+        None if migration.dual_millionths > 0 => "compared, within their budgets".to_owned(),
+        None => "have not stepped down".to_owned(),
+    };
+    let remedy = "find out why, then `crossfade dual-reads SPEC 5%` compares again; 0% says that it may stay so";
+    judged("dual-reads", why.is_none(), seen, "not stepped down since somebody has set their share", remedy)
 }

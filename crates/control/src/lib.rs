@@ -14,6 +14,7 @@ mod gates;
 mod guards;
 mod journal;
 mod migration;
+mod reads;
 mod switch;
 mod units;
 
@@ -27,6 +28,7 @@ pub use gates::{
 pub use guards::guards;
 pub use journal::{By, Journal, JournalError, Record};
 pub use migration::{Checkpoint, End, Migration, Overlay, Phase, RollbackKind};
+pub use reads::{ReadFacts, ReadJudgement, read_guards};
 pub use switch::{
     Approval, Authority, CleanPass, Direction, Facts, Guarded, Intent, Judgement, Limits, OldestWriter, Voided, WayBack,
 };

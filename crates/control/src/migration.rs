@@ -1,6 +1,6 @@
 //! Where a migration stands: the fold of its journal.
 
-use crate::{Approval, Authority, Baseline, CleanPass, Fall, Intent, Judgement, Voided};
+use crate::{Approval, Authority, Baseline, CleanPass, Fall, Intent, Judgement, ReadJudgement, Voided};
 use crossfade_event::{Cut, Position};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
@@ -254,6 +254,12 @@ pub struct Migration {
     /// The share of the reads that both sides answer, in millionths.
     #[serde(default)]
     pub dual_millionths: u32,
+    /// What the guards said when a larger share was asked for last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads_judgement: Option<ReadJudgement>,
+    /// Why dual reads have ended by themselves, until somebody sets their share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stepped_down: Option<String>,
     /// Who has agreed to the next switch.
     #[serde(default)]
     pub approvals: Vec<Approval>,

@@ -51,6 +51,30 @@ pub enum Why {
     },
 }
 
+impl Why {
+    /// The budget's name and two figures, as [`crate::STEP_DOWN`] takes them: how many mismatched, of how many; or the p95 of
+    /// the side with the authority and of the other one, in milliseconds.
+    #[must_use]
+    pub fn figures(&self) -> (&'static str, f64, f64) {
+        match *self {
+            Self::Mismatches { mismatched, judged } => ("mismatches", mismatched as f64, judged as f64),
+            Self::Latency { control_ms, candidate_ms } => ("latency", control_ms, candidate_ms),
+        }
+    }
+
+    /// From such figures; `None` where there is no such budget.
+    #[must_use]
+    pub fn of_figures(budget: &str, one: f64, other: f64) -> Option<Self> {
+        // Whoever may call the function may say any figure: what is no count is none.
+        let count = |figure: f64| figure.max(0.0) as usize;
+        match budget {
+            "mismatches" => Some(Self::Mismatches { mismatched: count(one), judged: count(other) }),
+            "latency" => Some(Self::Latency { control_ms: one, candidate_ms: other }),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

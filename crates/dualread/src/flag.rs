@@ -78,9 +78,14 @@ impl Flag {
     }
 }
 
-/// Reads a flag from a table `dual_reads (migration text PRIMARY KEY, epoch bigint, authority text, percent text)`, whose
-/// row is set by whoever sets it; `$1` is the migration's name. Any other query will do as well.
-pub const SELECT_FLAG: &str = "SELECT epoch, authority, percent FROM dual_reads WHERE migration = $1";
+/// Reads the flag that `crossfade dual-reads` sets, on either side of a migration between PostgreSQL databases; `$1` is the
+/// migration's name. Any other query that gives an epoch, a side and a share will do as well.
+pub const SELECT_FLAG: &str = "SELECT epoch, authority, percent FROM crossfade.dual_reads WHERE migration = $1";
+
+/// Says to `crossfade` that dual reads have stepped down: `$1` is the migration's name, `$2` and `$3` are the flag's epoch and
+/// share as text, and the rest is [`crate::Why::figures`]. From then on the flag says `0%` to everybody who follows it. Gives
+/// `false` where another flag was set meanwhile.
+pub const STEP_DOWN: &str = "SELECT crossfade.step_down($1, $2, $3, $4, $5, $6)";
 
 /// Where the flag comes from: a table that is looked at, `NOTIFY`, HTTP, a file.
 pub trait Feed: Send + 'static {

@@ -44,7 +44,7 @@ pub use crossfade_event::Position;
 pub use answer::{Answer, AnswerError, Field};
 pub use breaker::BreakerOptions;
 pub use budget::{Budgets, LatencyBudget, Why};
-pub use flag::{Feed, Flag, FlagError, Polled, SELECT_FLAG, Side};
+pub use flag::{Feed, Flag, FlagError, Polled, SELECT_FLAG, STEP_DOWN, Side};
 pub use histogram::{Histogram, Latency};
 pub use metrics::{Counts, Snapshot};
 pub use options::Options;

@@ -4,7 +4,7 @@ mod ask;
 mod judge;
 
 use crate::{
-    Budgets, Feed, Flag, Mismatch, Options, Places, Side, Snapshot, Subject, Why,
+    Budgets, Failure, Feed, Flag, Mismatch, Options, Percent, Places, Side, Snapshot, Subject, Why,
     breaker::{Breaker, Leave, Turn},
     budget::Spent,
     exactly,
@@ -22,7 +22,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// How one comparison ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +85,7 @@ pub enum Told {
         /// What was refused.
         offered: Flag,
     },
-    /// The flag could not be read; what is known holds.
+    /// The flag could not be read, or a step down could not be told; what is known holds.
     FeedFailed(String),
 }
 
@@ -120,7 +120,7 @@ impl Listener for Logs {
                     "a flag was refused, for its epoch is over"
                 );
             }
-            Told::FeedFailed(error) => tracing::warn!("the flag of dual reads cannot be read: {error}"),
+            Told::FeedFailed(error) => tracing::warn!("the flag of dual reads cannot be reached: {error}"),
         }
     }
 }
@@ -135,6 +135,8 @@ struct Inner {
     listener: Box<dyn Listener>,
     known: RwLock<Known>,
     stepped_down: AtomicBool,
+    /// By which flag it compared when it stepped down, and why: for whoever tells others ([`DualReads::tell_step_downs`]).
+    down: watch::Sender<Option<(Flag, Why)>>,
     watched: Mutex<Watched>,
     /// One for each comparison that is under way.
     places_left: Arc<Semaphore>,
@@ -216,6 +218,7 @@ impl DualReads {
             listener: Box::new(listener),
             known: RwLock::new(Known { flag, heard: Instant::now() }),
             stepped_down: AtomicBool::new(false),
+            down: watch::Sender::new(None),
             watched: Mutex::new(watched),
             metrics: Metrics::default(),
             options,
@@ -310,7 +313,8 @@ impl DualReads {
     }
 
     /// Takes a flag. One whose epoch is over is refused, and so is one that gives the authority of the epoch that holds to
-    /// the other side; says whether it was taken. A flag that differs makes what had stepped down begin anew.
+    /// the other side; says whether it was taken. A flag that differs makes what had stepped down begin anew, unless nothing is
+    /// compared by it.
     pub fn set(&self, offered: Flag) -> bool {
         let known = {
             let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
@@ -324,7 +328,9 @@ impl DualReads {
         };
         if known != offered {
             self.tell(&Told::FlagChanged(offered));
-            self.step_up();
+            if offered.percent != Percent::NONE {
+                self.step_up();
+            }
         }
         true
     }
@@ -347,6 +353,40 @@ impl DualReads {
         }
     }
 
+    /// Tells others by `tell` whenever it steps down, with the flag by which it compared, for as long as the future is polled:
+    /// give it to a task of its own. With [`crate::STEP_DOWN`] the flag itself says `0%` from then on, `crossfade status` says
+    /// why, and every other process of the application hears of it. One that could not be told is told again, after a while,
+    /// unless it compares again by then.
+    pub async fn tell_step_downs<T, F>(&self, mut tell: T)
+    where
+        T: FnMut(Flag, Why) -> F + Send,
+        F: Future<Output = Result<(), Failure>> + Send,
+    {
+        let mut down = self.0.down.subscribe();
+        let mut pause = FEED_PAUSE;
+        loop {
+            let stepped = *down.borrow_and_update();
+            let is_told = match stepped {
+                None => true,
+                Some((flag, why)) => match tell(flag, why).await {
+                    Ok(()) => true,
+                    Err(error) => {
+                        self.tell(&Told::FeedFailed(error.to_string()));
+                        false
+                    }
+                },
+            };
+            if is_told {
+                pause = FEED_PAUSE;
+                // Its sender lives as long as this does.
+                let _ = down.changed().await;
+            } else {
+                let _ = tokio::time::timeout(pause, down.changed()).await;
+                pause = (pause * 2).min(FEED_PAUSE_MAX);
+            }
+        }
+    }
+
     /// Compares again after it had stepped down, with budgets that begin anew.
     pub fn step_up(&self) {
         let was_down = {
@@ -356,6 +396,7 @@ impl DualReads {
             self.0.stepped_down.swap(false, Ordering::AcqRel)
         };
         if was_down {
+            self.0.down.send_replace(None);
             self.tell(&Told::SteppedUp);
         }
     }
@@ -367,6 +408,7 @@ impl DualReads {
             !self.0.stepped_down.swap(true, Ordering::AcqRel)
         };
         if is_news {
+            self.0.down.send_replace(Some((self.flag(), why)));
             self.tell(&Told::SteppedDown(why));
         }
     }

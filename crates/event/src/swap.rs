@@ -15,8 +15,26 @@ pub struct SwapTable {
     pub pairs: Vec<SwapPair>,
     /// New columns that take no old one's place.
     pub added: Vec<Added>,
+    /// Old columns that have no place in the new shape.
+    #[serde(default)]
+    pub dropped: Vec<String>,
     /// The new primary key, by the names that its columns have after the switch; empty where it stays.
     pub key: Vec<String>,
+}
+
+impl SwapTable {
+    /// The new column that is the primary key by itself, where no old one was it.
+    pub fn surrogate(&self) -> Option<&Added> {
+        self.added.iter().find(|added| self.key == [added.name.as_str()])
+    }
+
+    /// What an old column is called after the switch.
+    pub fn now_called(&self, old: &str) -> String {
+        match self.pairs.iter().any(|pair| pair.old == old) || self.dropped.iter().any(|name| name == old) {
+            true => format!("{LEGACY}{old}"),
+            false => old.to_owned(),
+        }
+    }
 }
 
 /// An old column and the one that takes its place.
@@ -70,4 +88,20 @@ pub struct Added {
     pub not_null: bool,
     /// Whether new rows get a UUID in it.
     pub uuid: bool,
+    /// What it refers to, in place of several old columns.
+    #[serde(default)]
+    pub refers: Option<Refers>,
+}
+
+/// A reference by a surrogate, beside the old columns that it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refers {
+    /// The reference that goes by the old columns.
+    pub like: String,
+    /// The other table.
+    pub table: TableName,
+    /// Its surrogate.
+    pub key: String,
+    /// What follows the words of the reference, such as what happens when the other row goes.
+    pub suffix: String,
 }

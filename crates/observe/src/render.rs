@@ -145,10 +145,13 @@ fn switch_lines(switch: &SwitchStatus) -> Vec<(&'static str, String)> {
     if let Some(share) = &switch.dual_reads {
         lines.push(("dual reads", share.clone()));
     }
+    if let Some(why) = &switch.stepped_down {
+        lines.push(("dual reads", format!("STEPPED DOWN: {why}")));
+    }
     if !switch.approvals.is_empty() {
         lines.push(("agreed", switch.approvals.join(", ")));
     }
-    for guard in switch.guards.iter().filter(|guard| !guard.holds) {
+    for guard in switch.guards.iter().chain(&switch.read_guards).filter(|guard| !guard.holds) {
         lines.push((
             "guard",
             format!("{} SAYS NO: {}, wanted is {}; {}", guard.guard, guard.seen, guard.wanted, guard.remedy),

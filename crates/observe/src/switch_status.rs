@@ -21,6 +21,12 @@ pub struct SwitchStatus {
     pub voided: Option<String>,
     /// The share of reads that both sides answer, such as `5%`.
     pub dual_reads: Option<String>,
+    /// Why dual reads have ended by themselves, until somebody sets their share again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stepped_down: Option<String>,
+    /// What the guards said when a larger share was asked for last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub read_guards: Vec<Guarded>,
     /// Who has agreed to the next switch.
     pub approvals: Vec<String>,
     /// What the guards said last; each that does not hold says what would allow it.
@@ -37,7 +43,9 @@ impl SwitchStatus {
             return None;
         }
         let untouched = phase == Phase::Shadowing && migration.authority.epoch == 0;
-        if untouched && migration.voided.is_none() && migration.judgement.is_none() && migration.approvals.is_empty() {
+        let is_unasked = migration.judgement.is_none() && migration.reads_judgement.is_none();
+        let is_unsaid = migration.stepped_down.is_none() && migration.voided.is_none();
+        if untouched && is_unasked && is_unsaid && migration.approvals.is_empty() {
             return None;
         }
         Some(Self {
@@ -48,6 +56,8 @@ impl SwitchStatus {
             voided: migration.voided.as_ref().map(|voided| voided.why.clone()),
             dual_reads: (migration.dual_millionths > 0)
                 .then(|| Percent::from_millionths(migration.dual_millionths).to_string()),
+            stepped_down: migration.stepped_down.clone(),
+            read_guards: migration.reads_judgement.as_ref().map(|judged| judged.guards.clone()).unwrap_or_default(),
             approvals: migration.approvals.iter().map(|approval| approval.who.clone()).collect(),
             guards: migration.judgement.as_ref().map(|judgement| judgement.guards.clone()).unwrap_or_default(),
             next: next(migration).to_owned(),
@@ -69,6 +79,9 @@ impl SwitchStatus {
 
 fn next(migration: &Migration) -> &'static str {
     match migration.phase {
+        Phase::Verified | Phase::Shadowing if migration.stepped_down.is_some() => {
+            "find out why dual reads have stepped down; then `crossfade dual-reads` compares again, or with 0% says that it may stay so"
+        }
         Phase::Verified | Phase::DualReading | Phase::Ready => {
             "`crossfade cutover --dry-run` asks every guard; `crossfade cutover` switches"
         }

@@ -57,7 +57,7 @@ impl SwapEnd {
     pub async fn prove_old(&mut self) -> Result<(), Failure> {
         let Some((SwapStage::Returned, laid)) = self.stored().await? else { return Ok(()) };
         for table in &laid.tables {
-            for foreign in table.foreign.iter().filter(|foreign| foreign.valid) {
+            for foreign in table.foreign.iter().filter(|foreign| foreign.valid && !foreign.is_added()) {
                 self.validate(table.name(), &foreign.name).await?;
             }
         }

@@ -1,7 +1,7 @@
 //! The clean-up within tables: the old columns go, and what they were called after becomes the new ones'. From here on there
 //! is no way back.
 
-use super::{Laid, LaidTable, SwapEnd, SwapStage, finish::names, lock::lock_all, trigger};
+use super::{Laid, LaidKey, LaidTable, SwapEnd, SwapStage, finish::names, lock::lock_all, trigger};
 use crate::{client::failure, quote_ident, quote_literal, quote_table};
 use crossfade_connector::Failure;
 use crossfade_event::{TableName, swap::Kept};
@@ -164,6 +164,9 @@ fn columns(table: &LaidTable) -> Result<String, Failure> {
         }
         sql.push_str(&format!("ALTER TABLE {quoted} DROP COLUMN {legacy}; "));
     }
+    for column in &table.swap.dropped {
+        sql.push_str(&format!("ALTER TABLE {quoted} DROP COLUMN {}; ", quote_ident(&table.swap.now_called(column))?));
+    }
     Ok(sql)
 }
 
@@ -172,10 +175,9 @@ fn takes_names(table: &LaidTable) -> Result<String, Failure> {
     let quoted = quote_table(table.name())?;
     let mut sql = String::new();
     for index in &table.indexes {
-        let Some(old) = index.old.as_ref().filter(|old| table.primary.as_ref().is_none_or(|key| key.name != **old))
-        else {
-            continue;
-        };
+        let is_key =
+            |old: &String| table.primary.as_ref().is_some_and(|key| key.name == *old || key.index == index.new);
+        let Some(old) = index.old.as_ref().filter(|old| !is_key(old)) else { continue };
         let (old, new) = (quote_ident(old)?, TableName::new(table.name().schema.clone(), index.new.as_str()));
         sql.push_str(&match index.constraint {
             true => {
@@ -196,20 +198,17 @@ fn keys_of(table: &LaidTable) -> Result<Option<String>, Failure> {
     let quoted = quote_table(table.name())?;
     let told = quote_literal(&table.name().to_string());
     let drawn = table.swap.pairs.iter().find(|pair| matches!(pair.kept, Kept::Drawn { .. }));
-    let (old, new) = if let Some(pair) = drawn {
-        (quote_ident(&pair.legacy())?.to_string(), quote_ident(&pair.name)?)
-    } else if let (Some(added), Some(key)) = (table.swap.added.iter().find(|added| added.not_null), &table.primary) {
-        let old: Vec<String> = key
-            .columns
-            .iter()
-            .map(|column| {
-                let pair = table.swap.pairs.iter().find(|pair| pair.old == *column);
-                quote_ident(&pair.map_or_else(|| column.clone(), |pair| pair.legacy())).map(|name| name.to_string())
-            })
-            .collect::<Result<_, _>>()?;
-        (format!("ROW({})", old.join(", ")), quote_ident(&added.name)?)
-    } else {
-        return Ok(None);
+    let takes = |key: &LaidKey| key.columns.iter().all(|column| table.swap.dropped.contains(column));
+    let now = |key: &LaidKey| -> Result<Vec<String>, Failure> {
+        key.columns.iter().map(|old| Ok(quote_ident(&table.swap.now_called(old))?.to_string())).collect()
+    };
+    let (old, new) = match (drawn, &table.primary, table.swap.key.as_slice()) {
+        (_, Some(key), [new]) if takes(key) || table.swap.surrogate().is_some() => match now(key)?.as_slice() {
+            [only] => (only.clone(), quote_ident(new)?),
+            several => (format!("ROW({})", several.join(", ")), quote_ident(new)?),
+        },
+        (Some(pair), ..) => (quote_ident(&pair.legacy())?.to_string(), quote_ident(&pair.name)?),
+        _ => return Ok(None),
     };
     Ok(Some(format!("COPY (SELECT {told}, {old}::text, {new}::text FROM {quoted}) TO STDOUT (FORMAT csv)")))
 }

@@ -35,7 +35,7 @@ impl SwapEnd {
                 let columns: Vec<String> = key
                     .columns
                     .iter()
-                    .map(|column| quote_ident(&now_called(table, column)).map(|name| name.as_str().to_owned()))
+                    .map(|column| quote_ident(&table.swap.now_called(column)).map(|name| name.as_str().to_owned()))
                     .collect::<Result<_, _>>()?;
                 let (name, quoted) = (quote_ident(&key.legacy_index)?, quote_table(table.name())?);
                 let sql = format!("CREATE UNIQUE INDEX CONCURRENTLY {name} ON {quoted} ({})", columns.join(", "));
@@ -95,12 +95,6 @@ impl SwapEnd {
             false => failure(doing, error),
         })
     }
-}
-
-/// What an old column is called after the switch.
-fn now_called(table: &LaidTable, old: &str) -> String {
-    let pair = table.swap.pairs.iter().find(|pair| pair.old == old);
-    pair.map_or_else(|| old.to_owned(), |pair| pair.legacy())
 }
 
 /// The tables of it.

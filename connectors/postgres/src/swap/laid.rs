@@ -76,12 +76,19 @@ pub struct LaidForeign {
     pub name: String,
     /// The new one's name until the old one goes.
     pub new: String,
-    /// `FOREIGN KEY …`, by the names before the switch.
+    /// `FOREIGN KEY …`, by the names before the switch; empty for one that there was not.
     pub old_definition: String,
     /// The same of the new one, by the names after it.
     pub new_definition: String,
     /// Whether the old one is known to hold.
     pub valid: bool,
+}
+
+impl LaidForeign {
+    /// Whether only the new columns have it, by one name from the beginning.
+    pub(super) fn is_added(&self) -> bool {
+        self.old_definition.is_empty()
+    }
 }
 
 impl LaidTable {

@@ -3,7 +3,10 @@
 use super::{Laid, LaidTable, SwapStage, flip_sql, laid::named, store, trigger};
 use crate::{quote_ident, quote_literal, quote_table};
 use crossfade_connector::Failure;
-use crossfade_event::{Side, TableName, swap::SwapPair};
+use crossfade_event::{
+    Side, TableName,
+    swap::{LEGACY, SwapPair},
+};
 
 /// The check that stands for `NOT NULL` until that is proven.
 pub(super) fn check_of(column: &str) -> String {
@@ -53,6 +56,9 @@ fn renames(
     for pair in &table.swap.pairs {
         rename(&pair.old, &old_to(pair))?;
     }
+    for column in &table.swap.dropped {
+        rename(column, &format!("{LEGACY}{column}"))?;
+    }
     for pair in &table.swap.pairs {
         rename(&pair.shadow, &new_to(pair))?;
     }
@@ -80,7 +86,7 @@ pub(super) fn finish(migration: &str, laid: &Laid) -> Result<String, Failure> {
     let mut sql = format!("{}; ", store::move_sql(migration, &[SwapStage::Switched], SwapStage::Finished));
     for table in &laid.tables {
         let quoted = quote_table(table.name())?;
-        for foreign in &table.foreign {
+        for foreign in table.foreign.iter().filter(|foreign| !foreign.is_added()) {
             sql.push_str(&format!("ALTER TABLE {quoted} DROP CONSTRAINT {}; ", quote_ident(&foreign.name)?));
         }
     }
@@ -93,7 +99,7 @@ pub(super) fn finish(migration: &str, laid: &Laid) -> Result<String, Failure> {
                  ALTER TABLE {quoted} ADD CONSTRAINT {name} PRIMARY KEY USING INDEX {index}; "
             ));
         }
-        for foreign in &table.foreign {
+        for foreign in table.foreign.iter().filter(|foreign| !foreign.is_added()) {
             sql.push_str(&format!(
                 "ALTER TABLE {quoted} RENAME CONSTRAINT {} TO {}; ",
                 quote_ident(&foreign.new)?,
@@ -143,7 +149,7 @@ pub(super) fn back(migration: &str, laid: &Laid, stage: SwapStage) -> Result<Str
         sql.push_str(&returns(table)?);
     }
     for table in laid.tables.iter().filter(|_| finished) {
-        for foreign in &table.foreign {
+        for foreign in table.foreign.iter().filter(|foreign| !foreign.is_added()) {
             let (quoted, name) = (quote_table(table.name())?, quote_ident(&foreign.name)?);
             sql.push_str(&format!("ALTER TABLE {quoted} ADD CONSTRAINT {name} {} NOT VALID; ", foreign.old_definition));
         }
@@ -167,6 +173,9 @@ fn returns(table: &LaidTable) -> Result<String, Failure> {
     }
     for pair in &table.swap.pairs {
         rename(&pair.legacy(), &pair.old)?;
+    }
+    for column in &table.swap.dropped {
+        rename(&format!("{LEGACY}{column}"), column)?;
     }
     Ok(sql)
 }

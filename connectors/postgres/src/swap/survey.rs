@@ -118,12 +118,15 @@ impl SwapEnd {
             let remedy = "rename it, so that what it changes in a row is seen";
             refusals.push(refusal(&object, format!("its trigger {later} would run after ours"), remedy));
         }
+        for old in swap.pairs.iter().map(|pair| &pair.old).chain(&swap.dropped) {
+            let legacy = swap.now_called(old);
+            if found.contains_key(&legacy) {
+                let remedy = "give that column another name";
+                refusals.push(refusal(format!("{table}.{old}"), format!("there is a column {legacy} already"), remedy));
+            }
+        }
         for pair in &swap.pairs {
             let object = format!("{table}.{}", pair.old);
-            if found.contains_key(&pair.legacy()) {
-                let remedy = "give that column another name";
-                refusals.push(refusal(&object, format!("there is a column {} already", pair.legacy()), remedy));
-            }
             if !found.contains_key(&pair.shadow) || !found.contains_key(&pair.old) {
                 let remedy = "let the migration catch up first";
                 refusals.push(refusal(&object, format!("{} or it is not there", pair.shadow), remedy));
@@ -179,10 +182,14 @@ impl SwapEnd {
             let (unique, constraint, using) = (row.get(2), row.get(3), using.clone());
             indexes.push(LaidIndex { old: Some(old), new, unique, constraint, using });
         }
-        if let ([key], true) = (swap.key.as_slice(), swap.added.iter().any(|added| added.not_null)) {
-            let new = named(&format!("{}_{key}", table.name), "_new");
-            let using = format!("USING btree ({})", quote_ident(key)?);
-            indexes.push(LaidIndex { old: None, new, unique: true, constraint: false, using });
+        let surrogate = swap.surrogate().map(|added| &added.name);
+        let referring = swap.added.iter().filter(|added| added.refers.is_some()).map(|added| &added.name);
+        for (column, unique) in
+            surrogate.map(|name| (name, true)).into_iter().chain(referring.map(|name| (name, false)))
+        {
+            let new = named(&format!("{}_{column}", table.name), "_new");
+            let using = format!("USING btree ({})", quote_ident(column)?);
+            indexes.push(LaidIndex { old: None, new, unique, constraint: false, using });
         }
         Ok((indexes, checks))
     }
@@ -273,13 +280,29 @@ impl SwapEnd {
             let remedy = "have it group by all columns that it shows, or drop it for as long as the switch takes";
             refusals.push(refusal(views, format!("depends on the primary key of {table}, which moves"), remedy));
         }
-        let own = |index: &&LaidIndex| match swap.added.iter().any(|added| added.not_null) {
-            true => index.old.is_none(),
-            false => index.old.as_deref() == Some(constraint.as_str()),
+        let columns: Vec<String> = row.get(1);
+        let taken = swap
+            .pairs
+            .iter()
+            .find(|pair| swap.key == [pair.name.as_str()] && columns.iter().all(|old| swap.dropped.contains(old)));
+        let taken = taken
+            .map(|pair| quote_ident(&pair.shadow))
+            .transpose()?
+            .map(|name| name.as_str().trim_matches('"').to_owned());
+        let own = |index: &&LaidIndex| match (swap.surrogate(), &taken) {
+            (Some(_), _) => index.old.is_none() && index.unique,
+            (None, Some(taken)) => {
+                index.unique && index.constraint && index.using.replace('"', "") == format!("USING btree ({taken})")
+            }
+            (None, None) => index.old.as_deref() == Some(constraint.as_str()),
         };
-        let Some(index) = indexes.iter().find(own) else { return Ok(None) };
+        let Some(index) = indexes.iter().find(own) else {
+            let remedy = "Report this";
+            refusals.push(refusal(table.to_string(), "has no index for the new primary key", remedy));
+            return Ok(None);
+        };
         let legacy_index = named(&constraint, "_legacy");
-        Ok(Some(LaidKey { index: index.new.clone(), legacy_index, columns: row.get(1), name: constraint }))
+        Ok(Some(LaidKey { index: index.new.clone(), legacy_index, columns, name: constraint }))
     }
 
     /// Every reference from or to a column that moves.
@@ -315,11 +338,16 @@ impl SwapEnd {
                 columns.iter().any(|column| new_name(swap, column).is_some())
             };
             let (from, to) = (swap_of(&child), swap_of(&parent));
+            let name: String = row.get(0);
+            let object = format!("{child}: {name}");
+            if to.is_some_and(|swap| referenced.iter().any(|column| swap.dropped.contains(column))) {
+                let remedy = "keep the column, or drop the reference";
+                refusals.push(refusal(object, format!("refers to a column of {parent} that is dropped"), remedy));
+                continue;
+            }
             if !moves(from, &columns) && !moves(to, &referenced) {
                 continue;
             }
-            let name: String = row.get(0);
-            let object = format!("{child}: {name}");
             let same = columns
                 .iter()
                 .zip(&referenced)
@@ -364,6 +392,32 @@ impl SwapEnd {
             let (new, valid) = (named(&name, "_new"), row.get(11));
             if let Some(table) = laid.tables.iter_mut().find(|table| *table.name() == child) {
                 table.foreign.push(LaidForeign { name, new, old_definition, new_definition, valid });
+            }
+        }
+        self.references_by_surrogate(laid, refusals)
+    }
+
+    /// References that only the new columns have, each like one that goes by several old ones.
+    fn references_by_surrogate(&mut self, laid: &mut Laid, refusals: &mut Vec<Refusal>) -> Result<(), Failure> {
+        for table in &mut laid.tables {
+            let referring: Vec<_> =
+                table.swap.added.iter().filter_map(|added| Some((added.name.clone(), added.refers.clone()?))).collect();
+            for (column, refers) in referring {
+                let name = named(&format!("{}_{column}", table.name().name), "_fkey");
+                let Some(like) = table.foreign.iter().find(|foreign| foreign.name == refers.like) else {
+                    let why = format!("the reference {} that {column} stands for is not there", refers.like);
+                    refusals.push(refusal(table.name().to_string(), why, "let the migration begin anew"));
+                    continue;
+                };
+                let new_definition = format!(
+                    "FOREIGN KEY ({}) REFERENCES {} ({}) {}",
+                    quote_ident(&column)?,
+                    quote_table(&refers.table)?,
+                    quote_ident(&refers.key)?,
+                    refers.suffix
+                );
+                let (new, valid) = (name.clone(), like.valid);
+                table.foreign.push(LaidForeign { name, new, old_definition: String::new(), new_definition, valid });
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use crate::{
     client::{ServerError, Session, failure},
     quote_literal,
 };
-use crossfade_connector::Failure;
+use crossfade_connector::{Failure, switch::Written};
 use crossfade_event::Side;
 
 /// The one unit of this version.
@@ -17,15 +17,6 @@ const UNIT: &str = "all";
 
 /// The channel on which a change of authority is told.
 const CHANNEL: &str = "crossfade_authority";
-
-/// What the row says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Written {
-    /// Who has the authority.
-    pub side: Side,
-    /// Raised by every switch, and by every one that was taken back.
-    pub epoch: u64,
-}
 
 const MAKE: &str = "
 CREATE TABLE IF NOT EXISTS crossfade.authority (
@@ -212,14 +203,16 @@ impl SwitchEnd {
         let name = self.literal();
         let sql = format!(
             "DO $crossfade$ BEGIN DELETE FROM crossfade.authority WHERE migration = {name}; \
-             IF NOT EXISTS (SELECT FROM crossfade.authority) THEN \
+             IF pg_catalog.to_regclass('crossfade.read_shares') IS NOT NULL THEN \
+               DELETE FROM crossfade.read_shares WHERE migration = {name}; END IF; \
+             IF NOT EXISTS (SELECT FROM crossfade.authority) THEN {} \
                DROP TABLE crossfade.authority; DROP FUNCTION IF EXISTS crossfade.side(text, text); \
                DROP FUNCTION IF EXISTS crossfade.fence(); {} \
              END IF; \
              IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = 'crossfade'::pg_catalog.regnamespace) \
                AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = 'crossfade'::pg_catalog.regnamespace) \
              THEN DROP SCHEMA crossfade; END IF; END $crossfade$",
-            super::watch::DROP
+            super::reads::DROP, super::watch::DROP
         );
         self.execute("removing crossfade.authority", &sql).await
     }

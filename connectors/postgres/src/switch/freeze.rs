@@ -7,10 +7,13 @@
 
 use super::{
     SwitchEnd, authority, fence,
-    lock::{self, HOLDING_UP, LockMode, Locked, NotLocked, lock_tables},
+    lock::{self, HOLDING_UP, LockMode, NotLocked, lock_tables},
 };
 use crate::client::{Session, connect, failure};
-use crossfade_connector::Failure;
+use crossfade_connector::{
+    Failure,
+    switch::{Given, Locked},
+};
 use crossfade_event::{Side, TableName};
 use std::time::{Duration, Instant};
 
@@ -28,17 +31,6 @@ impl std::fmt::Debug for Freeze {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Freeze").field("locked", &self.locked).finish_non_exhaustive()
     }
-}
-
-/// What came of giving the authority away.
-#[derive(Debug)]
-pub enum Given {
-    /// It is done.
-    Done,
-    /// It is not done: the server has said so.
-    Refused(Failure),
-    /// Nobody knows: the row must be asked.
-    Unknown(Failure),
 }
 
 impl SwitchEnd {

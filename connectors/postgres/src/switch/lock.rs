@@ -5,7 +5,7 @@
 
 use super::{gate, listed};
 use crate::client::{ServerError, Session, failure};
-use crossfade_connector::Failure;
+use crossfade_connector::{Failure, switch::Locked};
 use crossfade_event::TableName;
 use std::time::{Duration, Instant};
 
@@ -22,24 +22,6 @@ pub(crate) enum LockMode {
     Writers,
     /// Everybody: `ACCESS EXCLUSIVE`.
     Everybody,
-}
-
-/// Locks that hold.
-#[derive(Debug, Clone, Copy)]
-pub struct Locked {
-    /// When writers began to wait: the beginning of the try that got the locks.
-    pub since: Instant,
-    /// How many tries it took.
-    pub tries: u32,
-    /// When the server ends the session, unless the work is done by then.
-    pub ends: Instant,
-}
-
-impl Locked {
-    /// How long they hold still.
-    pub fn left(&self) -> Duration {
-        self.ends.saturating_duration_since(Instant::now())
-    }
 }
 
 /// Why there are no locks; no transaction is open then.

@@ -2,28 +2,11 @@
 
 use super::SwitchEnd;
 use crate::{client::failure, quote_table};
-use crossfade_connector::{Failure, Refusal};
+use crossfade_connector::{
+    Failure, Refusal,
+    switch::{Look, Writing},
+};
 use crossfade_event::TableName;
-
-/// What was seen at the side whose writers would be held up.
-#[derive(Debug, Clone, Default)]
-pub struct Look {
-    /// What is missing.
-    pub missing: Vec<Refusal>,
-    /// The oldest transaction that writes the tables.
-    pub writing: Option<Writing>,
-    /// How long the server waits before it looks for a deadlock, in milliseconds.
-    pub deadlock_timeout_ms: u64,
-}
-
-/// A transaction that writes.
-#[derive(Debug, Clone)]
-pub struct Writing {
-    /// Since when, in milliseconds.
-    pub age_ms: u64,
-    /// The server process, its application, and one of the tables.
-    pub who: String,
-}
 
 fn refusal(object: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Refusal {
     Refusal { object: object.into(), problem: problem.into(), remedy: remedy.into(), fatal: true }

@@ -6,36 +6,11 @@ use crate::{
     client::{drop_publication, failure},
     quote_ident, quote_table,
 };
-use crossfade_connector::Failure;
+use crossfade_connector::{
+    Failure,
+    switch::{Born, Reverse},
+};
 use crossfade_event::TableName;
-
-/// Where the stream of the new side's writes begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reverse {
-    /// The slot, and the publication: they have one name.
-    pub name: String,
-    /// Everything that the slot gives was committed after this place in the new side's WAL, and so after the sink's last
-    /// write there.
-    pub from: u64,
-}
-
-/// The keys of a row that was born on the new side.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Born {
-    /// Its table on the old side.
-    pub table: String,
-    /// The key that was drawn for it there.
-    pub old: i64,
-    /// The key that it has on the new side, as text.
-    pub new: String,
-}
-
-impl std::fmt::Debug for Born {
-    /// Without the keys, which are values of the row.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Born").field("table", &self.table).finish_non_exhaustive()
-    }
-}
 
 /// The name of slot and publication.
 pub(super) fn name_of(migration: &str) -> String {

@@ -1,6 +1,6 @@
 //! The shape of one table as SQLite's pragmas tell it.
 
-use crate::client::is_internal;
+use crate::{client::is_internal, switch::VIEW};
 use crossfade_event::{Column, ColumnType, Format, Identity, Logical, SchemaVersion, TableId, TableName, TableSchema};
 use rusqlite::Connection;
 
@@ -332,7 +332,11 @@ pub(crate) fn names(connection: &Connection) -> rusqlite::Result<Vec<(String, bo
         "SELECT name, type = 'view' FROM main.sqlite_schema WHERE type IN ('table', 'view') ORDER BY name",
     )?;
     let all = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)))?;
-    Ok(all.collect::<rusqlite::Result<Vec<_>>>()?.into_iter().filter(|(name, _)| !is_internal(name)).collect())
+    Ok(all
+        .collect::<rusqlite::Result<Vec<_>>>()?
+        .into_iter()
+        .filter(|(name, view)| !(is_internal(name) || *view && name.eq_ignore_ascii_case(VIEW)))
+        .collect())
 }
 
 /// Whether patterns (`schema.table` or `table`, with `*` and `?`; `!` in front excludes; later ones win) take a table.

@@ -35,8 +35,7 @@ impl Writer {
         if ours && after.mode == WriteMode::Table {
             let outside = !self.open;
             if outside {
-                self.connection()?.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(doing(), error))?;
-                self.open = true;
+                self.begin(&doing())?;
             }
             let altered = if outside { self.check_fence() } else { Ok(()) };
             let altered = altered.and_then(|()| self.alter_in(before, after));
@@ -45,12 +44,11 @@ impl Writer {
             }
             altered?;
             if outside {
-                let committed = self.connection()?.execute_batch("COMMIT").map_err(|error| failure(doing(), error));
+                let committed = self.commit(&doing());
                 if committed.is_err() {
                     self.abandon();
                 }
                 committed?;
-                self.open = false;
             }
         }
         if !ours {

@@ -47,6 +47,9 @@ pub(super) fn write_keyed(keep: &undo::Keep<'_>, table: &Table, change: &Change)
     if !new.has_unchanged() {
         let values = whole(table, new)?;
         if let Some(replaced) = &replaced {
+            if table.moves && moved(keep, table, replaced, &key, new)? {
+                return Ok(());
+            }
             delete(keep, table, replaced)?;
         }
         return keep.around(&key, |connection| run(connection, &table.sql.upsert, values));
@@ -71,6 +74,20 @@ pub(super) fn write_keyed(keep: &undo::Keep<'_>, table: &Table, change: &Change)
         return Err(Fault::Row { reason: reason.to_owned(), unique: false });
     }
     Ok(())
+}
+
+/// Gives the row of one key another one, and all values that are sent: what its other columns hold goes with it. False where there
+/// is no such row.
+fn moved(keep: &undo::Keep<'_>, table: &Table, from: &Key, to: &Key, new: &Row) -> Result<bool, Fault> {
+    let values: Vec<Bound<'_>> = whole(table, new)?.into_iter().chain(bound_key(&table.schema, from)?).collect();
+    let columns: Vec<usize> = (0..table.schema.columns.len()).collect();
+    delete(keep, table, to)?;
+    let mut found = 0;
+    keep.around_both(from, to, |connection| {
+        found = run(connection, &table.partial_update(&columns), values)?;
+        Ok(found)
+    })?;
+    Ok(found > 0)
 }
 
 pub(super) fn delete(keep: &undo::Keep<'_>, table: &Table, key: &Key) -> Result<(), Fault> {

@@ -425,16 +425,16 @@ impl Writer {
         work: impl FnOnce(&mut Self) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         self.abandon();
-        self.connection()?.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(doing, error))?;
-        self.open = true;
+        let has_pass = crate::switch::has_pass(self.connection()?).map_err(|error| failure(doing, error))?;
+        self.fenced = self.back.is_none() && has_pass;
+        self.begin(doing)?;
         self.healing = false;
         let done = work(self).and_then(|done| {
-            self.connection()?.execute_batch("COMMIT").map_err(|error| failure(doing, error))?;
+            self.commit(doing)?;
             Ok(done)
         });
         match done {
             Ok(done) => {
-                self.open = false;
                 self.held = held_keys(self.connection()?, &self.migration).map_err(|error| failure(doing, error))?;
                 Ok(done)
             }

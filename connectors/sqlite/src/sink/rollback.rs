@@ -119,7 +119,7 @@ fn own_is_gone(connection: Option<&Connection>) -> bool {
 }
 
 /// Removes this migration's rows from our tables, and the tables once no migration has any.
-fn drop_own(connection: &Connection, migration: &str) -> rusqlite::Result<()> {
+pub(super) fn drop_own(connection: &Connection, migration: &str) -> rusqlite::Result<()> {
     for table in own::TABLES {
         connection.execute(&format!("DELETE FROM {table} WHERE migration = ?1"), [migration])?;
     }

@@ -22,6 +22,8 @@ pub(super) struct Table {
     pub(super) key: Vec<usize>,
     /// Whether the migration made it. Rows of a table that it did not make are saved before they are overwritten.
     pub(super) ours: bool,
+    /// A row that gets another key is moved, with what its other columns hold.
+    pub(super) moves: bool,
     pub(super) sql: Sql,
 }
 
@@ -42,7 +44,7 @@ impl Table {
         let schema = target.schema.clone();
         let key = if schema.identity == Identity::Key { schema.key_columns() } else { Vec::new() };
         let sql = statements(&target, &key);
-        Self { target, schema, key, ours, sql }
+        Self { target, schema, key, ours, moves: false, sql }
     }
 
     pub(super) fn id(&self) -> TableId {
@@ -367,7 +369,7 @@ pub(super) fn key_index(target: &TargetTable) -> Option<String> {
 const COUNTER_MARGIN: i64 = 10_000;
 
 /// The statements that set the counters of a table's AUTOINCREMENT column, never backwards.
-pub(super) fn counters(target: &TargetTable, support: &Catalog) -> Vec<String> {
+pub(crate) fn counters(target: &TargetTable, support: &Catalog) -> Vec<String> {
     let name = literal(&target.schema.name.name);
     let of = |column: &ColumnDef| {
         let fed = support.sequences.iter().filter(|sequence| Some(&sequence.name) == column.sequence.as_ref());

@@ -1,10 +1,19 @@
 //! The writer: one connection on one thread, and the transaction that is open on it.
 
-use super::{OnError, alter::SHAPE, finish::Waits, mapping::MAPPING, own, table, table::Table};
+use super::{
+    OnError,
+    alter::SHAPE,
+    back::{self, Back},
+    finish::Waits,
+    mapping::MAPPING,
+    own, table,
+    table::Table,
+};
 use crate::{
     Config,
     client::{Access, exists, failure, open, quoted, shown},
     inspect::shape::TableShape,
+    switch,
 };
 use crossfade_connector::{Applied, Delivery, Failure, Guard, Progress, Target, TargetTable, WriteMode};
 use crossfade_event::{
@@ -39,6 +48,10 @@ pub(super) struct Writer {
     /// The notes of the layouts in which changes go to quarantine.
     pub(super) layouts: HashMap<TableId, String>,
     pub(super) on_error: OnError,
+    /// What is known of the migration that is taken back, where one is.
+    pub(super) back: Option<Back>,
+    /// Whether the file may have a fence, which our transactions must pass.
+    pub(super) fenced: bool,
     /// Indexes and checks that wait for the stream, when to try them next, and how long to pause after a failure.
     pub(super) pending: Vec<(String, Waits)>,
     pub(super) pending_at: Instant,
@@ -46,7 +59,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(config: Config, migration: String, on_error: OnError) -> Self {
+    pub(super) fn new(config: Config, migration: String, on_error: OnError, back: Option<Back>) -> Self {
         let support = Catalog {
             dialect: Dialect::Sqlite,
             tables: Vec::new(),
@@ -68,6 +81,8 @@ impl Writer {
             deferred: Vec::new(),
             layouts: HashMap::new(),
             on_error,
+            back,
+            fenced: false,
             pending: Vec::new(),
             pending_at: Instant::now(),
             pending_pause: Duration::ZERO,
@@ -114,13 +129,21 @@ impl Writer {
         }
     }
 
+    fn opened(&self, access: Access) -> Result<Connection, Failure> {
+        let connection = open_target(&self.config, access)?;
+        if self.back.is_some() {
+            back::fires_no_triggers(&connection)?;
+        }
+        Ok(connection)
+    }
+
     /// Opens the file, without making it.
     pub(super) fn look(&mut self) -> Result<Option<&Connection>, Failure> {
         if self.connection.is_none() {
             if !self.config.path.is_file() {
                 return Ok(None);
             }
-            self.connection = Some(open_target(&self.config, Access::Existing)?);
+            self.connection = Some(self.opened(Access::Existing)?);
         }
         Ok(self.connection.as_ref())
     }
@@ -149,10 +172,13 @@ impl Writer {
         let doing = format!("preparing {}", shown(&self.config.path));
         let fresh = !self.config.path.is_file();
         if self.connection.is_none() {
-            self.connection = Some(open_target(&self.config, Access::Create)?);
+            self.connection = Some(self.opened(Access::Create)?);
         }
         let connection = self.connection()?;
         settle(connection, fresh).map_err(|error| failure(&doing, error))?;
+        if let Some(back) = &self.back {
+            back::prepare(connection, back)?;
+        }
         connection.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(&doing, error))?;
         let prepared = prepare_in(connection, &self.migration, target);
         let ended = if prepared.is_ok() { "COMMIT" } else { "ROLLBACK" };
@@ -162,10 +188,13 @@ impl Writer {
             let _ = connection.execute_batch("ROLLBACK");
             return Err(error);
         }
+        let fenced = self.back.is_none() && switch::has_pass(connection).map_err(|error| failure(&doing, error))?;
         self.held =
             super::quarantine::held_keys(connection, &self.migration).map_err(|error| failure(&doing, error))?;
         self.order = tables.iter().map(Table::id).collect();
-        self.tables = tables.into_iter().map(|table| (table.id(), table)).collect();
+        let moves = self.back.is_some();
+        self.fenced = fenced;
+        self.tables = tables.into_iter().map(|table| (table.id(), Table { moves, ..table })).collect();
         self.support = target.support.clone();
         self.epoch = target.epoch;
         self.load_pending()
@@ -186,13 +215,42 @@ impl Writer {
         Ok(applied)
     }
 
-    fn apply_in(&mut self, delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
+    /// Begins a transaction that passes the migration's own fence.
+    pub(super) fn begin(&mut self, doing: &str) -> Result<(), Failure> {
+        let connection = self.connection()?;
+        connection.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(doing, error))?;
+        let passed = match self.fenced {
+            true => switch::pass(connection, &self.migration, true),
+            false => Ok(()),
+        };
+        self.open = true;
+        passed.map_err(|error| {
+            self.abandon();
+            failure(doing, error)
+        })
+    }
+
+    /// Commits it. What let it through the fence does not stay in it.
+    pub(super) fn commit(&mut self, doing: &str) -> Result<(), Failure> {
+        let connection = self.connection()?;
+        let left = match self.fenced {
+            true => switch::pass(connection, &self.migration, false),
+            false => Ok(()),
+        };
+        left.and_then(|()| connection.execute_batch("COMMIT")).map_err(|error| failure(doing, error))?;
+        self.open = false;
+        Ok(())
+    }
+
+    fn apply_in(&mut self, mut delivery: Delivery, guard: Guard) -> Result<Applied, Failure> {
         let doing = "applying changes";
         self.healing = guard == Guard::Heal;
         if !self.open {
-            self.connection()?.execute_batch("BEGIN IMMEDIATE").map_err(|error| failure(doing, error))?;
-            self.open = true;
+            self.begin(doing)?;
             self.check_fence()?;
+        }
+        if let Some(back) = &self.back {
+            back::turn(self.connection()?, back, &self.tables, &mut delivery)?;
         }
         let mut applied = Applied::default();
         for write in delivery.writes {
@@ -216,8 +274,7 @@ impl Writer {
                     return Err(fenced(&self.migration));
                 }
             }
-            self.connection()?.execute_batch("COMMIT").map_err(|error| failure("committing", error))?;
-            self.open = false;
+            self.commit("committing")?;
         }
         Ok(applied)
     }

@@ -186,6 +186,13 @@ impl Install {
         Ok(())
     }
 
+    /// Takes a place of its own in the record, behind everything that is in it, and returns its number.
+    pub(crate) fn anchor(&self, connection: &Connection) -> rusqlite::Result<i64> {
+        let changes = quoted(&self.names.changes());
+        connection.execute(&format!("INSERT INTO {changes}(tbl, op) VALUES (0, {})", op::ANCHOR), [])?;
+        connection.query_row(&format!("SELECT max(seq) FROM {changes}"), [], |row| row.get(0))
+    }
+
     /// Makes a table's triggers and puts its layout on record.
     fn record(&self, connection: &Connection, table: &Captured) -> rusqlite::Result<()> {
         let number = table.schema.id.0;

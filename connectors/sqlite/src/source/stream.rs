@@ -440,13 +440,13 @@ pub(super) fn position(source: SourceId, commit: i64, ordinal: u32) -> Position 
 }
 
 #[cfg(unix)]
-pub(super) fn file_number(path: &std::path::Path) -> (u64, u64) {
+pub(crate) fn file_number(path: &std::path::Path) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).map_or((0, 0), |data| (data.dev(), data.ino()))
 }
 
 #[cfg(not(unix))]
-pub(super) fn file_number(_: &std::path::Path) -> (u64, u64) {
+pub(crate) fn file_number(_: &std::path::Path) -> (u64, u64) {
     (0, 0)
 }
 

@@ -9,6 +9,7 @@ mod reshape;
 mod sink;
 mod source;
 mod stress;
+mod switch;
 
 use fixture::{SinkFile, SourceFile};
 

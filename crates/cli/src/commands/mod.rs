@@ -2,6 +2,7 @@
 
 mod check;
 pub(crate) mod control;
+mod dual_reads;
 pub(crate) mod folder;
 mod init;
 mod log;
@@ -39,6 +40,7 @@ pub(crate) async fn dispatch(command: Command, reverse: bool) -> Result<(), CliE
         Command::Checkpoint(args) => control::checkpoint(&load(&args.spec)?, &args.name, args.json).await,
         Command::Replay(args) => run::replay(&load(&args.spec)?, &args).await,
         Command::Rollback(args) => run::rollback(&load(&args.spec)?, &args).await,
+        Command::DualReads(args) => dual_reads::dual_reads(&load(&args.spec)?, &args).await,
         Command::Approve(args) => switch::approve(&load(&args.spec)?, &args).await,
         Command::Cutover(args) => switch::cutover(&load(&args.spec)?, &args).await,
         Command::Failback(args) => switch::failback(&load(&args.spec)?, &args).await,
@@ -99,6 +101,7 @@ async fn dispatch_reverse(command: Command) -> Result<(), CliError> {
         | Command::Checkpoint(_)
         | Command::Replay(_)
         | Command::Rollback(_)
+        | Command::DualReads(_)
         | Command::Approve(_)
         | Command::Cutover(_)
         | Command::Failback(_)

@@ -125,7 +125,7 @@ async fn or_by_the_row(
 }
 
 /// Only a process that does all of a migration can switch it.
-fn whole(spec: &Spec, what: &str) -> Result<(), CliError> {
+pub(super) fn whole(spec: &Spec, what: &str) -> Result<(), CliError> {
     match spec.part {
         None => Ok(()),
         Some(_) => Err(CliError::not_built(&format!(
@@ -164,7 +164,7 @@ fn tell(spec: &Spec, direction: Direction, args: &SwitchArgs, answer: &Json) -> 
         output::print(&render(answer))?;
     }
     let is = |key: &str| answer.get(key).and_then(Json::as_bool).unwrap_or(false);
-    let failing = guards(answer).filter(|guard| guard.get("holds").and_then(Json::as_bool) == Some(false)).count();
+    let failing = failing(answer);
     if failing > 0 {
         let what = match args.dry_run {
             true => format!("a {direction} would be refused"),
@@ -187,11 +187,17 @@ fn tell(spec: &Spec, direction: Direction, args: &SwitchArgs, answer: &Json) -> 
     Ok(())
 }
 
+/// How many of an answer's guards say no.
+pub(super) fn failing(answer: &Json) -> usize {
+    guards(answer).filter(|guard| guard.get("holds").and_then(Json::as_bool) == Some(false)).count()
+}
+
 fn guards(answer: &Json) -> impl Iterator<Item = &Json> {
     answer.get("guards").and_then(Json::as_array).into_iter().flatten()
 }
 
-fn render(answer: &Json) -> String {
+/// The guards as a table, and what would allow those that say no.
+pub(super) fn guards_text(answer: &Json) -> String {
     let text = |value: &Json, key: &str| value.get(key).and_then(Json::as_str).unwrap_or_default().to_owned();
     let mut table = output::Table::new(["guard", "", "seen", "wanted"]);
     let mut remedies = String::new();
@@ -205,6 +211,12 @@ fn render(answer: &Json) -> String {
     }
     let mut page = if guards(answer).next().is_some() { table.render() } else { String::new() };
     page.push_str(&remedies);
+    page
+}
+
+fn render(answer: &Json) -> String {
+    let text = |value: &Json, key: &str| value.get(key).and_then(Json::as_str).unwrap_or_default().to_owned();
+    let mut page = guards_text(answer);
     let number = |value: &Json, key: &str| value.get(key).and_then(Json::as_u64).unwrap_or_default();
     if answer.get("switched").and_then(Json::as_bool) == Some(true) {
         page.push_str(&format!(

@@ -105,6 +105,17 @@ pub(super) fn compare_with_mapping(shop: &Path, target: &Path) -> Result<u64> {
     Ok(compared)
 }
 
+/// Fails unless the file has exactly the orders with these marks, each once.
+pub(super) fn has_all_orders(path: &Path, known: &[String]) -> Result<()> {
+    let file = open(path)?;
+    let mut statement = file.prepare("SELECT status FROM orders WHERE status LIKE 'clerk-%' ORDER BY status")?;
+    let there: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let mut known = known.to_vec();
+    known.sort();
+    ensure!(there == known, "{} has {} orders of the clerks, who know of {}", path.display(), there.len(), known.len());
+    Ok(())
+}
+
 /// Damages orders in the target by hand: a value, a reference, a whole row. Gives how many.
 pub(super) fn damage(target: &Path, orders: &[i64]) -> Result<u64> {
     let connection = Connection::open(target)?;

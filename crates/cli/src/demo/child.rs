@@ -86,6 +86,13 @@ impl Running<'_> {
         Ok(())
     }
 
+    /// Waits for its end, which comes with a switch.
+    pub(super) fn ended(self) -> Result<()> {
+        let status = self.child.borrow_mut().wait()?;
+        ensure!(status.success(), "`crossfade run` ended with {status} after the switch");
+        Ok(())
+    }
+
     /// Asks it to stop, as Ctrl-C does, and waits for its end.
     pub(super) fn stop(self) -> Result<()> {
         self.check_alive()?;

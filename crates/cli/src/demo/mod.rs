@@ -6,7 +6,9 @@
 
 mod check;
 mod child;
+mod clerks;
 mod shop;
+mod switch;
 mod writers;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +19,7 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+use switch::Switched;
 use writers::Writers;
 
 /// How long any one step may take before the demo gives up.
@@ -68,7 +71,8 @@ pub(crate) fn run(folder: &Path) -> Result<()> {
     replay_into_a_third_file(&stage, &mut proof)?;
     run.stop()?;
     wipe(&stage, &mut proof)?;
-    summary(&folder, &proof, begun.elapsed());
+    let switched = switch::second_half(&stage)?;
+    summary(&folder, &proof, &switched, begun.elapsed());
     Ok(())
 }
 
@@ -95,7 +99,9 @@ impl Stage {
             other: Crossfade::new(folder, "replay.toml"),
             again: Crossfade::new(folder, "fresh.toml"),
         };
-        std::fs::write(file("migration.toml"), shop::spec("shop", "shop-v2.db", shop::FIRST_RULES))?;
+        let first = shop::spec("shop", "shop-v2.db", shop::FIRST_RULES);
+        std::fs::write(file("migration.toml"), format!("{first}{}", shop::SWITCH))?;
+        std::fs::write(file("queries.toml"), switch::QUERIES)?;
         std::fs::write(file("replay.toml"), shop::spec("shop-replay", "shop-v3.db", shop::OTHER_RULES))?;
         std::fs::write(file("fresh.toml"), shop::spec("shop-fresh", "shop-v3-fresh.db", shop::OTHER_RULES))?;
         Ok(stage)
@@ -183,7 +189,7 @@ fn wipe(stage: &Stage, proof: &mut Proof) -> Result<()> {
     Ok(())
 }
 
-fn summary(folder: &Path, proof: &Proof, took: Duration) {
+fn summary(folder: &Path, proof: &Proof, switched: &Switched, took: Duration) {
     println!();
     println!("Proven in {:.1} s:", took.as_secs_f64());
     println!(
@@ -197,6 +203,12 @@ fn summary(folder: &Path, proof: &Proof, took: Duration) {
     println!("  {:>9} rows damaged by hand, healed by a replay from a checkpoint", proof.damaged);
     println!("  {:>9} rows replayed into a third file with another spec, equal to a fresh migration", proof.replayed);
     println!("  {:>9} of our objects left after the wipe", if proof.wiped { 0 } else { 1 });
+    println!("  {:>9} reads asked of both sides under live writes: 0 different answers", switched.reads);
+    println!(
+        "  {:>9} orders by live writers through cutover ({:.0} ms) and failback ({:.0} ms), {} of them on the new side: 0 lost",
+        switched.orders, switched.cutover.own_ms, switched.failback.own_ms, switched.on_new
+    );
+    println!("  {:>9} rows compared one by one on both sides after that: 0 differences", switched.compared);
     println!();
     println!("Everything is in {}", folder.display());
     println!(

@@ -86,6 +86,9 @@ steps = [
 ]
 "#;
 
+/// The writers may be taken to the new side.
+pub(super) const SWITCH: &str = "\n[switch]\n";
+
 /// The same keys, other columns.
 pub(super) const OTHER_RULES: &str = r#"
 [[table]]

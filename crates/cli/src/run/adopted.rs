@@ -15,11 +15,10 @@ use super::{
 };
 use crate::{
     error::{CliError, Exit},
-    registry,
+    registry::{self, AnySink},
     spec::Spec,
 };
-use crossfade_connector::MappingEntry;
-use crossfade_postgres::{PostgresSink, switch::Born};
+use crossfade_connector::{MappingEntry, switch::Born};
 use crossfade_transform::Adopted;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -118,7 +117,7 @@ pub(super) async fn take_over(spec: &Spec, epoch: u64) -> Result<usize, CliError
 }
 
 /// A surrogate of several columns has no pair on record: only those that the migration made can go on.
-async fn refuse_surrogates(spec: &Spec, new: &mut PostgresSink) -> Result<(), CliError> {
+async fn refuse_surrogates(spec: &Spec, new: &mut AnySink) -> Result<(), CliError> {
     let Some(plan) = PlanFile::read(&spec.base())? else { return Ok(()) };
     let Some(back) = back::as_planned(spec, &plan)?.reverse else { return Ok(()) };
     let routes = bare_routes(spec, &plan, secret_of(&spec.base())?, 0)?;

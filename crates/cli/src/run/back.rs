@@ -26,6 +26,7 @@ use crate::{
 use crossfade_connector::{Inspect, StoredMapping};
 use crossfade_control::{Migration, Phase};
 use crossfade_event::{Position, catalog::Catalog};
+use crossfade_observe::Listening;
 use crossfade_state::WorkFolder;
 use crossfade_transform::{Forward, back};
 use serde::{Deserialize, Serialize};
@@ -114,7 +115,7 @@ fn reversed(spec: &Spec, catalog: Catalog, begin: Option<Position>, epoch: u64) 
         Reverse { of: spec.name.clone(), spec: Box::new(spec.clone()), forward: Arc::new(forward), back, epoch, begin };
     spec.reversed(reverse).ok_or_else(|| {
         CliError::refused(format!("there is no way back for {}: a switch would be one-way", spec.name))
-            .hint("a way back is built between two PostgreSQL databases only")
+            .hint("a way back is built between two PostgreSQL databases and between two SQLite files only")
     })
 }
 
@@ -128,8 +129,8 @@ fn refuse_one_way(reversed: &Spec) -> Result<(), CliError> {
 }
 
 /// Before a switch: refuses where there is no way back, and has the new side say what it needs. A place that a switch noted
-/// which was taken back counts no more.
-pub(super) async fn make_ready(spec: &Spec) -> Result<(), CliError> {
+/// which was taken back counts no more. Returns whether the new side must tell rows as they were before.
+pub(super) async fn make_ready(spec: &Spec) -> Result<bool, CliError> {
     super::retired::retire(spec).await?;
     forget(spec)?;
     let base = spec.base();
@@ -137,7 +138,8 @@ pub(super) async fn make_ready(spec: &Spec) -> Result<(), CliError> {
     refuse_renamed(&base, &catalog)?;
     let reversed = reversed(spec, catalog, None, 0)?;
     refuse_one_way(&reversed)?;
-    registry::tell_old_rows(&reversed, &made(&base)?).await
+    registry::tell_old_rows(&reversed, &made(&base)?).await?;
+    Ok(reversed.reverse.iter().flat_map(|reverse| &reverse.back.tables).any(|table| table.needs_old_rows))
 }
 
 /// In a switch, while nobody writes and both sides are equal: notes where its slot begins, and what the old side is like.
@@ -194,10 +196,15 @@ pub(super) fn switched(spec: &Spec) -> Result<Option<Migration>, CliError> {
 }
 
 /// Keeps the old side exact, until it is stopped or a failback ends it.
-pub(super) async fn run(spec: &Spec, migration: &Migration, args: &RunArgs) -> Result<(), CliError> {
+pub(super) async fn run(
+    spec: &Spec,
+    migration: &Migration,
+    args: &RunArgs,
+    listening: Option<Listening>,
+) -> Result<(), CliError> {
     super::fallen::warn_after_switch(spec);
     let back = opened(spec, migration.epoch, args.quiet).await?;
-    let ended = run_session(Session::open(&back).await?, args).await;
+    let ended = run_session(Session::open(&back).await?, args, listening).await;
     super::tidy(spec).await;
     ended
 }

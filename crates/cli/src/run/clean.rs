@@ -17,10 +17,10 @@ use crate::{
     commands::folder,
     error::{CliError, Exit},
     output, registry,
-    spec::{REVERSE_FOLDER, Spec},
+    spec::{REVERSE_FOLDER, SinkSpec, Spec},
     wiring,
 };
-use crossfade_connector::WriteMode;
+use crossfade_connector::{StoredMapping, WriteMode};
 use crossfade_control::{Command, Journal, Phase, Span};
 use crossfade_event::{Side, TableName};
 use crossfade_log::embedded::Embedded;
@@ -72,7 +72,7 @@ pub(crate) async fn cleanup(spec: &Spec, args: &CleanupArgs) -> Result<(), CliEr
         }
         confirmed(spec, args)?;
         end.rehearse_clean(&laid).await?;
-        report.export = Some(export(spec, &mut end, Some(&laid), &journal).await?);
+        report.export = Some(export(spec, Some(&mut end), Some(&laid), &journal).await?);
         for command in [Command::Soak, Command::Cleanup] {
             journal.command(command, &by).await?;
         }
@@ -106,16 +106,15 @@ async fn two_sides(
     let reverse = spec.base().join(REVERSE_FOLDER);
     // Whoever runs the way back must have ended.
     let _reverse = reverse.is_dir().then(|| WorkFolder::lock(&reverse)).transpose()?;
-    let mut end = registry::swap_end(spec)?;
+    let mut end = match &spec.sink {
+        SinkSpec::Sqlite(_) => None,
+        _ => Some(registry::swap_end(spec)?),
+    };
     let mut report = Report::default();
     if journal.migration().phase != Phase::Contracting {
         may_begin(journal)?;
         waited(spec, keep, args.dry_run).await?;
-        let slot = format!("crossfade_{}", spec.name.as_str().replace('-', "_"));
-        report.sql = vec![
-            format!("-- old side: drop the slot and the publication {slot}"),
-            format!("-- new side: drop the slot and the publication {slot}_reverse, and the migration's records"),
-        ];
+        report.sql = words_of(spec, end.is_some());
         if args.drop_mapping {
             for table in mappings(spec)? {
                 report.sql.push(format!("DROP TABLE IF EXISTS {}", crossfade_postgres::quote_table(&table)?));
@@ -127,7 +126,7 @@ async fn two_sides(
     }
     confirmed(spec, args)?;
     if journal.migration().phase != Phase::Contracting {
-        report.export = Some(export(spec, &mut end, None, journal).await?);
+        report.export = Some(export(spec, end.as_mut(), None, journal).await?);
         for command in [Command::Soak, Command::Cleanup] {
             journal.command(command, &by).await?;
         }
@@ -138,14 +137,37 @@ async fn two_sides(
     new.unwatch().await?;
     registry::written_side(&super::back::planned(spec).await?)?.forget().await?;
     if args.drop_mapping {
-        for table in mappings(spec)? {
-            end.drop_table(&table).await?;
+        match &mut end {
+            Some(end) => {
+                for table in mappings(spec)? {
+                    end.drop_table(&table).await?;
+                }
+            }
+            None => registry::drop_mapping(spec).await?,
         }
     }
     registry::forget_sink(spec).await?;
     journal.command(Command::CleanupDone, &by).await?;
     report.done = true;
     say(&report, args)
+}
+
+/// What goes on either side, for people.
+fn words_of(spec: &Spec, of_servers: bool) -> Vec<String> {
+    let slot = format!("crossfade_{}", spec.name.as_str().replace('-', "_"));
+    match of_servers {
+        true => vec![
+            format!("-- old side: drop the slot and the publication {slot}"),
+            format!("-- new side: drop the slot and the publication {slot}_reverse, and the migration's records"),
+        ],
+        false => vec![
+            format!(
+                "-- old file: drop the triggers and the record of changes _{slot}_…, and the records of the way back"
+            ),
+            "-- new file: drop the triggers and the record of changes of the way back, and the migration's records"
+                .to_owned(),
+        ],
+    }
 }
 
 fn may_begin(journal: &Journal<Embedded>) -> Result<(), CliError> {
@@ -223,7 +245,7 @@ fn mappings(spec: &Spec) -> Result<Vec<TableName>, CliError> {
 /// Old keys and new ones, the mapping, and the journal: what support staff may ask for after months.
 async fn export(
     spec: &Spec,
-    end: &mut SwapEnd,
+    mut end: Option<&mut SwapEnd>,
     laid: Option<&Laid>,
     journal: &Journal<Embedded>,
 ) -> Result<PathBuf, CliError> {
@@ -236,7 +258,7 @@ async fn export(
         let synced = file.flush().and_then(|()| file.get_ref().sync_all());
         synced.map_err(|error| trouble(&error))
     };
-    if let Some(laid) = laid {
+    if let (Some(laid), Some(end)) = (laid, end.as_deref_mut()) {
         let mut keys = begin("keys.csv")?;
         keys.write_all(b"table_name,old_id,new_id\n").map_err(|error| trouble(&error))?;
         end.export_keys(laid, &mut keys).await?;
@@ -245,8 +267,13 @@ async fn export(
     let mappings = mappings(spec)?;
     if !mappings.is_empty() {
         let mut file = begin("mapping.csv")?;
-        for table in &mappings {
-            end.export_table(table, &mut file).await?;
+        match end {
+            Some(end) => {
+                for table in &mappings {
+                    end.export_table(table, &mut file).await?;
+                }
+            }
+            None => pairs(spec, &mut file).await.map_err(|error| error.of(&doing))?,
         }
         finish(file)?;
     }
@@ -260,6 +287,58 @@ async fn export(
     let synced = File::open(&folder).and_then(|folder| folder.sync_all());
     synced.map_err(|error| trouble(&error))?;
     Ok(folder)
+}
+
+/// So many pairs are read at once.
+const PAIRS: u32 = 20_000;
+
+/// The pairs of a mapping that is asked page by page.
+async fn pairs(spec: &Spec, file: &mut BufWriter<File>) -> Result<(), Unwritten> {
+    let mut sink = registry::AnySink::for_looking(spec)?;
+    let quoted = |text: &str| match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    };
+    file.write_all(b"table_name,old_id,new_id,migrated_at\n")?;
+    let mut after = None;
+    loop {
+        let page = sink.mapping_page(None, after.as_ref(), PAIRS).await.map_err(CliError::from)?;
+        if page.is_empty() {
+            return Ok(());
+        }
+        for entry in &page {
+            let cells = [&entry.table_name, &entry.old_id, &entry.new_id, &entry.migrated_at].map(|cell| quoted(cell));
+            writeln!(file, "{}", cells.join(","))?;
+        }
+        after = page.into_iter().next_back();
+    }
+}
+
+/// Why the pairs are not in their file.
+enum Unwritten {
+    Asked(CliError),
+    Disk(std::io::Error),
+}
+
+impl Unwritten {
+    fn of(self, doing: &str) -> CliError {
+        match self {
+            Self::Asked(error) => error,
+            Self::Disk(error) => CliError::io(doing.to_owned(), &error),
+        }
+    }
+}
+
+impl From<CliError> for Unwritten {
+    fn from(error: CliError) -> Self {
+        Self::Asked(error)
+    }
+}
+
+impl From<std::io::Error> for Unwritten {
+    fn from(error: std::io::Error) -> Self {
+        Self::Disk(error)
+    }
 }
 
 fn say(report: &Report, args: &CleanupArgs) -> Result<(), CliError> {

@@ -631,6 +631,12 @@ impl Control for Answers {
             "repair" => super::repair::answer(&self.0, body).await,
             "cutover" => self.0.switch(Direction::Cutover, who, &body).await,
             "failback" => self.0.switch(Direction::Failback, who, &body).await,
+            "dual-reads" => {
+                let share = serde_json::from_value(body.get("share").cloned().unwrap_or_default())
+                    .map_err(|error| Refused::new(2, format!("no share: {error}")))?;
+                let compared = super::reads::set(&self.0, &who, share).await.map_err(|error| refused(&error))?;
+                serde_json::to_value(compared).map_err(|error| Refused::new(1, error.to_string()))
+            }
             "approve" => {
                 let approval = serde_json::from_value(body.get("approval").cloned().unwrap_or_default())
                     .map_err(|error| Refused::new(2, format!("no approval: {error}")))?;

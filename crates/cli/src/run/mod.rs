@@ -19,10 +19,12 @@ mod follower;
 mod growth;
 mod keep;
 mod latency;
+mod listen;
 mod place;
 mod plan_file;
 mod proof;
 mod queries;
+mod reads;
 mod repair;
 mod replay;
 mod resources;
@@ -52,6 +54,7 @@ pub(crate) use ends::{discard, retry};
 pub(crate) use keep::whole;
 pub(crate) use latency::{Way as LatencyWay, way as latency_way};
 pub(crate) use plan_file::{PlanFile, secret_of};
+pub(crate) use reads::{is_more, lower as lower_reads};
 pub(crate) use replay::replay;
 pub(crate) use retired::tidy;
 pub(crate) use roles::{found, needs_deliver, parts_here};
@@ -71,13 +74,12 @@ use crate::{
     wiring,
 };
 use crossfade_control::Command;
+use crossfade_observe::Listening;
 use supervise::{Running, Signals};
 
 /// Runs a migration in the foreground until it is stopped, has caught up, or fails for good.
 pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
-    if args.listen.is_some() {
-        return Err(CliError::not_built("--listen"));
-    }
+    let listening = listen::bind(args)?;
     if args.role == Role::Transform {
         fallen::refuse_by_roles(spec)?;
         return workers::work(spec, args).await;
@@ -96,10 +98,11 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
     }
     // What a gate has taken back, or was about to, is nobody's to go on with.
     if part.is_none() && fallen::has_fallen(spec)? {
+        drop(listening);
         return fallen::carry_on(spec).await;
     }
     if let Some(migration) = back::switched(spec)? {
-        return back::run(spec, &migration, args).await;
+        return back::run(spec, &migration, args, listening).await;
     }
     let session = match part {
         // It may have to wait for ingest, and is told to stop meanwhile.
@@ -112,7 +115,7 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
         }
         _ => Session::open(spec).await?,
     };
-    match run_session(session, args).await {
+    match run_session(session, args, listening).await {
         Err(error) if error.exit == Exit::Refused && part.is_none() && fallen::has_fallen(spec)? => {
             fallen::carry_on(spec).await
         }
@@ -121,12 +124,15 @@ pub(crate) async fn run(spec: &Spec, args: &RunArgs) -> Result<(), CliError> {
 }
 
 /// Runs what was opened, and puts into its journal how it ended.
-async fn run_session(session: Session, args: &RunArgs) -> Result<(), CliError> {
+async fn run_session(session: Session, args: &RunArgs, listening: Option<Listening>) -> Result<(), CliError> {
     let journal = session.journal.clone();
     let by = session.by.clone();
     let in_place = wiring::writes_beside(&session.spec);
-    let outcome =
-        Running::start(session, args.quiet, args.limit).await?.until(args.until == Some(Until::CaughtUp)).await;
+    let mut running = Running::start(session, args.quiet, args.limit).await?;
+    if let Some(listening) = listening {
+        running.show_on(listening);
+    }
+    let outcome = running.until(args.until == Some(Until::CaughtUp)).await;
     // Names have changed under it: that is how a run ends whose columns have changed places.
     if in_place && journal.migration().phase.is_over() {
         return Ok(());

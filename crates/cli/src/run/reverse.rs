@@ -2,13 +2,13 @@
 //!
 //! Before the point of no return the new side has a publication and a slot (`crossfade_<name>_reverse`), moved up to where the
 //! sink wrote last: what the slot gives is what the applications have written since the switch, all of it. Whoever
-//! applies it on the old side ([`back`]) gets past the fence there by [`SwitchEnd::pass_sql`].
+//! applies it on the old side ([`back`]) gets past the fence there by its pass.
 
 use super::back;
-use crate::{error::CliError, spec::Spec};
+use crate::{error::CliError, registry::AnySwitchEnd, spec::Spec};
+use crossfade_connector::switch::Reverse;
 use crossfade_connector::{Target, WriteMode};
 use crossfade_event::TableName;
-use crossfade_postgres::switch::{Reverse, SwitchEnd};
 
 /// The tables of the new side whose writes would have to go back.
 pub(super) fn tables_of(target: &Target) -> Vec<TableName> {
@@ -17,20 +17,20 @@ pub(super) fn tables_of(target: &Target) -> Vec<TableName> {
 }
 
 /// Makes what keeps the new side's writes from the switch on. Nobody is held up yet. Refused where there is no way back.
-pub(super) async fn prepare(spec: &Spec, new: &mut SwitchEnd, target: &Target) -> Result<(), CliError> {
-    back::make_ready(spec).await?;
-    Ok(new.prepare_reverse(&tables_of(target)).await?)
+pub(super) async fn prepare(spec: &Spec, new: &mut AnySwitchEnd, target: &Target) -> Result<(), CliError> {
+    let whole_old = back::make_ready(spec).await?;
+    Ok(new.prepare_reverse(&tables_of(target), whole_old).await?)
 }
 
 /// The applications' writes begin here: the sink has come to its end.
-pub(super) async fn begin_here(spec: &Spec, new: &mut SwitchEnd) -> Result<Reverse, CliError> {
+pub(super) async fn begin_here(spec: &Spec, new: &mut AnySwitchEnd) -> Result<Reverse, CliError> {
     let reverse = new.reverse_from_here().await?;
     back::note(spec).await?;
     Ok(reverse)
 }
 
 /// There was no switch: nobody will read the slot, and it must not hold WAL.
-pub(super) async fn give_up(spec: &Spec, new: &mut SwitchEnd) {
+pub(super) async fn give_up(spec: &Spec, new: &mut AnySwitchEnd) {
     if let Err(error) = back::forget(spec) {
         tracing::warn!("the note of the way back is still there: {}", error.message);
     }

@@ -82,6 +82,7 @@ impl Held {
             report
         } else {
             super::switch::unwatch(spec).await?;
+            super::reads::end(spec, &journal.migration()).await;
             let routes = as_followed(spec, routes, &mut sink).await?;
             sink.undo(routes.target()).await?
         };

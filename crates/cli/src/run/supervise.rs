@@ -6,7 +6,7 @@ use super::{
     ends::deliver_with_jobs,
     fallen,
     keep::Keeper,
-    latency,
+    latency, reads,
     session::Session,
     switch::{Switching, install},
     together::{Together, share},
@@ -18,7 +18,7 @@ use crossfade_connector::{Inspect, Sink, Stage};
 use crossfade_control::{Command, Fall, Overlay, Verdict, evaluate, fall, pause_reason};
 use crossfade_event::{Event, TableName};
 use crossfade_log::{EventLog, Lane, LogReader};
-use crossfade_observe::{StatusFile, Terminal, TerminalMode, socket::ControlSocket};
+use crossfade_observe::{Listening, StatusFile, Terminal, TerminalMode, socket::ControlSocket};
 use crossfade_pipeline::{
     DeliverOptions, Folds, IngestOptions, PipelineError, Stop, Stopper, ValveHandle, Watch, ingest, stop_channel, valve,
 };
@@ -116,6 +116,7 @@ impl Running {
         }
         if shared.spec.switch.is_some() && part.is_none() && shared.spec.reverse.is_none() {
             helpers.spawn(install(shared.clone()));
+            helpers.spawn(reads::keep(shared.clone()));
         }
         if shared.spec.views.is_some() && part.is_none() && shared.spec.reverse.is_none() {
             let (catalog, target) = (session.plan.catalog.clone(), session.routes.target().clone());
@@ -133,6 +134,21 @@ impl Running {
             }
         });
         Ok(Self { session, shared, keeper, stopper, stop, loops, helpers, room, quiet, limit })
+    }
+
+    /// Shows the status to whoever can reach the address, until the run ends.
+    pub(super) fn show_on(&mut self, listening: Listening) {
+        let (shared, mut closed) = (self.shared.clone(), self.shared.closed());
+        self.helpers.spawn(async move {
+            let showing = listening.serve(move || shared.status_now());
+            let ended = tokio::select! {
+                ended = showing => ended,
+                () = closed.wait() => Ok(()),
+            };
+            if let Err(error) = ended {
+                tracing::warn!("nothing is shown on the address of --listen any more: {error}");
+            }
+        });
     }
 
     /// Stays until the run ends: by a signal, by having caught up, or by failing for good.

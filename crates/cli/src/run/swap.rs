@@ -24,14 +24,17 @@ use super::{
     ends::SinkJob,
     switch::{Outcome, Pause, Settled, Wanted, deadline_of, said, settle},
 };
-use crate::{error::CliError, registry, registry::AnySink, run::plan_file::secret_of, spec::Spec, wiring};
+use crate::{
+    error::CliError,
+    registry::{self, AnySink, AnySwitchEnd},
+    run::plan_file::secret_of,
+    spec::Spec,
+    wiring,
+};
 use crossfade_connector::{Inspect, Quarantine, QuarantineFilter, Stage};
 use crossfade_control::{By, Command, Direction, Facts, Limits, OldestWriter, Phase};
 use crossfade_event::{Side, TableName};
-use crossfade_postgres::{
-    swap::{Laid, SwapEnd},
-    switch::SwitchEnd,
-};
+use crossfade_postgres::swap::{Laid, SwapEnd};
 use crossfade_transform::{Swap, swap};
 use std::{
     sync::Arc,
@@ -156,7 +159,7 @@ fn switched(epoch: u64, pause: Pause) -> Outcome {
 /// Has the sink's owner do it; what fails before the point of no return is taken back.
 async fn moved(
     shared: &Shared,
-    (old, new): (&mut SwitchEnd, &mut SwitchEnd),
+    (old, new): (&mut AnySwitchEnd, &mut AnySwitchEnd),
     job: SwapJob,
     by: &By,
 ) -> Result<Pause, CliError> {
@@ -187,7 +190,7 @@ async fn moved(
 
 async fn facts(
     shared: &Shared,
-    old: &mut SwitchEnd,
+    old: &mut AnySwitchEnd,
     laid: &Laid,
     limits: &Limits,
     mut missing: Vec<String>,

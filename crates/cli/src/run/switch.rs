@@ -218,6 +218,9 @@ async fn switch(stream: &Shared, whole: &Whole<'_>, wanted: &Wanted) -> Result<O
             .hint("let it catch up: `crossfade wait --caught-up`"));
     }
     let within_one = old.identity().await? == new.identity().await?;
+    if within_one && matches!(old, registry::AnySwitchEnd::Sqlite(_)) {
+        return Err(registry::one_file().into());
+    }
     let mut way = Way::new(stream, whole, wanted.direction, old, new, within_one)?;
     if !wanted.dry_run {
         way.from.install(migration.authority.epoch).await?;

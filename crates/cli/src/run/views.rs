@@ -62,7 +62,7 @@ fn new_shape(names: &[String], swap: &SwapTable) -> Vec<(String, String)> {
         None => (name.clone(), name.clone()),
     };
     let added = swap.added.iter().map(|added| (added.name.clone(), added.name.clone()));
-    names.iter().map(now).chain(added).collect()
+    names.iter().filter(|name| !swap.dropped.contains(name)).map(now).chain(added).collect()
 }
 
 /// The statements that make them, where nothing of them is there yet.

@@ -4,10 +4,14 @@
 use super::{
     Name, Spec,
     log::{EmbeddedLog, LogSpec},
-    sink::{Apply, Existing, PostgresSink, SinkSpec, WriteTo},
-    source::{OnRewrite, Partitions, PostgresKind, PostgresSource, Snapshot, SourceSpec, ten_seconds},
+    sink::{Apply, Existing, PostgresSink, SinkSpec, SqliteSink, WriteTo},
+    source::{
+        OnRewrite, Partitions, PostgresKind, PostgresSource, Snapshot, SourceSpec, SqliteKind, SqliteSource,
+        ten_seconds,
+    },
 };
 use crossfade_event::Position;
+use crossfade_sqlite::OldRows;
 use crossfade_transform::{Back, Forward};
 use std::{fmt, sync::Arc};
 
@@ -39,38 +43,18 @@ impl fmt::Debug for Reverse {
 }
 
 impl Spec {
-    /// The way back of this migration; `None` where its ends are not two PostgreSQL databases.
+    /// The way back of this migration; `None` where its ends are not two PostgreSQL databases or two SQLite files.
     pub(crate) fn reversed(&self, reverse: Reverse) -> Option<Self> {
-        let (SourceSpec::Postgres(old), SinkSpec::Postgres(new)) = (&self.source, &self.sink) else { return None };
-        let source = PostgresSource {
-            kind: PostgresKind::Postgres,
-            url: new.url.clone(),
-            sslmode: new.sslmode,
-            sslrootcert: new.sslrootcert.clone(),
-            sslcert: new.sslcert.clone(),
-            sslkey: new.sslkey.clone(),
-            tables: reverse.back.tables.iter().map(|table| table.from.to_string()).collect(),
-            snapshot: Snapshot::default(),
-            // A copy would take from the old side what never came over.
-            on_rewrite: OnRewrite::Stop,
-            partitions: Partitions::Leaf,
-            heartbeat: ten_seconds(),
-            failover: old.failover,
-            text: old.text,
-        };
-        let sink = PostgresSink {
-            kind: PostgresKind::Postgres,
-            url: old.url.clone(),
-            sslmode: old.sslmode,
-            sslrootcert: old.sslrootcert.clone(),
-            sslcert: old.sslcert.clone(),
-            sslkey: old.sslkey.clone(),
-            write: WriteTo::ShadowTables,
-            schema: None,
-            apply: Apply::Transactional,
-            workers: None,
-            on_error: new.on_error,
-            existing: Existing::Merge,
+        let (source, sink) = match (&self.source, &self.sink) {
+            (SourceSpec::Postgres(old), SinkSpec::Postgres(new)) => {
+                let (source, sink) = between_servers(old, new, &reverse);
+                (SourceSpec::Postgres(source), SinkSpec::Postgres(sink))
+            }
+            (SourceSpec::Sqlite(old), SinkSpec::Sqlite(new)) => {
+                let (source, sink) = between_files(old, new, &reverse);
+                (SourceSpec::Sqlite(source), SinkSpec::Sqlite(sink))
+            }
+            _ => return None,
         };
         // A log on Kafka is shared by machines; the way back has one process, and a log in its folder.
         let log = match &self.log {
@@ -81,9 +65,9 @@ impl Spec {
             name: self.name.reversed(),
             dir: self.as_part(None).base(),
             part: None,
-            source: SourceSpec::Postgres(source),
+            source,
             log: LogSpec::Embedded(log),
-            sink: SinkSpec::Postgres(sink),
+            sink,
             rules: crossfade_transform::Rules::default(),
             require: Vec::new(),
             reverse: Some(Arc::new(reverse)),
@@ -91,4 +75,65 @@ impl Spec {
             ..self.clone()
         })
     }
+}
+
+/// The new side's tables, by name.
+fn tables_of(reverse: &Reverse) -> Vec<String> {
+    reverse.back.tables.iter().map(|table| table.from.to_string()).collect()
+}
+
+fn between_files(old: &SqliteSource, new: &SqliteSink, reverse: &Reverse) -> (SqliteSource, SqliteSink) {
+    let whole_old = reverse.back.tables.iter().any(|table| table.needs_old_rows);
+    let source = SqliteSource {
+        kind: SqliteKind::Sqlite,
+        path: new.path.clone(),
+        tables: tables_of(reverse),
+        snapshot: Snapshot::default(),
+        old_rows: if whole_old { OldRows::Full } else { OldRows::Key },
+        busy_timeout: new.busy_timeout,
+    };
+    let sink = SqliteSink {
+        kind: SqliteKind::Sqlite,
+        path: old.path.clone(),
+        write: WriteTo::ShadowTables,
+        apply: Apply::Transactional,
+        on_error: new.on_error,
+        existing: Existing::Merge,
+        busy_timeout: old.busy_timeout,
+    };
+    (source, sink)
+}
+
+fn between_servers(old: &PostgresSource, new: &PostgresSink, reverse: &Reverse) -> (PostgresSource, PostgresSink) {
+    let source = PostgresSource {
+        kind: PostgresKind::Postgres,
+        url: new.url.clone(),
+        sslmode: new.sslmode,
+        sslrootcert: new.sslrootcert.clone(),
+        sslcert: new.sslcert.clone(),
+        sslkey: new.sslkey.clone(),
+        tables: tables_of(reverse),
+        snapshot: Snapshot::default(),
+        // A copy would take from the old side what never came over.
+        on_rewrite: OnRewrite::Stop,
+        partitions: Partitions::Leaf,
+        heartbeat: ten_seconds(),
+        failover: old.failover,
+        text: old.text,
+    };
+    let sink = PostgresSink {
+        kind: PostgresKind::Postgres,
+        url: old.url.clone(),
+        sslmode: old.sslmode,
+        sslrootcert: old.sslrootcert.clone(),
+        sslcert: old.sslcert.clone(),
+        sslkey: old.sslkey.clone(),
+        write: WriteTo::ShadowTables,
+        schema: None,
+        apply: Apply::Transactional,
+        workers: None,
+        on_error: new.on_error,
+        existing: Existing::Merge,
+    };
+    (source, sink)
 }

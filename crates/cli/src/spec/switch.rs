@@ -69,17 +69,22 @@ pub(super) fn check(
 ) -> Result<(), SpecError> {
     let Some(switch) = switch else { return Ok(()) };
     let refuse = |key: &str, message: &str| Err(document.error(document.span_of(&["switch", key]), message));
-    if !matches!(sink, SinkSpec::Postgres(_)) {
-        return refuse(
-            "deadline",
-            "[switch] is built for kind = \"postgres\" in [source] and [sink], not yet for others",
-        );
-    }
-    if !matches!(source, SourceSpec::Postgres(_)) {
-        return refuse(
-            "deadline",
-            "[switch] is built for kind = \"postgres\" in [source] and [sink], not yet for others",
-        );
+    match (source, sink) {
+        (SourceSpec::Postgres(_), SinkSpec::Postgres(_)) => {}
+        (SourceSpec::Sqlite(old), SinkSpec::Sqlite(new)) if old.path == new.path => {
+            return refuse(
+                "deadline",
+                "[switch] needs a file of its own for the new side: \"path\" is the same in [source] and [sink]",
+            );
+        }
+        (SourceSpec::Sqlite(_), SinkSpec::Sqlite(_)) => {}
+        _ => {
+            return refuse(
+                "deadline",
+                "[switch] is built for kind = \"postgres\" in both [source] and [sink], or \"sqlite\" in both, not yet \
+                 for others",
+            );
+        }
     }
     if switch.deadline.0 < DEADLINE_MIN || switch.deadline.0 > DEADLINE_MAX {
         return refuse(

@@ -58,13 +58,17 @@ fn a_switch_has_defaults_and_is_refused_where_it_cannot_be_made() {
         (with("approvals = 3\n"), "0, 1 or 2"),
         (with("route = \" \"\n"), "is empty"),
         (with("deadlin = \"1s\"\n"), "did you mean \"deadline\"?"),
-        (format!("{HEAD}{SOURCE}{SINK}[switch]\n"), "is built for kind = \"postgres\""),
+        (format!("{HEAD}{SOURCE}{sink}[switch]\n"), "is built for kind = \"postgres\""),
+        (format!("{HEAD}{source}{SINK}[switch]\n"), "is built for kind = \"postgres\""),
+        (format!("{HEAD}{SOURCE}{}[switch]\n", SINK.replace("shop-v2.db", "shop.db")), "a file of its own"),
         (format!("{HEAD}{SOURCE}{SINK}[views]\napp = \"shop\"\n"), "within one PostgreSQL database"),
         (with("[views]\napp = \"My Shop\"\n"), "lower-case letters"),
     ] {
         let refused = refusal(&text);
         assert!(refused.contains(word), "{refused}");
     }
+    let between_files = parse(&format!("{HEAD}{SOURCE}{SINK}[switch]\n")).unwrap();
+    assert_eq!(between_files.switch, Some(SwitchSpec::default()));
     // Columns change places within their table.
     let beside = with("").replace("${TARGET_URL}\"\n", "${TARGET_URL}\"\nwrite = \"shadow-columns\"\n");
     assert_eq!(parse(&beside).unwrap().switch, Some(SwitchSpec::default()));

@@ -12,7 +12,10 @@
 //! says; both come with its epoch, and each makes the other impossible.
 
 use super::{Decided, not_stopped, wrong_phase};
-use crate::{Approval, CleanPass, Command, Decision, Direction, Intent, Judgement, Migration, Phase, Refusal, guards};
+use crate::{
+    Approval, CleanPass, Command, Decision, Direction, Intent, Judgement, Migration, Phase, ReadJudgement, Refusal,
+    guards, read_guards, reads::may_compare,
+};
 
 const WHOLE: u32 = 1_000_000;
 
@@ -25,6 +28,12 @@ pub(super) fn decide(migration: &Migration, command: &Command) -> Decided {
         }
         Command::Void { why } => void(migration, why),
         Command::DualRead { millionths } => dual_read(migration, command, *millionths),
+        Command::CompareReads { millionths, facts, verified_within_ms, at_us } => {
+            let guards = read_guards(migration, facts, *verified_within_ms, *at_us);
+            let judgement = ReadJudgement { millionths: *millionths, guards, at_us: *at_us };
+            compare_reads(migration, command, judgement)
+        }
+        Command::StepDown { why } => Ok(step_down(migration, why)),
         Command::Approve { approval } => approve(migration, command, approval),
         Command::Judge { before, facts, limits, at_us } => {
             judgeable(migration, command, *before)?;
@@ -105,16 +114,49 @@ fn dual_read(migration: &Migration, command: &Command, millionths: u32) -> Decid
     if millionths > WHOLE {
         return Err(Refusal::BadShare { millionths });
     }
-    if migration.phase < Phase::Verified || migration.phase > Phase::Ready {
-        return Err(wrong_phase(migration, command, "reads are compared between `crossfade verify` and the switch"));
+    if !may_compare(migration.phase) {
+        // None is what is compared there.
+        let is_so = millionths == 0 && migration.dual_millionths == 0 && migration.stepped_down.is_none();
+        return if is_so { Ok(Vec::new()) } else { Err(wrong_phase(migration, command, WHEN_COMPARED)) };
     }
-    // Stepping down is always allowed.
     if millionths > migration.dual_millionths {
-        not_stopped(migration, command)?;
+        return Err(Refusal::ReadsUnjudged { command: command.name() });
     }
-    let stands = millionths == migration.dual_millionths;
+    // To have said it again answers a step down.
+    let stands = millionths == migration.dual_millionths && migration.stepped_down.is_none();
     Ok(if stands { Vec::new() } else { vec![Decision::DualReadSet { millionths }] })
 }
+
+/// The guards' verdict is kept whatever it is; a larger share follows only where all of them let pass.
+fn compare_reads(migration: &Migration, command: &Command, judgement: ReadJudgement) -> Decided {
+    let millionths = judgement.millionths;
+    if millionths > WHOLE {
+        return Err(Refusal::BadShare { millionths });
+    }
+    // In `Shadowing` the guard on the clean pass says what is missing.
+    if !migration.phase.is_following() {
+        return Err(wrong_phase(migration, command, WHEN_COMPARED));
+    }
+    not_stopped(migration, command)?;
+    let passes = judgement.passes() && may_compare(migration.phase);
+    let stands = millionths == migration.dual_millionths && migration.stepped_down.is_none();
+    let same = |known: &ReadJudgement| known.millionths == millionths && known.guards == judgement.guards;
+    if (stands || !passes) && migration.reads_judgement.as_ref().is_some_and(same) {
+        return Ok(Vec::new());
+    }
+    let set = (passes && !stands).then_some(Decision::DualReadSet { millionths });
+    Ok([Decision::ReadsJudged { judgement }].into_iter().chain(set).collect())
+}
+
+/// A fact, under any overlay. Under a switch it waits for its end: what is compared then is the switch's matter.
+fn step_down(migration: &Migration, why: &str) -> Vec<Decision> {
+    if migration.dual_millionths == 0 || !may_compare(migration.phase) {
+        return Vec::new();
+    }
+    vec![Decision::DualReadSet { millionths: 0 }, Decision::ReadsSteppedDown { why: why.to_owned() }]
+}
+
+const WHEN_COMPARED: &str = "reads are compared between `crossfade verify` and the switch";
 
 fn approve(migration: &Migration, command: &Command, approval: &Approval) -> Decided {
     if !migration.phase.is_following() && !migration.phase.is_over() {

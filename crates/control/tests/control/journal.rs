@@ -76,7 +76,7 @@ async fn a_journal_with_a_gap_or_from_the_future_is_refused() {
     for (second, word) in [
         (good.replace("\"number\":1", "\"number\":3"), "record 3 comes after record 1"),
         (good.replace("\"number\":1", "\"number\":2").replace("all", "tenant-7"), "`tenant-7`"),
-        (r#"{"v":4,"anything":[]}"#.to_owned(), "has format 4"),
+        (r#"{"v":5,"anything":[]}"#.to_owned(), "has format 5"),
         ("{".to_owned(), "damaged at record 2"),
     ] {
         let home = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 
 use crossfade_control::{
     Approval, Command, Decision, Direction, End, Facts, Fall, Inputs, Judgement, Limits, Migration, Overlay, Phase,
-    Refusal, RollbackKind, Verdict, WayBack, decide, evolve,
+    ReadFacts, ReadJudgement, Refusal, RollbackKind, Verdict, WayBack, decide, evolve,
 };
 use crossfade_event::{Cut, Offset, Side};
 use proptest::prelude::*;
@@ -69,6 +69,9 @@ fn commands() -> Vec<Command> {
         Command::Void { why: text("a repair") },
         Command::DualRead { millionths: 50_000 },
         Command::DualRead { millionths: 0 },
+        compare(0),
+        compare(3),
+        Command::StepDown { why: text("7 of the last 100 reads mismatch") },
         Command::Approve { approval: Approval { who: text("ann"), why: text("tested"), at_us: 1 } },
         judge(Direction::Cutover, true),
         judge(Direction::Cutover, false),
@@ -93,6 +96,11 @@ fn commands() -> Vec<Command> {
 
 fn verified(differences: u64) -> Command {
     Command::Verified { position: None, rows: 9, differences, at_us: 5, from: None, mark: None }
+}
+
+fn compare(quarantined: u64) -> Command {
+    let facts = ReadFacts { quarantined, ..ReadFacts::default() };
+    Command::CompareReads { millionths: 50_000, facts, verified_within_ms: 1_000, at_us: 6 }
 }
 
 fn cutover(epoch: u64) -> Command {
@@ -151,7 +159,7 @@ fn at(phase: Phase) -> Migration {
         Phase::CatchingUp => (5, vec![]),
         Phase::Shadowing => (6, vec![]),
         Phase::Verified => (6, vec![verified(0)]),
-        Phase::DualReading => (6, vec![verified(0), Command::DualRead { millionths: 50_000 }]),
+        Phase::DualReading => (6, vec![verified(0), compare(0)]),
         Phase::Ready => (6, vec![verified(0), judge(Direction::Cutover, true)]),
         Phase::Freezing => (6, switching(0)),
         Phase::Draining => (6, switching(1)),
@@ -249,8 +257,11 @@ fn every_command_in_every_phase_does_what_the_table_says() {
         verified          ......>===...........
         verified          ......=>>>...........
         void              =======>>>===========
-        dual reads        .......>=>...........
-        dual reads        .......=>=...........
+        dual reads        .......x=x...........
+        dual reads        ========>============
+        compare reads     ......+>=>...........
+        compare reads     ......++++...........
+        step down         ========>============
         approve           ......++++...++......
         judge             ......+>>=...........
         judge             ......+++>...........
@@ -309,8 +320,11 @@ fn under_a_pause_wishes_wait_and_facts_hold() {
         verified          ....>===..
         verified          ....=>>>..
         void              =====>>>==
-        dual reads        .....!=!..
-        dual reads        .....=>=..
+        dual reads        .....x=x..
+        dual reads        ======>===
+        compare reads     ....!!!!..
+        compare reads     ....!!!!..
+        step down         ======>===
         approve           ....++++++
         judge             ....!!!!..
         judge             ....!!!!..
@@ -369,8 +383,11 @@ fn what_is_lost_goes_nowhere_but_back() {
         verified          ......>===...........
         verified          ......=>>>...........
         void              =======>>>===========
-        dual reads        .......!=!...........
-        dual reads        .......=>=...........
+        dual reads        .......x=x...........
+        dual reads        ========>============
+        compare reads     ......!!!!...........
+        compare reads     ......!!!!...........
+        step down         ========>============
         approve           ......++++...++......
         judge             ......!!!!...........
         judge             ......!!!!...........
@@ -401,7 +418,8 @@ fn reachable() -> Vec<Migration> {
     let mut all = Vec::new();
     while let Some(migration) = queue.pop_front() {
         // The epoch counts lives for ever: states that differ in nothing else are one.
-        if !seen.insert(format!("{:?}", Migration { epoch: 0, ..migration.clone() })) {
+        // Nor does anything follow from what was said of a share before: each is judged anew.
+        if !seen.insert(format!("{:?}", Migration { epoch: 0, reads_judgement: None, ..migration.clone() })) {
             continue;
         }
         // Two switches and the way back between them; what comes after repeats it with higher numbers.
@@ -476,6 +494,22 @@ fn from_every_reachable_state_every_command_keeps_the_rules() {
             let held = before.overlay.as_ref().is_some_and(|overlay| !overlay.is_by_gate());
             let may = written && !held && !before.authority.to_route && !before.was_switched;
             assert!(!fell || decisions.is_empty() || may, "{}", place());
+            // More of the reads is compared only where the guards let pass, and that they ended by themselves keeps a cutover
+            // off until a person has said something to it.
+            let more = moved.dual_millionths > before.dual_millionths;
+            let judged = moved.reads_judgement.as_ref().is_some_and(ReadJudgement::passes);
+            assert!(!more || judged, "{}: compared without the guards", place());
+            let stepped = before.stepped_down.is_some();
+            let answered = matches!(command, Command::DualRead { .. } | Command::CompareReads { .. });
+            let anew = decisions.iter().any(|decision| {
+                matches!(
+                    decision,
+                    Decision::BackfillStarted { .. } | Decision::RollbackBegan { .. } | Decision::BegunAnew
+                )
+            });
+            assert!(!stepped || moved.stepped_down.is_some() || answered || anew, "{}: unanswered", place());
+            assert!(!stepped || !meant || moved.was_switched, "{}: switched over a step down", place());
+            assert!(moved.stepped_down.is_none() || moved.dual_millionths == 0, "{}: compared all the same", place());
             // Nobody is at work in a phase whose spec is unknown.
             assert!(!moved.phase.is_active() || !moved.spec_hash.is_empty(), "{}", place());
             assert!(moved.generation >= before.generation || decisions.contains(&Decision::BegunAnew), "{}", place());

@@ -1,12 +1,12 @@
 //! The Rust of `docs/guide/dual-reads.md`, word for word: what the page shows is what is compiled and run here.
 
 use crossfade_testkit::postgres::{Postgres, Version};
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio_postgres::Client;
 
 use crossfade_dualread::{
     Answer, DualReads, Failure, Feed, Flag, Order, POSTGRES_END, POSTGRES_REACHED, Places, Polled, Position, Rules,
-    SELECT_FLAG, Side, Subject, place,
+    SELECT_FLAG, STEP_DOWN, Side, Subject, Why, place,
 };
 
 /// Where both sides are: the one that has the authority says where its history ends, the other one how far it has come.
@@ -53,6 +53,22 @@ fn flag_of(database: Arc<Client>, migration: &'static str) -> impl Feed {
             Flag::of_row(row.get(0), row.get(1), row.get(2)).map_err(|error| Failure::retry(doing, error))
         }
     })
+}
+
+type Telling = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+
+/// Says in the database that this process has stepped down.
+fn telling_of(database: Arc<Client>, migration: &'static str) -> impl FnMut(Flag, Why) -> Telling + Send {
+    move |flag, why| {
+        let database = Arc::clone(&database);
+        Box::pin(async move {
+            let ((budget, one, other), epoch) = (why.figures(), flag.epoch as i64);
+            let told = database
+                .execute(STEP_DOWN, &[&migration, &epoch, &flag.percent.to_string(), &budget, &one, &other])
+                .await;
+            told.map(drop).map_err(|error| Failure::retry("saying that dual reads have stepped down", error))
+        })
+    }
 }
 
 type Bought = (String, String);
@@ -111,24 +127,54 @@ async fn what_the_page_shows_works() {
         )
         .await;
     let (old, new) = (Arc::new(source.connect().await), Arc::new(target.connect().await));
-    let table = page().split("```sql\n").nth(1).unwrap().split("\n```").next().unwrap().to_owned();
-    old.batch_execute(&table).await.unwrap();
+    // What `crossfade dual-reads` makes, as far as an application sees it; with `crossfade` itself: tests/journey, `reads`.
+    old.batch_execute(
+        "CREATE SCHEMA crossfade; CREATE TABLE crossfade.dual_reads (migration text, epoch bigint, authority text, percent text); \
+         INSERT INTO crossfade.dual_reads VALUES ('shop', 1, 'old', '5%'); \
+         CREATE TABLE told (percent text, budget text, one float8, other float8); \
+         CREATE FUNCTION crossfade.step_down(text, bigint, text, text, float8, float8) RETURNS boolean LANGUAGE sql AS \
+         'INSERT INTO told VALUES ($3, $4, $5, $6); SELECT true'",
+    )
+    .await
+    .unwrap();
 
     let places = TwoServers { old: Arc::clone(&old), new: Arc::clone(&new), migration: "shop".to_owned() };
     let reads = DualReads::new(crossfade_dualread::Options::default(), Flag::START, places);
     let followed = reads.clone();
     let feed = flag_of(Arc::clone(&old), "shop");
     let following = tokio::spawn(async move { followed.follow(feed).await });
+    let (stepping, told) = (reads.clone(), Arc::clone(&old));
+    let telling = tokio::spawn(async move { stepping.tell_step_downs(telling_of(told, "shop")).await });
     crossfade_testkit::wait::wait_until("the flag of the table", async || reads.flag().epoch == 1).await;
     assert_eq!(reads.flag().percent.to_string(), "5%");
 
-    old.batch_execute("UPDATE dual_reads SET percent = '100%'").await.unwrap();
+    old.batch_execute("UPDATE crossfade.dual_reads SET percent = '100%'").await.unwrap();
     crossfade_testkit::wait::wait_until("all to be compared", async || reads.flag().percent.value() == 100.0).await;
     let found = orders(&reads, (Arc::clone(&old), Arc::clone(&new)), "acme", 1).await.unwrap();
     assert_eq!(found, [("a".to_owned(), "5.50".to_owned()), ("b".to_owned(), "7".to_owned())]);
     reads.settled().await;
     assert_eq!(reads.snapshot().counts.matched, 1, "{:?}", reads.snapshot());
+
+    // Wrong on the new side: once the budget is spent, it says so where the flag is.
+    new.batch_execute("UPDATE orders SET total = 9").await.unwrap();
+    new.batch_execute(
+        "CREATE SCHEMA crossfade; CREATE TABLE crossfade.positions AS \
+         SELECT 'shop'::text AS migration, 0 AS worker, '1/FFFFFFFFFFFF/end'::text AS source_position",
+    )
+    .await
+    .unwrap();
+    for _ in 0..100 {
+        orders(&reads, (Arc::clone(&old), Arc::clone(&new)), "acme", 1).await.unwrap();
+        reads.settled().await;
+    }
+    assert!(reads.stepped_down().is_some(), "{:?}", reads.snapshot());
+    let told = "SELECT percent || ' ' || budget || ' ' || (one > 0 AND other >= one) FROM told";
+    crossfade_testkit::wait::wait_until("what was told", async || {
+        source.value(told).await.as_deref() == Some("100% mismatches true")
+    })
+    .await;
     following.abort();
+    telling.abort();
 }
 
 fn page() -> String {

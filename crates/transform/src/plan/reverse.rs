@@ -100,7 +100,7 @@ pub struct BackKey {
     pub of: TableName,
     /// That table's key column.
     pub of_column: String,
-    /// Its sequence, which gives keys to rows that were born on the new side.
+    /// What gives keys to rows that were born on the new side: its sequence; in SQLite the table itself, whose next rowid it is.
     pub sequence: TableName,
     /// Whether the new keys are UUIDs; texts otherwise.
     pub is_uuid: bool,
@@ -182,11 +182,11 @@ fn work_out(forward: &Forward, new: Option<&Catalog>) -> Result<(Back, Vec<Made>
     let Drafted { drafts, planned, .. } = drafted(&mut context)?;
     let mut found = Back { tables: Vec::new(), refusals: Vec::new() };
     let mut made = Vec::new();
-    let crosses = context.crosses() || forward.catalog.dialect != Dialect::Postgres;
+    let crosses = context.crosses();
     for (draft, planned) in drafts.iter().zip(&planned) {
         let mut way = Way { context: &context, draft, refusals: Vec::new() };
         if crosses {
-            way.refuse(None, "stands in another kind of database than its new form; a way back is built between PostgreSQL databases only");
+            way.refuse(None, "stands in another kind of database than its new form; a way back is built between two PostgreSQL databases and between two SQLite files only");
         } else if !way.is_a_table() {
             // Said already.
         } else {
@@ -246,6 +246,7 @@ impl Way<'_, '_> {
         let mut undo = Undo::new(draft, new)?;
         let rule = self.context.rule(&draft.source.name);
         let steps = rule.map_or(&[][..], |rule| rule.steps.as_slice());
+        self.check_steps(steps);
         for (index, step) in steps.iter().enumerate().rev() {
             undo.step(index, step);
         }
@@ -328,6 +329,26 @@ impl Way<'_, '_> {
         Ok((BackTable { from, to, columns, left, keys, needs_old_rows }, program))
     }
 
+    /// Steps that take a value apart or put it together are undone in PostgreSQL's types.
+    fn check_steps(&mut self, steps: &[Step]) {
+        if self.context.source.dialect != Dialect::Sqlite {
+            return;
+        }
+        for step in steps {
+            let (name, column) = match step {
+                Step::Split(step) => ("split", &step.split),
+                Step::Merge(step) => ("merge", &step.to),
+                Step::Pack(step) => ("pack", &step.pack),
+                Step::MapValues(step) => ("map_values", &step.map_values),
+                _ => continue,
+            };
+            self.refuse(
+                Some(column),
+                format!("has the step \"{name}\", which is not taken back between SQLite files yet"),
+            );
+        }
+    }
+
     /// A column that is not written must be one that a new row can do without.
     fn check_left_out(&mut self, def: &ColumnDef) {
         if def.column.key.is_some() {
@@ -369,6 +390,9 @@ impl Way<'_, '_> {
             return None;
         };
         let owner = self.context.source.table(&domain.table).and_then(|table| table.column(of_column));
+        if self.context.source.dialect == Dialect::Sqlite {
+            return self.rowid_of(def, &domain.table, of_column, domain.maker.makes_uuid());
+        }
         let whole = |type_: &ColumnType| matches!(type_.logical, Logical::Int16 | Logical::Int32 | Logical::Int64);
         let sequence = owner.and_then(|owner| owner.sequence.clone());
         let Some(sequence) = sequence.filter(|_| whole(type_) && whole(&def.column.type_)) else {
@@ -386,6 +410,30 @@ impl Way<'_, '_> {
             of_column: of_column.clone(),
             sequence,
             is_uuid: domain.maker.makes_uuid(),
+        })
+    }
+
+    /// The same of a SQLite table: its rowid is always an integer, and the next one is always to be had.
+    fn rowid_of(&mut self, def: &ColumnDef, of: &TableName, of_column: &str, is_uuid: bool) -> Option<BackKey> {
+        let owner = self.context.source.table(of);
+        let is_integer = owner
+            .and_then(|owner| owner.column(of_column))
+            .is_some_and(|owner| owner.column.type_.name.eq_ignore_ascii_case("INTEGER"));
+        let is_key = owner.and_then(|owner| owner.primary_key.as_ref()).is_some_and(|key| key.columns == [of_column]);
+        if !is_integer || !is_key {
+            let why = format!(
+                "holds the key of {of}, and rows that are born on the new side could be given none of its keys: \
+                 {of}.{of_column} is no INTEGER PRIMARY KEY"
+            );
+            self.refuse(Some(&def.column.name), why);
+            return None;
+        }
+        Some(BackKey {
+            column: def.column.name.to_string(),
+            of: of.clone(),
+            of_column: of_column.to_owned(),
+            sequence: of.clone(),
+            is_uuid,
         })
     }
 }

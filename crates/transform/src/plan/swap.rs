@@ -9,7 +9,7 @@ use crate::{
 use crossfade_event::{
     Logical, TableName,
     catalog::{Catalog, RelationKind},
-    swap::{Added, Kept, SwapPair, SwapTable},
+    swap::{Added, Kept, Refers, SwapPair, SwapTable},
 };
 use serde::Serialize;
 
@@ -84,8 +84,27 @@ impl Places<'_, '_> {
         }
         let pairs = self.pairs();
         let added = self.added(&pairs);
-        let key = self.key(&pairs);
-        SwapTable { table: source.name.clone(), pairs, added, key }
+        let dropped = self.dropped();
+        let key = self.key(&pairs, &dropped);
+        SwapTable { table: source.name.clone(), pairs, added, dropped, key }
+    }
+
+    /// The old columns that a step took away. They stay until the clean-up, under other names: so rows that are born after the
+    /// switch must get something in them.
+    fn dropped(&mut self) -> Vec<String> {
+        let Some((before, _)) = self.draft.stages.last() else { return Vec::new() };
+        let source = self.draft.source;
+        let is_gone = |name: &str| before.iter().all(|work| work.origin.as_deref() != Some(name));
+        let gone = source.carried().filter(|def| is_gone(&def.column.name)).collect::<Vec<_>>();
+        for def in &gone {
+            let fills =
+                def.column.nullable || def.default.is_some() || def.identity.is_some() || def.sequence.is_some();
+            if !fills {
+                let why = "is dropped, takes no NULL and has no default: a row that is born after the switch would have nothing in it";
+                self.refuse(Some(&def.column.name), why);
+            }
+        }
+        gone.iter().map(|def| def.column.name.to_string()).collect()
     }
 
     /// The columns as they stood before the shadows took their values.
@@ -175,21 +194,59 @@ impl Places<'_, '_> {
             .map(|work| {
                 let is_key = surrogate == Some(work.name.as_str());
                 let uuid = is_key && work.value.logical != Logical::Text;
-                Added { name: work.name.clone(), not_null: is_key, uuid }
+                let refers = self.refers(&work.name);
+                let not_null = is_key || refers.as_ref().is_some_and(|(_, not_null)| *not_null);
+                Added { name: work.name.clone(), not_null, uuid, refers: refers.map(|(refers, _)| refers) }
             })
             .collect()
     }
 
-    fn key(&self, pairs: &[SwapPair]) -> Vec<String> {
+    /// What a new column refers to, and whether each row has to.
+    fn refers(&self, column: &str) -> Option<(Refers, bool)> {
+        let (place, _) = self.draft.by_surrogate.iter().find(|(_, name)| name == column)?;
+        let foreign = self.draft.source.foreign_keys.get(*place)?;
+        let parent = self.drafts.iter().find(|other| other.source.name == foreign.references)?;
+        let key = parent.surrogate.clone().filter(|_| parent.program.columns_only)?;
+        let is_set = |name: &String| self.draft.source.column(name).is_some_and(|def| !def.column.nullable);
+        let refers = Refers {
+            like: foreign.name.clone(),
+            table: foreign.references.clone(),
+            key,
+            suffix: foreign.suffix.clone(),
+        };
+        Some((refers, foreign.columns.iter().all(is_set)))
+    }
+
+    fn key(&mut self, pairs: &[SwapPair], dropped: &[String]) -> Vec<String> {
         if let Some(surrogate) = &self.draft.surrogate {
             return vec![surrogate.clone()];
         }
         let Some(key) = &self.draft.source.primary_key else { return Vec::new() };
+        if key.columns.iter().any(|column| dropped.contains(column)) {
+            return self.taken(pairs);
+        }
         let new_name = |column: &String| pairs.iter().find(|pair| pair.old == *column).map(|pair| pair.name.clone());
         if key.columns.iter().all(|column| new_name(column).is_none()) {
             return Vec::new();
         }
         key.columns.iter().map(|column| new_name(column).unwrap_or_else(|| column.clone())).collect()
+    }
+}
+
+impl Places<'_, '_> {
+    /// The key is dropped: the new column of another unique one takes its place.
+    fn taken(&mut self, pairs: &[SwapPair]) -> Vec<String> {
+        match &self.draft.taken_key {
+            Some(taken) => {
+                let pair = pairs.iter().find(|pair| pair.shadow == *taken);
+                pair.map(|pair| vec![pair.name.clone()]).unwrap_or_default()
+            }
+            None => {
+                let why = "has its primary key dropped, and not exactly one other column that is unique by itself, takes no NULL and becomes a new key";
+                self.refuse(None, why);
+                Vec::new()
+            }
+        }
     }
 }
 

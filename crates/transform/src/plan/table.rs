@@ -11,7 +11,10 @@ use crate::{
     step::Literal,
     types::{self, Affinity, Modifier, TypeSpec, affinity},
 };
-use crossfade_event::{Column, ColumnType, Identity, Logical, SchemaVersion, TableSchema, Value, catalog::TableDef};
+use crossfade_event::{
+    Column, ColumnType, Identity, Logical, SchemaVersion, TableSchema, Value,
+    catalog::{KeyDef, TableDef},
+};
 use std::sync::Arc;
 
 /// A column as it stands after some steps.
@@ -40,8 +43,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) columns: Vec<Work>,
     /// The name of the surrogate that is the new primary key.
     pub(crate) surrogate: Option<String>,
-    /// The column that is the new primary key where the old one is dropped and rows are found by this one: the table takes
-    /// the key of the row that it refers to.
+    /// The column that is the new primary key where the old one is dropped and rows are found by this one (or, beside old
+    /// columns, could be): the table takes the key of the row that it refers to.
     pub(crate) taken_key: Option<String>,
     /// References (by their place in the source's list) that go by a surrogate of the parent: the column for it.
     pub(crate) by_surrogate: Vec<(usize, String)>,
@@ -156,7 +159,10 @@ pub(crate) fn draft<'a>(
         dual,
         only_changed: Vec::new(),
     };
-    let taken_key = taken.map(|work| work.name);
+    let taken_key = match columns_only {
+        true => taken_beside(table, &columns, &stages),
+        false => taken.map(|work| work.name),
+    };
     Ok(Draft { source: table, columns, surrogate, taken_key, by_surrogate, stages, program })
 }
 
@@ -170,6 +176,29 @@ fn taken_key(table: &TableDef, columns: &[Work]) -> Option<Work> {
     let mut found_by = table.carried().filter(|def| def.column.key.is_some());
     match (found_by.next(), found_by.next()) {
         (Some(only), None) => stays(&only.column.name).cloned(),
+        _ => None,
+    }
+}
+
+/// Beside old columns rows are found by the old key as long as they are followed. Where steps drop it, the one column that is
+/// unique by itself, takes no NULL and becomes a new key is the primary key once the new columns have the names.
+fn taken_beside(table: &TableDef, columns: &[Work], stages: &[(Vec<Work>, usize)]) -> Option<String> {
+    let (left, _) = stages.last()?;
+    let is_left = |name: &String| left.iter().any(|work| work.origin.as_ref() == Some(name));
+    if table.primary_key.as_ref()?.columns.iter().any(is_left) {
+        return None;
+    }
+    let alone = |key: &KeyDef| match key.columns.as_slice() {
+        [only] if !key.deferrable => Some(only.clone()),
+        _ => None,
+    };
+    let shadow = |name: String| {
+        let register = table.carried().position(|def| *def.column.name == name && !def.column.nullable)?;
+        columns.iter().find(|work| work.origin.is_none() && work.register == register && work.key.is_some())
+    };
+    let mut found = table.uniques.iter().filter_map(alone).filter_map(shadow);
+    match (found.next(), found.next()) {
+        (Some(only), None) => Some(only.name.clone()),
         _ => None,
     }
 }

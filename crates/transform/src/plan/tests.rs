@@ -86,7 +86,7 @@ pub(super) fn catalog(tables: Vec<TableDef>) -> Catalog {
 }
 
 /// The same with SQLite's declared types.
-fn sqlite(mut catalog: Catalog) -> Catalog {
+pub(super) fn sqlite(mut catalog: Catalog) -> Catalog {
     catalog.dialect = Dialect::Sqlite;
     for def in catalog.tables.iter_mut().flat_map(|table| &mut table.columns) {
         let declared = match def.column.type_.logical {

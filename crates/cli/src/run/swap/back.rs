@@ -5,17 +5,15 @@ use super::millis;
 use crate::{
     commands::folder,
     error::{CliError, Exit},
-    registry,
+    registry::{self, AnySwitchEnd},
     run::switch::{Outcome, Pause, Settled, complete, deadline_of, no_section, said, settle},
     spec::{Span, Spec},
 };
+use crossfade_connector::switch::Given;
 use crossfade_control::{By, Command, Direction, Facts, Journal, OldestWriter, Phase, WayBack};
 use crossfade_event::Side;
 use crossfade_log::embedded::Embedded;
-use crossfade_postgres::{
-    swap::{SwapEnd, SwapStage},
-    switch::{Given, SwitchEnd},
-};
+use crossfade_postgres::swap::{SwapEnd, SwapStage};
 use std::time::{Duration, Instant};
 
 const FIXED_MS: u64 = 30;
@@ -124,7 +122,7 @@ async fn moved(
 /// What became of it is for the row to say.
 async fn taken_back_or(
     moved: Result<Pause, CliError>,
-    (old, new): (&mut SwitchEnd, &mut SwitchEnd),
+    (old, new): (&mut AnySwitchEnd, &mut AnySwitchEnd),
     journal: &Journal<Embedded>,
     by: &By,
 ) -> Result<Pause, CliError> {

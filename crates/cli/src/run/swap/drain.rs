@@ -11,14 +11,14 @@ use crate::{
     run::{control::Shared, switch::Pause},
     wiring,
 };
-use crossfade_connector::{Applied, Delivery, Failure, Guard, Inspect, Progress, Sink, Stage, Target, TargetTable};
+use crossfade_connector::{
+    Applied, Delivery, Failure, Guard, Inspect, Progress, Sink, Stage, Target, TargetTable,
+    switch::{Given, Locked},
+};
 use crossfade_control::{By, Command};
 use crossfade_event::{Key, Position, Row, TableId, TableName};
 use crossfade_pipeline::{DeliverOptions, Delivered, Routes, Watch, deliver, stop_channel, valve};
-use crossfade_postgres::{
-    PostgresSink,
-    switch::{Given, Locked},
-};
+use crossfade_postgres::PostgresSink;
 use std::{
     pin::pin,
     sync::{

@@ -3,11 +3,12 @@
 use super::{Pause, settle, settle::Settled, way::Way};
 use crate::{
     error::{CliError, Exit},
+    registry::{AnyFreeze, AnyOpening},
     spec::{Span, SwitchSpec},
 };
+use crossfade_connector::switch::{Given, Written};
 use crossfade_control::{By, Command, Direction};
 use crossfade_event::Position;
-use crossfade_postgres::switch::{Freeze, Given, Opening, Written};
 use std::time::{Duration, Instant};
 
 pub(super) async fn switch_over(
@@ -68,11 +69,11 @@ async fn frozen(
 ) -> Result<Pause, CliError> {
     let next = epoch + 1;
     let freeze = way.from.freeze(&way.tables, Instant::now() + deadline.0, switch.lock_timeout.0).await?;
-    let mut pause =
-        Pause { locks_us: micros(freeze.locked.since.elapsed()), tries: freeze.locked.tries, ..Pause::default() };
+    let locked = freeze.locked();
+    let mut pause = Pause { locks_us: micros(locked.since.elapsed()), tries: locked.tries, ..Pause::default() };
     let step = Instant::now();
-    let ends = freeze.locked.ends;
-    let prepared = tokio::time::timeout(freeze.locked.left(), async {
+    let ends = locked.ends;
+    let prepared = tokio::time::timeout(locked.left(), async {
         way.journal.command(Command::Frozen { epoch: next }, by).await?;
         let position = drained(way).await?;
         pause.drain_us = micros(step.elapsed());
@@ -140,13 +141,13 @@ async fn drained(way: &mut Way<'_>) -> Result<Option<Position>, CliError> {
 /// The point of no return, and the commit that opens the other side.
 async fn give(
     way: &mut Way<'_>,
-    freeze: Freeze,
-    opening: Option<Opening>,
+    freeze: AnyFreeze,
+    opening: Option<AnyOpening>,
     epoch: u64,
     by: &By,
     mut pause: Pause,
 ) -> Result<Pause, CliError> {
-    let (since, step) = (freeze.locked.since, Instant::now());
+    let (since, step) = (freeze.locked().since, Instant::now());
     let given = freeze.give(epoch).await;
     match given {
         Given::Done => {
@@ -171,7 +172,7 @@ async fn give(
     }
 }
 
-async fn leave(opening: Option<Opening>) {
+async fn leave(opening: Option<AnyOpening>) {
     if let Some(opening) = opening {
         opening.leave().await;
     }

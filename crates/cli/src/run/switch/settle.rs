@@ -3,16 +3,16 @@
 use super::Outcome;
 use crate::{
     error::{CliError, Exit},
-    registry,
+    registry::{self, AnySwitchEnd},
     run::{control::Shared, swap},
     spec::{DEADLINE_MAX, SinkSpec, SourceSpec, Spec},
     wiring,
 };
 use crossfade_connector::Verdict;
+use crossfade_connector::switch::Written;
 use crossfade_control::{By, Command, Journal};
 use crossfade_event::Side;
 use crossfade_log::embedded::Embedded;
-use crossfade_postgres::switch::{SwitchEnd, Written};
 use std::{
     process::Stdio,
     sync::Arc,
@@ -33,8 +33,8 @@ pub(crate) enum Settled {
 /// Sets the journal right by the row, if it stands within a switch; makes sure first that the switch cannot happen any more.
 /// The row that counts is that of the side which had the authority when the switch was meant.
 pub(crate) async fn settle(
-    old: &mut SwitchEnd,
-    new: &mut SwitchEnd,
+    old: &mut AnySwitchEnd,
+    new: &mut AnySwitchEnd,
     journal: &Journal<Embedded>,
     by: &By,
 ) -> Result<Settled, CliError> {
@@ -78,8 +78,8 @@ pub(crate) async fn settle(
 /// spec's command.
 pub(crate) async fn complete(
     spec: &Spec,
-    old: &mut SwitchEnd,
-    new: &mut SwitchEnd,
+    old: &mut AnySwitchEnd,
+    new: &mut AnySwitchEnd,
     journal: &Journal<Embedded>,
     by: &By,
 ) -> Outcome {
@@ -99,8 +99,8 @@ pub(crate) async fn complete(
 
 async fn tell(
     spec: &Spec,
-    old: &mut SwitchEnd,
-    new: &mut SwitchEnd,
+    old: &mut AnySwitchEnd,
+    new: &mut AnySwitchEnd,
     journal: &Journal<Embedded>,
     by: &By,
 ) -> Result<(), CliError> {
@@ -145,13 +145,13 @@ async fn tell(
 }
 
 /// Whether both sides are one database. One that does not answer is not the one that does.
-async fn are_one(old: &mut SwitchEnd, new: &mut SwitchEnd) -> bool {
+async fn are_one(old: &mut AnySwitchEnd, new: &mut AnySwitchEnd) -> bool {
     matches!((old.identity().await, new.identity().await), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Until this is done, nobody may be able to write anywhere: it is tried for as long as what is left of a switch that was cut off
 /// can be in the way, which is its deadline.
-async fn let_in(holder: &mut SwitchEnd, written: Written) -> Result<(), CliError> {
+async fn let_in(holder: &mut AnySwitchEnd, written: Written) -> Result<(), CliError> {
     let until = Instant::now() + DEADLINE_MAX;
     loop {
         match holder.follow(written).await {
@@ -206,7 +206,11 @@ pub(crate) async fn unwatch(spec: &Spec) -> Result<(), CliError> {
 
 /// Takes away what a switch made on both servers, before a wipe.
 pub(crate) async fn forget(spec: &Spec) -> Result<(), CliError> {
-    if !matches!((&spec.source, &spec.sink), (SourceSpec::Postgres(_), SinkSpec::Postgres(_))) {
+    let is_switchable = matches!(
+        (&spec.source, &spec.sink),
+        (SourceSpec::Postgres(_), SinkSpec::Postgres(_)) | (SourceSpec::Sqlite(_), SinkSpec::Sqlite(_))
+    );
+    if !is_switchable {
         return Ok(());
     }
     let (mut old, mut new) = registry::switch_ends(spec)?;

@@ -18,7 +18,6 @@ use crossfade_connector::{Inspect, Stage, Target};
 use crossfade_control::{Direction, Journal, WayBack};
 use crossfade_event::{Position, TableName, catalog::SequenceDef};
 use crossfade_log::embedded::Embedded;
-use crossfade_postgres::switch::SwitchEnd;
 use crossfade_transform::BackHow;
 
 /// One switch: from one side to the other.
@@ -30,9 +29,9 @@ pub(super) struct Way<'w> {
     /// The run whose stream carries what is written until then: the migration's own, or that of its way back.
     pub(super) stream: &'w Shared,
     /// The side that has the authority.
-    pub(super) from: SwitchEnd,
+    pub(super) from: registry::AnySwitchEnd,
     /// The side that gets it.
-    pub(super) to: SwitchEnd,
+    pub(super) to: registry::AnySwitchEnd,
     /// Asks the side that has the authority, in its stream's words.
     source: registry::AnyInspect,
     /// The tables that are frozen and fenced.
@@ -50,8 +49,8 @@ impl<'w> Way<'w> {
         stream: &'w Shared,
         whole: &Whole<'w>,
         direction: Direction,
-        old: SwitchEnd,
-        new: SwitchEnd,
+        old: registry::AnySwitchEnd,
+        new: registry::AnySwitchEnd,
         within_one: bool,
     ) -> Result<Self, CliError> {
         let Whole { spec, journal } = *whole;
@@ -65,7 +64,7 @@ impl<'w> Way<'w> {
     }
 
     /// The old side, and the new one.
-    pub(super) fn sides(&mut self) -> (&mut SwitchEnd, &mut SwitchEnd) {
+    pub(super) fn sides(&mut self) -> (&mut registry::AnySwitchEnd, &mut registry::AnySwitchEnd) {
         match self.direction {
             Direction::Cutover => (&mut self.from, &mut self.to),
             Direction::Failback => (&mut self.to, &mut self.from),

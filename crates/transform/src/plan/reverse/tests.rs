@@ -1,6 +1,6 @@
 use crate::{
     Back, BackHow, Bound, Forward, Output, Plan, PlanError, PlanOptions, back, plan,
-    plan::tests::{Kept, catalog, options, rekey, row, rules, schema_of, steps, table, texts},
+    plan::tests::{Kept, catalog, options, rekey, row, rules, schema_of, sqlite, steps, table, texts},
 };
 use crossfade_event::{
     Change, Op, Row, SchemaVersion, TableId, TableName, TableSchema,
@@ -234,4 +234,37 @@ fn what_was_packed_comes_out_of_the_document_again() {
     let after = ["1", r#"{"a": 2.50, "size": 8, "version": "v2"}"#];
     assert_eq!(updated(&way, "public.t", "app_v2.t", &before, &after), ["1", "8", r#"{"a": 2.50}"#]);
     assert_eq!((how(&way.told(), "size"), how(&way.told(), "doc")), (BackHow::WhereChanged, BackHow::WhereChanged));
+}
+
+/// The same between two SQLite files.
+fn there_in_files(old: Catalog, rules: crate::Rules) -> There {
+    let old = sqlite(old);
+    let options = PlanOptions { schema: None, ..options(Dialect::Sqlite) };
+    let there = plan(&old, &rules, &options).unwrap();
+    let tables = there.tables().iter().filter(|table| table.source.is_some()).map(|table| table.def.clone()).collect();
+    let new = Catalog { tables, ..old.clone() };
+    let forward = Arc::new(Forward { catalog: old.clone(), rules, options });
+    There { old, there, new, forward }
+}
+
+#[test]
+fn between_two_files_a_rowid_needs_no_sequence_to_draw_from() {
+    let keyed = |columns| catalog(vec![table("t", columns, &[])]);
+    let way = there_in_files(keyed("id bigint!, name text"), rekey("uuid-v5"));
+    let told = way.told();
+    assert!(told.refusals.is_empty(), "{told:?}");
+    assert_eq!((told.tables[0].keys[0].of_column.as_str(), how(&told, "id")), ("id", BackHow::OldKey));
+    // A text is no key that becomes a new one: it comes back as it stands.
+    let way = there_in_files(keyed("id text!, name text"), rekey("uuid-v5"));
+    assert_eq!(how(&way.told(), "id"), BackHow::Exact);
+}
+
+#[test]
+fn between_two_files_a_cast_is_undone_by_the_declared_type_and_what_is_taken_apart_is_refused_by_name() {
+    let old = catalog(vec![table("t", "id bigint!, amount text, name text", &[])]);
+    let way = there_in_files(old.clone(), steps("t", r#"{"cast": "amount", "to": "INTEGER"}"#));
+    assert_eq!(how(&way.told(), "amount"), BackHow::WhereChanged);
+    assert!(way.told().tables[0].needs_old_rows && way.back().is_ok());
+    let way = there_in_files(old, steps("t", r#"{"split": "name", "by": " ", "into": ["first", "last"]}"#));
+    assert!(way.refusal().contains("\"split\""), "{:?}", way.told());
 }

@@ -8,7 +8,7 @@ use crate::{
     jsonpath::Path,
     program::{KeyFrom, Op},
     step::Step,
-    types::TypeSpec,
+    types::{TypeSpec, for_sqlite_declared},
 };
 use crossfade_event::{ColumnType, Logical, catalog::TableDef};
 use std::collections::BTreeMap;
@@ -161,7 +161,9 @@ impl<'u, 'a> Undo<'u, 'a> {
         now.said.push(format!("is cast back from {} to {}", to.name, from.name));
         now.where_changed |= !exact;
         let register = now.register;
-        self.change(register, Op::Cast { register, to: from });
+        // A SQLite column takes anything; what it is declared as is what its values are meant to be.
+        let to = if from.logical == Logical::Dynamic { for_sqlite_declared(&from.name) } else { from };
+        self.change(register, Op::Cast { register, to });
     }
 
     fn map_values(&mut self, index: usize, name: &str) {

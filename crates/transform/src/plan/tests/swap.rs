@@ -92,3 +92,62 @@ fn what_could_not_be_kept_is_refused_by_name() {
     let swap = super::swap(&unreferenced, &rules, &beside()).unwrap();
     assert!(swap.refusals.iter().any(|one| one.why.contains("without a foreign key")), "{:?}", swap.refusals);
 }
+
+#[test]
+fn a_dropped_key_is_taken_over_by_the_one_other_unique_column_that_becomes_a_new_key() {
+    let mut catalog = catalog_with_sequences();
+    let parts = catalog.tables.iter_mut().find(|table| &*table.name.name == "parts").unwrap();
+    for def in parts.columns.iter_mut().filter(|def| &*def.column.name == "order_id") {
+        def.column.nullable = false;
+    }
+    parts.uniques.push(crossfade_event::catalog::KeyDef::plain("parts_order_id_key", vec!["order_id".to_owned()]));
+    let rules = |step: &str| {
+        let mut rules = rekey("uuid-v5");
+        rules.table = super::rules(&format!(
+            r#"{{"table": [{{"from": "users", "shadow": {{"id": "uuid_id", "boss": "boss_uuid"}}}},
+                {{"from": "orders", "shadow": {{"id": "order_uuid", "user_id": "user_uuid"}}}},
+                {{"from": "lines", "shadow": {{"order_id": "order_uuid"}}}},
+                {{"from": "parts", "shadow": {{"order_id": "order_uuid"}}, "steps": [{step}]}}]}}"#
+        ))
+        .table;
+        rules
+    };
+    let swap = super::swap(&catalog, &rules(r#"{"drop": "id"}"#), &beside()).unwrap();
+    let parts = swap.tables.iter().find(|table| &*table.table.name == "parts").unwrap();
+    assert_eq!(
+        (parts.key.as_slice(), parts.dropped.as_slice()),
+        (["order_id".to_owned()].as_slice(), ["id".to_owned()].as_slice())
+    );
+    assert_eq!((parts.now_called("id").as_str(), parts.now_called("line_no").as_str()), ("legacy_id", "line_no"));
+    assert_eq!(swap.refusals, []);
+    // Without it, or with nothing that fills the dropped column, it is refused by name.
+    let mut none = catalog.clone();
+    let parts = none.tables.iter_mut().find(|table| &*table.name.name == "parts").unwrap();
+    parts.uniques.clear();
+    for def in parts.columns.iter_mut().filter(|def| &*def.column.name == "id") {
+        def.default = None;
+    }
+    let refused = super::swap(&none, &rules(r#"{"drop": "id"}"#), &beside()).unwrap().refusals;
+    assert!(refused.iter().any(|one| one.why.contains("primary key dropped")), "{refused:?}");
+    assert!(refused.iter().any(|one| one.why.contains("nothing in it")), "{refused:?}");
+}
+
+#[test]
+fn a_surrogate_and_a_reference_by_it_are_new_columns_that_take_no_null() {
+    let mut rules = with(USERS);
+    for rule in rules.table.iter_mut().filter(|rule| rule.from == "lines") {
+        rule.surrogate = Some("id".to_owned());
+    }
+    let mut catalog = catalog_with_sequences();
+    for def in catalog.tables.iter_mut().flat_map(|table| &mut table.columns) {
+        def.column.nullable &= !["line_no", "order_id"].contains(&&*def.column.name);
+    }
+    let swap = swap(&catalog, &rules, &beside()).unwrap();
+    let of = |name: &str| swap.tables.iter().find(|table| &*table.table.name == name).unwrap();
+    assert_eq!(of("lines").surrogate().unwrap().name, "id");
+    assert_eq!(of("parts").surrogate(), None);
+    let added = of("parts").added.iter().find(|added| added.name == "lines_id").unwrap();
+    let refers = added.refers.as_ref().unwrap();
+    assert!(added.not_null && !added.uuid, "{added:?}");
+    assert_eq!((refers.table.name.as_ref(), refers.key.as_str()), ("lines", "id"));
+}
