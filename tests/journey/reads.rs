@@ -160,7 +160,7 @@ async fn a_share_is_followed_without_a_restart_and_ended_for_all_by_the_first_th
     let refused = bank.desk.expect(3, &["dual-reads"], &["100%", "--json"]);
     let answer: Value = serde_json::from_str(&refused.stdout).unwrap();
     assert_eq!((&answer["share"], guard(&answer, "clean-pass")["holds"].as_bool()), (&"0%".into(), Some(false)));
-    assert!(journal_says(&bank, "reads-judged") > 0);
+    assert!(journal_says(&bank.desk, "reads-judged") > 0);
     let status = switch_status(&bank);
     assert!(status["read_guards"].to_string().contains("clean-pass"), "{status}");
     bank.desk.verify();
@@ -204,7 +204,7 @@ async fn a_share_is_followed_without_a_restart_and_ended_for_all_by_the_first_th
     let status = switch_status(&bank);
     assert!(status["dual_reads"].is_null() && status["next"].as_str().unwrap().contains("stepped down"), "{status}");
     assert!(bank.desk.expect(0, &["status"], &[]).stdout.contains("STEPPED DOWN"));
-    assert!(journal_says(&bank, "reads-stepped-down") > 0);
+    assert!(journal_says(&bank.desk, "reads-stepped-down") > 0);
     let refused = bank.desk.expect(3, &["cutover"], &["--dry-run", "--json"]);
     let answer: Value = serde_json::from_str(&refused.stdout).unwrap();
     assert_eq!(guard(&answer, "dual-reads")["holds"], false, "{answer}");

@@ -8,7 +8,7 @@ mod switch;
 mod topics;
 
 pub(crate) use back::{drop_mapping, left_by_way_back, mapping_of, place_of_slot, tell_old_rows, written_side};
-pub(crate) use switch::{AnyFreeze, AnyOpening, AnySwitchEnd, one_file, switch_ends};
+pub(crate) use switch::{AnyFreeze, AnyOpening, AnySwitchEnd, one_file, postgres_switch_ends, switch_ends};
 
 use crate::{
     error::CliError,

@@ -41,6 +41,17 @@ pub(crate) enum AnyOpening {
     Sqlite(Box<sqlite_switch::Opening>),
 }
 
+/// Both sides of a switch, the old one first, for what only PostgreSQL at both ends has: `what` names it where it is not so.
+pub(crate) fn postgres_switch_ends(
+    spec: &Spec,
+    what: &str,
+) -> Result<(postgres::SwitchEnd, postgres::SwitchEnd), CliError> {
+    match switch_ends(spec)? {
+        (AnySwitchEnd::Postgres(old), AnySwitchEnd::Postgres(new)) => Ok((*old, *new)),
+        _ => Err(CliError::not_built(&format!("{what} between other systems than two PostgreSQL servers"))),
+    }
+}
+
 /// Both sides of a switch, the old one first; for PostgreSQL at both ends, or SQLite at both.
 pub(crate) fn switch_ends(spec: &Spec) -> Result<(AnySwitchEnd, AnySwitchEnd), CliError> {
     let name = spec.name.as_str();

@@ -19,6 +19,9 @@ use crossfade_postgres::switch::SwitchEnd;
 use serde::Serialize;
 use std::{sync::Arc, time::Duration};
 
+/// For whoever asks it elsewhere.
+const SHARES: &str = "a share of the applications' reads";
+
 /// How often the flags are looked at while reads are compared.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -49,7 +52,7 @@ pub(super) async fn set(shared: &Shared, who: &str, percent: Percent) -> Result<
     }
     let millionths = millionths(percent);
     let switch = spec.switch.as_ref().ok_or_else(|| no_section(spec))?;
-    let (mut old, mut new) = registry::switch_ends(spec)?;
+    let (mut old, mut new) = registry::postgres_switch_ends(spec, SHARES)?;
     let mut missing = Vec::new();
     for end in [&mut old, &mut new] {
         if let Err(error) = install(end, journal.migration().authority.epoch).await {
@@ -78,7 +81,7 @@ pub(crate) async fn lower(
 ) -> Result<Compared, CliError> {
     may_compare(spec)?;
     journal.command(Command::DualRead { millionths: millionths(percent) }, by).await?;
-    let (mut old, mut new) = registry::switch_ends(spec)?;
+    let (mut old, mut new) = registry::postgres_switch_ends(spec, SHARES)?;
     Ok(tell(&mut old, &mut new, &journal.migration()).await)
 }
 
@@ -87,7 +90,7 @@ pub(super) async fn end(spec: &Spec, migration: &Migration) {
     if spec.switch.is_none() {
         return;
     }
-    let Ok((mut old, mut new)) = registry::switch_ends(spec) else { return };
+    let Ok((mut old, mut new)) = registry::postgres_switch_ends(spec, SHARES) else { return };
     let told = tell(&mut old, &mut new, migration).await;
     if let Some(why) = told.not_told {
         tracing::warn!("the flag of dual reads could not be set to 0%: {why}");
@@ -102,7 +105,7 @@ fn may_compare(spec: &Spec) -> Result<(), CliError> {
     if spec.switch.is_none() {
         return Err(no_section(spec));
     }
-    registry::switch_ends(spec).map(drop)
+    registry::postgres_switch_ends(spec, SHARES).map(drop)
 }
 
 /// Whether so large a share is more than what is compared now.
@@ -164,7 +167,7 @@ async fn write(end: &mut SwitchEnd, migration: &Migration) -> Result<(), CliErro
 /// Keeps the flags as the journal says, and puts into it what an application has found.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let mut closed = shared.closed();
-    let Ok((mut old, mut new)) = registry::switch_ends(&shared.spec) else { return };
+    let Ok((mut old, mut new)) = registry::postgres_switch_ends(&shared.spec, SHARES) else { return };
     let work = async {
         let mut is_level = false;
         let mut failed = false;
@@ -183,7 +186,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                 failed = level.is_err();
                 is_level = level.is_ok() && migration.dual_millionths == 0;
                 // Sessions that nothing is asked of are not kept.
-                if is_level && let Ok(ends) = registry::switch_ends(&shared.spec) {
+                if is_level && let Ok(ends) = registry::postgres_switch_ends(&shared.spec, SHARES) {
                     (old, new) = ends;
                 }
             }
