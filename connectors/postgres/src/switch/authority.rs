@@ -212,7 +212,8 @@ impl SwitchEnd {
              IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = 'crossfade'::pg_catalog.regnamespace) \
                AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = 'crossfade'::pg_catalog.regnamespace) \
              THEN DROP SCHEMA crossfade; END IF; END $crossfade$",
-            super::reads::DROP, super::watch::DROP
+            super::reads::DROP,
+            super::watch::DROP
         );
         self.execute("removing crossfade.authority", &sql).await
     }

@@ -644,7 +644,7 @@ impl Control for Answers {
                 Ok(Value::Null)
             }
             "verify-begins" => {
-                let begun = match crate::registry::switch_ends(&self.0.spec) {
+                let begun = match crate::registry::postgres_switch_ends(&self.0.spec, "a proof that is carried on") {
                     Ok(_) if self.0.is_proof_carried_on() => {
                         let before = self.0.journal.migration().clean_pass.and_then(|pass| pass.mark);
                         let mut looking = Looking::open(&self.0).await.map_err(|error| refused(&error))?;

@@ -90,7 +90,7 @@ impl Looking {
         // On the way back the target stands behind a fence: there is nobody to watch for.
         let end = match shared.spec.reverse {
             Some(_) => None,
-            None => Some(registry::switch_ends(&shared.spec)?.1),
+            None => Some(registry::postgres_switch_ends(&shared.spec, "comparing both sides all the time")?.1),
         };
         Ok(Self {
             source,

@@ -11,7 +11,7 @@ use crate::{
         reverse,
         session::bare_routes,
     },
-    spec::Spec,
+    spec::{SinkSpec, SourceSpec, Spec},
     wiring,
 };
 use crossfade_connector::{Inspect, Stage, Target};
@@ -91,8 +91,11 @@ impl<'w> Way<'w> {
     }
 
     /// Takes up the proof that both sides agree, and compares what has changed since, until little is left for the freeze.
+    /// Between files there is none: their clean pass is asked before, and the freeze compares nothing.
     pub(super) async fn prove(&mut self) -> Result<(), CliError> {
-        if matches!(self.way_back(), Some(WayBack::Incomparable { .. })) {
+        let between_servers =
+            matches!((&self.spec.source, &self.spec.sink), (SourceSpec::Postgres(_), SinkSpec::Postgres(_)));
+        if !between_servers || matches!(self.way_back(), Some(WayBack::Incomparable { .. })) {
             return Ok(());
         }
         let mut proof = Proof::take_up(self.stream).await?;
