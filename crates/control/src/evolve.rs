@@ -24,7 +24,10 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
             migration.generation = generation;
             migration.clean_pass = None;
             migration.judgement = None;
+            // As where a proof is voided: a person has to say something to it.
+            let stepped_down = migration.stepped_down.take();
             compare_none(&mut migration);
+            migration.stepped_down = stepped_down;
         }
         Decision::Paused { by, reason } => migration.overlay = Some(Overlay::Paused { by, reason }),
         Decision::Failed { reason } => migration.overlay = Some(Overlay::Failed { reason }),

@@ -50,7 +50,7 @@ CREATE OR REPLACE VIEW crossfade.dual_reads AS
 CREATE OR REPLACE FUNCTION crossfade.step_down(migration text, epoch bigint, percent text, budget text, one float8, other float8)
   RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $crossfade$
 BEGIN
-  IF $4 NOT IN ('mismatches', 'latency') OR $5 IS NULL OR $6 IS NULL THEN
+  IF $4 IS NULL OR $4 NOT IN ('mismatches', 'latency') OR $5 IS NULL OR $6 IS NULL THEN
     RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'crossfade.step_down takes mismatches or latency, and two figures';
   END IF;
   UPDATE crossfade.read_shares s SET budget = $4, one = $5, other = $6

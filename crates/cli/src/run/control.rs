@@ -60,6 +60,8 @@ pub(super) struct Shared {
     /// Where others may deliver as well.
     together: Option<Arc<Together>>,
     meters: Mutex<Meters>,
+    /// Whoever writes the flags of dual reads has this; true once they were written by a command.
+    pub(super) reads: tokio::sync::Mutex<bool>,
     /// The gates as they are judged here.
     pub(super) gates: Gates,
     verdicts: Mutex<Vec<Verdict>>,
@@ -136,6 +138,7 @@ impl Shared {
             switches,
             together,
             meters: Mutex::default(),
+            reads: tokio::sync::Mutex::default(),
             gates: fallen::gates_of(&session.spec, &session.journal.migration()),
             verdicts: Mutex::default(),
             begun: Instant::now(),

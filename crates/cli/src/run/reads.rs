@@ -15,7 +15,7 @@ use crossfade_connector::{Quarantine, QuarantineFilter};
 use crossfade_control::{By, Command, Guarded, Journal, Migration, ReadFacts};
 use crossfade_dualread::{Percent, Why};
 use crossfade_log::embedded::Embedded;
-use crossfade_postgres::switch::SwitchEnd;
+use crossfade_postgres::switch::{Share, SteppedDown, SwitchEnd};
 use serde::Serialize;
 use std::{sync::Arc, time::Duration};
 
@@ -47,12 +47,18 @@ pub(super) async fn set(shared: &Shared, who: &str, percent: Percent) -> Result<
     let spec = &shared.spec;
     may_compare(spec)?;
     let (journal, by) = (&shared.journal, By { who: who.to_owned(), ..shared.now() });
+    // One at a time writes the flags; whoever keeps them looks again afterwards, whatever came in between.
+    let mut touched = shared.reads.lock().await;
+    *touched = true;
+    let (mut old, mut new) = registry::postgres_switch_ends(spec, SHARES)?;
+    if percent != Percent::NONE {
+        hear(&mut old, &mut new, journal, &by).await?;
+    }
     if !is_more(&journal.migration(), percent) {
         return lower(spec, journal, &by, percent).await;
     }
     let millionths = millionths(percent);
     let switch = spec.switch.as_ref().ok_or_else(|| no_section(spec))?;
-    let (mut old, mut new) = registry::postgres_switch_ends(spec, SHARES)?;
     let mut missing = Vec::new();
     for end in [&mut old, &mut new] {
         if let Err(error) = install(end, journal.migration().authority.epoch).await {
@@ -72,7 +78,8 @@ pub(super) async fn set(shared: &Shared, who: &str, percent: Percent) -> Result<
     Ok(Compared { guards, ..compared })
 }
 
-/// Has less of the reads compared, or none: asks no guard, and needs nobody who runs.
+/// Has less of the reads compared, or none: asks no guard, and needs nobody who runs. What an application has found until now
+/// is heard before; none at all is set whatever can be heard.
 pub(crate) async fn lower(
     spec: &Spec,
     journal: &Journal<Embedded>,
@@ -80,9 +87,60 @@ pub(crate) async fn lower(
     percent: Percent,
 ) -> Result<Compared, CliError> {
     may_compare(spec)?;
-    journal.command(Command::DualRead { millionths: millionths(percent) }, by).await?;
     let (mut old, mut new) = registry::postgres_switch_ends(spec, SHARES)?;
+    if percent != Percent::NONE {
+        hear(&mut old, &mut new, journal, by).await?;
+        if is_more(&journal.migration(), percent) {
+            let why = journal.migration().stepped_down.unwrap_or_default();
+            return Err(CliError::refused(format!("an application's dual reads have stepped down: {why}"))
+                .hint("a share is set again while `crossfade run` runs: it asks the guards"));
+        }
+    }
+    journal.command(Command::DualRead { millionths: millionths(percent) }, by).await?;
     Ok(tell(&mut old, &mut new, &journal.migration()).await)
+}
+
+/// Hears whether an application has stepped down that the journal does not know of, before anything is judged by the journal.
+///
+/// # Errors
+/// When a flag cannot be read: what it says is not known then.
+pub(super) async fn hear_before(spec: &Spec, journal: &Journal<Embedded>, by: &By) -> Result<(), CliError> {
+    if journal.migration().dual_millionths == 0 {
+        return Ok(());
+    }
+    let (mut old, mut new) = registry::postgres_switch_ends(spec, SHARES)?;
+    hear(&mut old, &mut new, journal, by).await
+}
+
+async fn hear(old: &mut SwitchEnd, new: &mut SwitchEnd, journal: &Journal<Embedded>, by: &By) -> Result<(), CliError> {
+    let migration = journal.migration();
+    if migration.dual_millionths == 0 {
+        return Ok(());
+    }
+    for (side, end) in [("old", old), ("new", new)] {
+        let asked = tokio::time::timeout(WRITE_LIMIT, end.share()).await;
+        let found =
+            asked.map_err(|_| CliError::failed(format!("the {side} side does not say whether reads differ")))??;
+        if let Some(found) = found.and_then(|found| stepped_down(found, &migration)) {
+            return took_down(journal, &found, by).await;
+        }
+    }
+    Ok(())
+}
+
+/// What an application has found of the share that the journal says. Of whichever epoch: a switch that was taken back raises
+/// it, and an end that is heard twice is one.
+fn stepped_down(found: Share, migration: &Migration) -> Option<SteppedDown> {
+    found.stepped_down.filter(|_| migration.dual_millionths > 0 && found.percent == share_of(migration))
+}
+
+async fn took_down(journal: &Journal<Embedded>, found: &SteppedDown, by: &By) -> Result<(), CliError> {
+    let why = Why::of_figures(&found.budget, found.one, found.other).map(|why| why.to_string());
+    let why = why.unwrap_or_else(|| "a budget is spent".to_owned());
+    tracing::warn!("an application's dual reads have stepped down: {why}");
+    let by = By { who: "dual reads".to_owned(), ..by.clone() };
+    journal.command(Command::StepDown { why }, &by).await?;
+    Ok(())
 }
 
 /// The share's end where nobody is left who could keep the flags: what is undone is nothing to compare with.
@@ -172,11 +230,15 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         let mut is_level = false;
         let mut failed = false;
         loop {
+            let mut touched = shared.reads.lock().await;
+            is_level &= !std::mem::take(&mut *touched);
             let migration = shared.journal.migration();
             if !migration.phase.is_switching() && (migration.dual_millionths > 0 || !is_level) {
                 let mut level = Ok(());
                 for end in [&mut old, &mut new] {
-                    level = level.and(look(end, &shared).await);
+                    let looked = tokio::time::timeout(WRITE_LIMIT, look(end, &shared)).await;
+                    let looked = looked.unwrap_or_else(|_| Err(CliError::failed("a side gives no answer")));
+                    level = level.and(looked);
                 }
                 if let Err(error) = &level
                     && !failed
@@ -190,6 +252,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                     (old, new) = ends;
                 }
             }
+            drop(touched);
             tokio::time::sleep(LOOK_EVERY).await;
         }
     };
@@ -206,24 +269,18 @@ async fn look(end: &mut SwitchEnd, shared: &Shared) -> Result<(), CliError> {
     if migration.phase.is_switching() {
         return Ok(());
     }
-    let wanted = share_of(&migration);
-    let is_as_wanted = found.as_ref().is_some_and(|found| found.percent == wanted && found.is_of_epoch);
-    let stepped = found.and_then(|found| found.stepped_down).filter(|_| is_as_wanted && migration.dual_millionths > 0);
-    match stepped {
-        Some(found) => {
-            let why = Why::of_figures(&found.budget, found.one, found.other).map(|why| why.to_string());
-            let why = why.unwrap_or_else(|| "a budget is spent".to_owned());
-            tracing::warn!("an application's dual reads have stepped down: {why}");
-            let by = By { who: "dual reads".to_owned(), ..shared.now() };
-            shared.journal.command(Command::StepDown { why }, &by).await?;
-            write(end, &shared.journal.migration()).await
-        }
-        None if is_as_wanted => Ok(()),
-        None => {
-            if migration.dual_millionths > 0 {
-                install(end, migration.authority.epoch).await?;
-            }
-            write(end, &migration).await
-        }
+    let is_as_wanted = found.as_ref().is_some_and(|found| found.percent == share_of(&migration) && found.is_of_epoch);
+    if let Some(found) = found.and_then(|found| stepped_down(found, &migration)) {
+        took_down(&shared.journal, &found, &shared.now()).await?;
+        let migration = shared.journal.migration();
+        // A switch that has begun meanwhile has not taken it: it is heard after it.
+        return if migration.stepped_down.is_some() { write(end, &migration).await } else { Ok(()) };
     }
+    if is_as_wanted {
+        return Ok(());
+    }
+    if migration.dual_millionths > 0 {
+        install(end, migration.authority.epoch).await?;
+    }
+    write(end, &migration).await
 }

@@ -74,6 +74,8 @@ impl Held {
         roles::outlast(spec, journal, by).await?;
         let routes = routes(spec, &plan, secret_of(&spec.base())?, journal.migration().epoch)?;
         let mut sink = wiring::sink(spec)?;
+        // Whoever compares hears that there is nothing to compare with, before the flag itself goes.
+        super::reads::end(spec, &journal.migration()).await;
         let report = if is_wipe {
             retired::forget(spec).await?;
             super::switch::forget(spec).await?;
@@ -82,7 +84,6 @@ impl Held {
             report
         } else {
             super::switch::unwatch(spec).await?;
-            super::reads::end(spec, &journal.migration()).await;
             let routes = as_followed(spec, routes, &mut sink).await?;
             sink.undo(routes.target()).await?
         };

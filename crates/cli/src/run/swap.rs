@@ -86,6 +86,7 @@ pub(super) async fn cutover(shared: &Arc<Shared>, wanted: &Wanted) -> Result<Out
     let by = By { who: wanted.who.clone(), ..shared.now() };
     let (mut old, mut new) = registry::switch_ends(spec)?;
     settle(&mut old, &mut new, &shared.journal, &by).await?;
+    super::reads::hear_before(spec, &shared.journal, &by).await?;
     let migration = shared.journal.migration();
     if migration.phase.is_over() {
         return Ok(switched(migration.authority.epoch, Pause::default()));

@@ -208,6 +208,9 @@ async fn switch(stream: &Shared, whole: &Whole<'_>, wanted: &Wanted) -> Result<O
     let by = By { who: wanted.who.clone(), ..stream.now() };
     let (mut old, mut new) = registry::switch_ends(spec)?;
     settle(&mut old, &mut new, journal, &by).await?;
+    if wanted.direction == Direction::Cutover {
+        super::reads::hear_before(spec, journal, &by).await?;
+    }
     let migration = journal.migration();
     if migration.authority.side == wanted.direction.to() {
         return Ok(complete(spec, &mut old, &mut new, journal, &by).await);
