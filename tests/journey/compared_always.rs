@@ -107,11 +107,20 @@ async fn a_cutover_needs_no_other_proof_than_the_one_that_is_carried_on() {
     bank.assert_one_history(&told).await;
 }
 
+/// Nobody looks any more who else writes the target.
+pub(crate) async fn assert_unwatched(target: &Database) {
+    let watches = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'crossfade_watch%'";
+    assert_eq!(target.value(watches).await.as_deref(), Some("0"), "the target is still watched");
+    let notes = "SELECT to_regclass('crossfade.foreign_writes') IS NULL \
+                 OR (xpath('/row/c/text()', query_to_xml('SELECT count(*) AS c FROM crossfade.foreign_writes', false, true, '')))[1]::text = '0'";
+    assert_eq!(target.value(notes).await.as_deref(), Some("t"), "notes of other writers are left");
+}
+
 /// A cutover whose guards have passed, and that waits for a transaction at the gate before it freezes.
-async fn at_the_gate(bank: &Bank) -> (Running, Client) {
+async fn at_the_gate(bank: &Bank, deadline: &str) -> (Running, Client) {
     let gate = bank.old.connect().await;
     gate.batch_execute(&format!("BEGIN; SELECT crossfade.side('{}')", bank.desk.name)).await.unwrap();
-    let cutover = bank.desk.crossfade.spawn(&["cutover", SPEC, "--deadline", "60s"]);
+    let cutover = bank.desk.crossfade.spawn(&["cutover", SPEC, "--deadline", deadline]);
     wait_until("the freeze to be tried", async || {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'crossfade freeze' AND datname = current_database()";
         bank.old.value(sql).await.as_deref() == Some("1")
@@ -145,7 +154,7 @@ async fn assert_refused_in_the_freeze(bank: &Bank, cutover: Running, gate: Clien
 async fn what_somebody_else_writes_right_before_the_freeze_is_noticed_in_it() {
     let Some(bank) = Bank::open("").await else { return };
     let (_run, tellers) = crate::switch::ready(&bank, 2, 0).await;
-    let (cutover, gate) = at_the_gate(&bank).await;
+    let (cutover, gate) = at_the_gate(&bank, "60s").await;
     // A row that no change of the stream touches any more.
     bank.new.execute("UPDATE notes SET note = 'damaged' WHERE note = 'early'").await;
     assert_refused_in_the_freeze(&bank, cutover, gate, tellers, "has written public.notes").await;
@@ -155,7 +164,7 @@ async fn what_somebody_else_writes_right_before_the_freeze_is_noticed_in_it() {
 async fn a_row_that_came_since_the_proof_and_is_not_what_it_should_be_is_found_in_the_freeze() {
     let Some(bank) = Bank::open("").await else { return };
     let (_run, tellers) = crate::switch::ready(&bank, 2, 0).await;
-    let (cutover, gate) = at_the_gate(&bank).await;
+    let (cutover, gate) = at_the_gate(&bank, "60s").await;
     bank.old.execute("INSERT INTO notes VALUES ('fresh')").await;
     wait_until("the note to be on the new side", async || has(&bank.new, "fresh").await).await;
     // As if we had written it wrongly ourselves: nobody else is noticed.
@@ -166,6 +175,70 @@ async fn a_row_that_came_since_the_proof_and_is_not_what_it_should_be_is_found_i
 
 async fn has(side: &Database, note: &str) -> bool {
     side.value(&format!("SELECT count(*) FROM notes WHERE note = '{note}'")).await.as_deref() == Some("1")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_that_does_not_end_in_the_freeze_is_given_up_by_the_deadline_and_voids_nothing() {
+    let Some(bank) = Bank::open("").await else { return };
+    let (_run, tellers) = crate::switch::ready(&bank, 2, 0).await;
+    let (cutover, gate) = at_the_gate(&bank, "10s").await;
+    bank.old.execute("INSERT INTO notes VALUES ('fresh')").await;
+    wait_until("the note to be on the new side", async || has(&bank.new, "fresh").await).await;
+    // Whoever compares waits for this table, and the stream does not need it.
+    let holds = bank.new.connect().await;
+    holds.batch_execute("BEGIN; LOCK TABLE notes IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    gate.batch_execute("COMMIT").await.unwrap();
+    // Nobody does anything: the deadline ends it, and the writers go on while the table is still locked.
+    let ended = cutover.wait();
+    assert_eq!(ended.code, Some(1), "{ended}");
+    assert!(ended.stderr.contains("was taken back"), "{ended}");
+    println!("given up: {}", ended.stderr);
+    assert_eq!(bank.authority().await.0.split(' ').next(), Some("old"));
+    tellers.wait_for_more(50);
+    holds.batch_execute("ROLLBACK").await.unwrap();
+    let status = switch_status(&bank);
+    assert!(status["verified_at"].is_string() && status["voided"].is_null(), "{status}");
+    switch(&bank);
+    tellers.wait_for_more_on_the_new_side(20);
+    let told = tellers.stop();
+    bank.assert_one_history(&told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shape_that_changed_while_nobody_ran_ends_the_proof() {
+    let Some(bank) = Bank::open("").await else { return };
+    let (run, tellers) = crate::switch::ready(&bank, 2, 0).await;
+    bank.desk.stop(run);
+    // Every row has another value then, and the log names none of them.
+    bank.old.execute("ALTER TABLE notes ADD COLUMN weight integer NOT NULL DEFAULT 7").await;
+    bank.old.execute("INSERT INTO notes VALUES ('fresh')").await;
+    let mut run = bank.desk.start();
+    bank.desk.wait(&mut run);
+    let refused = bank.desk.expect(3, &["cutover"], &[]);
+    let said = format!("{}{}", refused.stdout, refused.stderr);
+    assert!(said.contains("shape of a table has changed") || said.contains("clean-pass"), "{refused}");
+    println!("{said}");
+    assert_eq!(bank.authority().await.0.split(' ').next(), Some("old"));
+    bank.desk.expect(0, &["verify"], &["--repair"]);
+    bank.desk.verify();
+    switch(&bank);
+    tellers.wait_for_more_on_the_new_side(20);
+    let told = tellers.stop();
+    bank.assert_one_history(&told).await;
+    assert_same_tables(&bank.old, &bank.new, &["notes"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_ends_the_watch_over_the_target() {
+    let Some(bank) = Bank::open("").await else { return };
+    let (run, tellers) = crate::switch::ready(&bank, 1, 0).await;
+    let watches = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'crossfade_watch%'";
+    assert_eq!(bank.new.value(watches).await.as_deref(), Some("3"), "each table is watched");
+    bank.new.execute("INSERT INTO notes VALUES ('theirs')").await;
+    tellers.stop();
+    bank.desk.stop(run);
+    bank.desk.expect(0, &["rollback"], &["--undo", "--yes"]);
+    assert_unwatched(&bank.new).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -236,9 +236,11 @@ pub enum Command {
 
 impl Command {
     /// The oldest format of the journal that knows it: 2 for everything about a switch, 3 for gates that roll back, and
-    /// baselines, 4 for shares of reads that guards have judged.
+    /// baselines, 4 for shares of reads that guards have judged, 5 for proofs that are carried into the freeze.
     pub fn format(&self) -> u32 {
         match self {
+            // A proof that is to be carried into the freeze: an older program would switch without carrying it.
+            Self::Verified { from, mark, .. } if from.is_some() || mark.is_some() => 5,
             Self::Verified { .. }
             | Self::Void { .. }
             | Self::DualRead { .. }

@@ -42,6 +42,8 @@ pub struct Changed {
     pub rows: u64,
     /// The rows that differ, with the name of their table.
     pub differences: Vec<(String, Difference)>,
+    /// Rows of which nothing can be said: they differ, and in ever other ways.
+    pub unjudged: u64,
 }
 
 impl Keys {
@@ -110,7 +112,7 @@ impl Keys {
         settled: bool,
         options: &Options,
     ) -> Result<Changed, VerifyError> {
-        let mut told = Changed { rows: self.by_target.len() as u64, differences: Vec::new() };
+        let mut told = Changed { rows: self.by_target.len() as u64, ..Changed::default() };
         let (mut at_once, mut left) = (256, self.by_target.iter().peekable());
         while left.peek().is_some() {
             let some: Places<'_> = left.by_ref().take(at_once).collect();
@@ -123,7 +125,9 @@ impl Keys {
                 true => wrong.by_key,
                 false => {
                     let options = Options { leave_changed: true, ..options.clone() };
-                    judge::judge(expected, source, target, sink, wrong, &options).await?.real
+                    let judged = judge::judge(expected, source, target, sink, wrong, &options).await?;
+                    told.unjudged += judged.unjudged;
+                    judged.real
                 }
             };
             for ((table, key), suspect) in real {

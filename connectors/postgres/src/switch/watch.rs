@@ -5,27 +5,37 @@
 //! foreign transaction itself, so it is there exactly when the write is. A *mark* is a snapshot of the target, taken when the
 //! triggers were there: a note that the mark does not see is of a transaction that ended after it, however early it began.
 //!
-//! Not noticed: the workers of a subscription (they fire no such trigger), whoever takes the trigger away and puts it back,
-//! and a rewrite of the whole table by DDL that leaves its columns as they were. Passes over both sides find what these do.
+//! Notes do not pile up: one is let go once a later one was written by a transaction that saw it committed. Whatever mark does
+//! not see the first was taken before that, so it does not see the second either.
+//!
+//! Not noticed: the workers of a subscription (they fire no such trigger), and whoever says that he is we. Passes over both
+//! sides find what these do. Whoever takes the trigger away, or has the table rewritten, is noticed by its shape.
 //! Once this side has the authority its writers are no foreigners, and nothing is noted.
 
-use super::SwitchEnd;
+use super::{SwitchEnd, authority::DURABLE};
 use crate::{
-    client::{Session, failure},
-    quote_ident, quote_literal, quote_table,
+    client::{ServerError, Session, failure},
+    quote_ident, quote_table,
 };
-use crossfade_connector::Failure;
+use crossfade_connector::{Failure, Verdict};
 use crossfade_event::TableName;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
+/// The function reads our own tables alone, with our rights: whoever writes needs none here. Where somebody has dropped them
+/// by hand, no application's statement fails for it; whoever asks then says so.
 const MAKE: &str = "
 CREATE TABLE IF NOT EXISTS crossfade.foreign_writes (
   migration text NOT NULL, relation text NOT NULL, xid pg_catalog.xid8 NOT NULL, who text NOT NULL,
+  seen pg_catalog.pg_snapshot NOT NULL DEFAULT pg_catalog.pg_current_snapshot(),
   at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(), PRIMARY KEY (xid, migration, relation));
 COMMENT ON TABLE crossfade.foreign_writes IS 'transactions that wrote the target of a migration beside it';
 CREATE OR REPLACE FUNCTION crossfade.foreign_write() RETURNS trigger
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $crossfade$
 BEGIN
+  IF pg_catalog.to_regclass('crossfade.foreign_writes') IS NULL OR pg_catalog.to_regclass('crossfade.authority') IS NULL THEN
+    RETURN NULL;
+  END IF;
   IF EXISTS (SELECT FROM crossfade.authority a WHERE a.migration = TG_ARGV[0] AND a.side = 'new') THEN
     RETURN NULL;
   END IF;
@@ -58,9 +68,7 @@ impl SwitchEnd {
         let (trigger, name) = (name_of(&self.migration), self.literal());
         let (tables, migration) = (self.family(tables).await?, self.migration.clone());
         let session = self.session().await?;
-        let made = "SELECT pg_catalog.to_regclass('crossfade.foreign_writes') IS NOT NULL";
-        let made = session.query_one(made, &[]).await.map_err(|error| failure(doing, error))?;
-        if !made.get::<_, bool>(0) {
+        if !is_made(session, doing).await? {
             let sql = format!(
                 "BEGIN; SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('crossfade schema', 0)); {MAKE}; COMMIT"
             );
@@ -68,21 +76,24 @@ impl SwitchEnd {
         }
         for table in &tables {
             let quoted = quote_table(table)?;
-            let there = "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgname = $1 AND tgenabled = 'A' \
-                         AND tgrelid = $2::text::pg_catalog.regclass)";
-            let there = session.query_one(there, &[&trigger, &quoted.as_str()]).await;
-            if there.map_err(|error| failure(doing, error))?.get(0) {
-                continue;
-            }
+            let there = "SELECT tgenabled::text FROM pg_catalog.pg_trigger WHERE tgname = $1 \
+                         AND tgrelid = $2::text::pg_catalog.regclass";
+            let there = session.query_opt(there, &[&trigger, &quoted.as_str()]).await;
+            let there = there.map_err(|error| failure(doing, error))?.map(|row| row.get::<_, String>(0));
             let named = quote_ident(&trigger)?;
+            // What is not there is not dropped: that would keep readers waiting too.
+            let drop = match there.as_deref() {
+                Some("A") => continue,
+                Some(_) => format!("DROP TRIGGER {named} ON {quoted}; "),
+                None => String::new(),
+            };
             let sql = format!(
-                "BEGIN; SET LOCAL lock_timeout = '700ms'; DROP TRIGGER IF EXISTS {named} ON {quoted}; \
-                 CREATE TRIGGER {named} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {quoted} FOR EACH STATEMENT \
+                "{drop}CREATE TRIGGER {named} AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {quoted} FOR EACH STATEMENT \
                  WHEN (pg_catalog.current_setting('crossfade.pass', true) IS DISTINCT FROM {name}) \
                  EXECUTE FUNCTION crossfade.foreign_write({name}); \
-                 ALTER TABLE ONLY {quoted} ENABLE ALWAYS TRIGGER {named}; COMMIT"
+                 ALTER TABLE ONLY {quoted} ENABLE ALWAYS TRIGGER {named}"
             );
-            run(session, doing, &sql).await?;
+            patiently(session, doing, &sql).await?;
         }
         if let Some(before) = before.map(parse).transpose()? {
             let sql = "DELETE FROM crossfade.foreign_writes WHERE migration = $1 \
@@ -90,9 +101,9 @@ impl SwitchEnd {
             let deleted = session.execute(sql, &[&migration, &before.snapshot]).await;
             deleted.map_err(|error| failure(doing, error))?;
         }
+        tidy(session, &migration, doing).await?;
         let shape = shape_of(session, &tables, &trigger, doing).await?;
-        let row = session.query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await;
-        let snapshot = row.map_err(|error| failure(doing, error))?.get(0);
+        let snapshot = snapshot(session, doing).await?;
         serde_json::to_string(&WatchMark { snapshot, shape }).map_err(|error| Failure::reconnect(doing, error))
     }
 
@@ -108,7 +119,7 @@ impl SwitchEnd {
         let migration = self.migration.clone();
         let session = self.session().await?;
         if shape_of(session, &tables, &trigger, doing).await? != mark.shape {
-            return Ok(Some("a table of the target has another shape, or its watch was taken away".to_owned()));
+            return Ok(Some("a table of the target was rewritten or has another shape, or its watch was taken away".to_owned()));
         }
         let sql = "SELECT relation, who FROM crossfade.foreign_writes WHERE migration = $1 \
                    AND NOT pg_catalog.pg_visible_in_snapshot(xid, $2::text::pg_catalog.pg_snapshot) ORDER BY at LIMIT 1";
@@ -120,28 +131,86 @@ impl SwitchEnd {
         }))
     }
 
-    /// Takes the watch away.
+    /// Lets notes go that say no more than later ones, where there are any.
     ///
     /// # Errors
-    /// When a table cannot be locked in time.
-    pub async fn unwatch(&mut self) -> Result<(), Failure> {
-        let sql = self.unwatch_sql();
-        self.execute("taking the watch over the target away", &sql).await
+    /// When the database cannot be asked.
+    pub async fn tidy_watch(&mut self) -> Result<(), Failure> {
+        let doing = "letting old notes of other writers go";
+        let migration = self.migration.clone();
+        let session = self.session().await?;
+        if is_made(session, doing).await? { tidy(session, &migration, doing).await } else { Ok(()) }
     }
 
-    /// The statements that take the watch away with everything of it, where nothing else of the migration is left here.
-    pub(super) fn unwatch_sql(&self) -> String {
-        let trigger = quote_literal(&name_of(&self.migration));
-        let trigger = trigger.trim_start();
-        format!(
-            "DO $crossfade$ DECLARE t record; BEGIN \
-             FOR t IN SELECT tgrelid::pg_catalog.regclass AS name FROM pg_catalog.pg_trigger \
-               WHERE tgname = {trigger} AND NOT tgisinternal \
-             LOOP EXECUTE pg_catalog.format('DROP TRIGGER %I ON %s', {trigger}, t.name); END LOOP; \
-             IF pg_catalog.to_regclass('crossfade.foreign_writes') IS NOT NULL THEN \
-               DELETE FROM crossfade.foreign_writes WHERE migration = {}; END IF; END $crossfade$",
-            self.literal()
-        )
+    /// Takes the watch away, table by table: whoever waits for a table waits no longer than one try.
+    ///
+    /// # Errors
+    /// When a table cannot be locked in so many tries.
+    pub async fn unwatch(&mut self) -> Result<(), Failure> {
+        let doing = "taking the watch over the target away";
+        let (trigger, migration) = (name_of(&self.migration), self.migration.clone());
+        let session = self.session().await?;
+        let sql = "SELECT tgrelid::pg_catalog.regclass::text FROM pg_catalog.pg_trigger WHERE tgname = $1 AND NOT tgisinternal \
+                   AND tgfoid = pg_catalog.to_regproc('crossfade.foreign_write') ORDER BY tgrelid";
+        let rows = session.query(sql, &[&trigger]).await.map_err(|error| failure(doing, error))?;
+        for table in rows.iter().map(|row| row.get::<_, String>(0)) {
+            let sql = format!("DROP TRIGGER IF EXISTS {} ON {table}", quote_ident(&trigger)?);
+            patiently(session, doing, &sql).await?;
+        }
+        if is_made(session, doing).await? {
+            let sql = "DELETE FROM crossfade.foreign_writes WHERE migration = $1";
+            session.execute(sql, &[&migration]).await.map_err(|error| failure(doing, error))?;
+        }
+        Ok(())
+    }
+}
+
+/// One try at a table's lock, and as long everybody else may have the table.
+const ONE_TRY: Duration = Duration::from_millis(150);
+
+/// So often.
+const TRIES_MAX: u32 = 40;
+
+/// Changes a table's triggers, in a transaction of its own. Others wait behind us for one try and no longer.
+async fn patiently(session: &Session, doing: &str, sql: &str) -> Result<(), Failure> {
+    let sql = format!("BEGIN; SET LOCAL lock_timeout = '{}ms'; {sql}; COMMIT", ONE_TRY.as_millis());
+    let mut tries = 1;
+    loop {
+        match run(session, doing, &sql).await {
+            Err(waits) if tries < TRIES_MAX && matches!(waits.verdict, Verdict::Retry { .. }) => tries += 1,
+            done => return done,
+        }
+        tokio::time::sleep(ONE_TRY).await;
+    }
+}
+
+async fn is_made(session: &Session, doing: &str) -> Result<bool, Failure> {
+    let sql = "SELECT pg_catalog.to_regclass('crossfade.foreign_writes') IS NOT NULL";
+    Ok(session.query_one(sql, &[]).await.map_err(|error| failure(doing, error))?.get(0))
+}
+
+async fn tidy(session: &Session, migration: &str, doing: &str) -> Result<(), Failure> {
+    let sql = "DELETE FROM crossfade.foreign_writes w WHERE w.migration = $1 AND pg_catalog.pg_visible_in_snapshot(w.xid, \
+               (SELECT n.seen FROM crossfade.foreign_writes n WHERE n.migration = $1 ORDER BY n.xid DESC LIMIT 1))";
+    session.execute(sql, &[&migration]).await.map(drop).map_err(|error| failure(doing, error))
+}
+
+/// Which transactions have ended by now. On the disk before it is used: after a crash the server would give numbers that were
+/// lost with it to others, and the mark would take these for seen.
+async fn snapshot(session: &Session, doing: &str) -> Result<String, Failure> {
+    let begin = format!("BEGIN; {DURABLE}; SELECT pg_catalog.pg_current_xact_id()");
+    let taken = async {
+        session.batch_execute(&begin).await?;
+        let row = session.query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await?;
+        session.batch_execute("COMMIT").await?;
+        Ok(row.get(0))
+    };
+    match taken.await {
+        Ok(snapshot) => Ok(snapshot),
+        Err(error) => {
+            super::authority::roll_back(session).await;
+            Err(failure(doing, error))
+        }
     }
 }
 
@@ -154,15 +223,17 @@ fn parse(mark: &str) -> Result<WatchMark, Failure> {
     serde_json::from_str(mark).map_err(|error| Failure::halt("reading the mark of a comparison", error, advice))
 }
 
-/// A hash of the tables' columns, and of whether each is watched.
+/// A hash of the tables' columns and files, of whether each is watched, and of where the notes are. A file is another one
+/// after a rewrite: what it did to the rows is not known.
 async fn shape_of(session: &Session, tables: &[TableName], trigger: &str, doing: &str) -> Result<String, Failure> {
     let names: Vec<String> =
         tables.iter().map(|table| quote_table(table).map(|name| name.as_str().to_owned())).collect::<Result<_, _>>()?;
-    let sql = "SELECT pg_catalog.md5(COALESCE(pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, \
+    let sql = "SELECT pg_catalog.md5(COALESCE(pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, pg_catalog.pg_relation_filenode(c.oid), \
            (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' \
               ORDER BY a.attnum) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
            (SELECT pg_catalog.concat_ws(' ', t.oid, t.tgenabled) FROM pg_catalog.pg_trigger t \
-              WHERE t.tgrelid = c.oid AND t.tgname = $2)), ';' ORDER BY c.oid), '')) \
+              WHERE t.tgrelid = c.oid AND t.tgname = $2)), ';' ORDER BY c.oid), '') \
+           || COALESCE(pg_catalog.to_regclass('crossfade.foreign_writes')::pg_catalog.oid::text, '')) \
          FROM pg_catalog.pg_class c WHERE c.oid = ANY (SELECT pg_catalog.to_regclass(n)::pg_catalog.oid \
            FROM pg_catalog.unnest($1::text[]) n)";
     let row = session.query_one(sql, &[&names, &trigger]).await.map_err(|error| failure(doing, error))?;
@@ -174,6 +245,10 @@ async fn run(session: &Session, doing: &str, sql: &str) -> Result<(), Failure> {
     super::authority::roll_back(session).await;
     if super::lock::is_a_wait(&error) {
         return Err(Failure::retry(doing, "a table's lock was not granted in time"));
+    }
+    if ServerError::of(&error).is_some_and(|error| error.code == "42501") {
+        let advice = "ALTER TABLE … OWNER TO the role, for each table of the target; or GRANT the owner's role TO it";
+        return Err(Failure::refused(doing, error, advice));
     }
     Err(failure(doing, error))
 }

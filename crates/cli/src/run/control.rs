@@ -4,7 +4,7 @@ use super::{
     adding::{Added, Asker},
     ends::SinkJob,
     fallen,
-    proof::{Begun, Looking},
+    proof::{Begun, Looking, named},
     resources,
     session::Session,
     supervise::barrier,
@@ -66,7 +66,7 @@ pub(super) struct Shared {
     pub(super) gates: Gates,
     verdicts: Mutex<Vec<Verdict>>,
     begun: Instant,
-    /// How often what was proven was voided in this run.
+    /// Goes on whenever what was proven is voided; in each run from another number.
     voids: AtomicU64,
     /// From where, and up to where, rows that have changed since the last clean pass were compared.
     verified: Mutex<Option<(Cut, Cut)>>,
@@ -142,7 +142,8 @@ impl Shared {
             gates: fallen::gates_of(&session.spec, &session.journal.migration()),
             verdicts: Mutex::default(),
             begun: Instant::now(),
-            voids: AtomicU64::new(0),
+            // No other run counts from the same number.
+            voids: AtomicU64::new(session.by.at_us.unsigned_abs()),
             verified: Mutex::default(),
             verifying: Mutex::default(),
             stop,
@@ -416,7 +417,7 @@ impl Shared {
         (spec.switch.is_some() || spec.verify.continuous) && !crate::wiring::writes_beside(spec)
     }
 
-    /// How often that was so in this run.
+    /// A number that is another one after each time.
     pub(super) fn voids(&self) -> u64 {
         self.voids.load(Relaxed)
     }
@@ -660,10 +661,12 @@ impl Control for Answers {
             "verified" => {
                 let begun: Option<Begun> = serde_json::from_value(body.get("begun").cloned().unwrap_or_default())
                     .map_err(|error| Refused::new(2, format!("no beginning: {error}")))?;
-                if begun.as_ref().is_some_and(|begun| begun.voids != self.0.voids()) {
+                let shapes = self.0.watcher.progress.borrow().as_ref().map(|progress| named(&progress.schemas));
+                let holds = |begun: &Begun| begun.voids == self.0.voids() && shapes.as_ref() == Some(&begun.schemas);
+                if begun.as_ref().is_some_and(|begun| !holds(begun)) {
                     return Err(Refused::new(
                         3,
-                        "the target was written by a repair or a replay meanwhile: verify again",
+                        "meanwhile the target was written by a repair or a replay, a table has changed its shape, or the run was started again: verify again",
                     ));
                 }
                 let (from, mark) = begun.map_or((None, None), |begun| (Some(begun.from), begun.mark));

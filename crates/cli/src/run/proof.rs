@@ -11,7 +11,7 @@
 
 use super::{
     control::Shared,
-    verify::{Both, Shape},
+    verify::{Both, Dropped, Shape, left_of},
 };
 use crate::{
     error::{CliError, Exit},
@@ -21,8 +21,11 @@ use crate::{
 use crossfade_connector::{Failure, Progress};
 use crossfade_event::{Cut, Event, Position, SchemaVersion, SourceId, TableId, TableName};
 use crossfade_log::{EventLog, Lane, LogError, LogReader};
+use crossfade_pipeline::Routes;
 use crossfade_postgres::switch::SwitchEnd;
-use crossfade_verify::{Difference, Expected, Keys, LiveViews, Options, ROWS_CHANGED_MAX, SinkPosition, VerifyError};
+use crossfade_verify::{
+    Difference, Expected, Keys, LiveViews, Options, ROWS_CHANGED_MAX, Report, SinkPosition, VerifyError,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -36,7 +39,7 @@ pub(super) struct Begun {
     pub(super) from: Cut,
     pub(super) position: Option<Position>,
     pub(super) mark: Option<String>,
-    /// How often proofs had been voided in this run, and the shapes of the tables then.
+    /// What [`Shared::voids`] said, and the shapes of the tables then.
     pub(super) voids: u64,
     pub(super) schemas: String,
 }
@@ -81,12 +84,17 @@ pub(super) struct Looking {
     tables: Vec<TableName>,
     keys: Keys,
     pub(super) views: LiveViews,
+    /// Tables that the source no longer has, and the plan of before.
+    dropped: Vec<TableName>,
+    whole: Option<Routes>,
 }
 
 impl Looking {
     /// Looks at the tables of both ends as they are now.
     pub(super) async fn open(shared: &Shared) -> Result<Self, CliError> {
-        let Both { source, target, shape, .. } = Both::look(&shared.spec).await?;
+        let both = Both::look(&shared.spec).await?;
+        let whole = both.whole(&shared.spec)?;
+        let Both { source, target, shape, dropped, .. } = both;
         // On the way back the target stands behind a fence: there is nobody to watch for.
         let end = match shared.spec.reverse {
             Some(_) => None,
@@ -103,6 +111,8 @@ impl Looking {
             end,
             keys: Keys::default(),
             views: LiveViews::default(),
+            dropped,
+            whole,
         })
     }
 
@@ -121,6 +131,16 @@ impl Looking {
             return Err(CliError::failed("the sink does not follow yet").passing());
         };
         Ok(Begun { from: cut, position, mark, voids, schemas: named(&schemas) })
+    }
+
+    /// Rows that are left in the target of tables that the source no longer has: differences.
+    pub(super) async fn left(&mut self, shared: &Shared) -> Result<(Report, Vec<Dropped>), CliError> {
+        let (mut report, mut dropped) = (Report::default(), Vec::new());
+        if let Some(whole) = &self.whole {
+            let by_root = shared.spec.source.by_root();
+            dropped = left_of(&self.dropped, whole.plan(), by_root, &mut self.target, &mut report).await?;
+        }
+        Ok((report, dropped))
     }
 
     /// Who else has written the target since, in words.
@@ -161,6 +181,9 @@ impl Looking {
                             Err(error) => return Err(error.into()),
                         }
                     }
+                    Event::SchemaSeen(_) => {
+                        return Ok(Carried::Not("the shape of a table has changed".to_owned()));
+                    }
                     Event::Truncated(_) => return Ok(Carried::Not("a table was emptied".to_owned())),
                     Event::BackfillBegan(_) => return Ok(Carried::Not("tables are copied anew".to_owned())),
                     _ => {}
@@ -172,10 +195,11 @@ impl Looking {
         let options = Options { patience: PATIENCE, ..Options::default() };
         let found = self.keys.compare(&expected, source, target, sink, settled, &options).await?;
         self.reader = Some((at.clone(), reader));
-        match found.differences.is_empty() {
-            true => Ok(Carried::Upto { cut: at, rows: found.rows }),
-            false => Ok(Carried::Differs(found.differences)),
-        }
+        Ok(match (found.differences.is_empty(), found.unjudged) {
+            (true, 0) => Carried::Upto { cut: at, rows: found.rows },
+            (true, rows) => Carried::Not(format!("nothing can be said of {rows} rows that differ in ever other ways")),
+            (false, _) => Carried::Differs(found.differences),
+        })
     }
 }
 

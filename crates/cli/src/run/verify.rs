@@ -211,11 +211,11 @@ struct Answer<'a> {
 
 /// A planned table that the source no longer has. The target keeps it: a drop does not come with the stream.
 #[derive(Debug, Serialize)]
-struct Dropped {
-    table: String,
-    target: String,
+pub(super) struct Dropped {
+    pub(super) table: String,
+    pub(super) target: String,
     /// What is left of it in the target: each row is a difference.
-    rows: u64,
+    pub(super) rows: u64,
 }
 
 /// What was found.
@@ -227,11 +227,13 @@ struct Compared {
     repaired: Option<Repaired>,
     /// Where the sink stood when the comparison began, and by what the target tells who else writes it.
     begun: Option<serde_json::Value>,
+    /// Why a switch cannot be based on it, where that was tried.
+    not_carried: Option<String>,
 }
 
 /// Compares both sides, and has the process that runs the migration note what came of it: a switch asks for the proof.
 async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
-    let compared = compare(spec, args).await?;
+    let mut compared = compare(spec, args).await?;
     let report = &compared.report;
     let body = serde_json::json!({
         "begun": compared.begun,
@@ -247,30 +249,36 @@ async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, Cl
         && let Err(error) = control::ask(spec, hyper::Method::POST, "/command/verified", Some(body)).await
     {
         tracing::info!("the comparison is not noted for a switch: {error}");
+        compared.not_carried = spec.switch.is_some().then_some(error.message);
     }
     Ok(compared)
 }
 
 /// Where the sink stands before anything is read: what comes later is not proven by the comparison that begins.
-async fn begins(spec: &Spec) -> Option<serde_json::Value> {
+async fn begins(spec: &Spec) -> (Option<serde_json::Value>, Option<String>) {
     if spec.part.is_some() {
-        return None;
+        return (None, None);
     }
     let asked = control::ask(spec, hyper::Method::POST, "/command/verify-begins", Some(serde_json::json!({}))).await;
-    asked.unwrap_or_else(|error| {
-        tracing::info!("whether anybody else writes the target is not watched: {error}");
-        None
-    })
+    match asked {
+        Ok(begun) => (begun, None),
+        Err(error) => {
+            tracing::info!("whether anybody else writes the target is not watched: {error}");
+            (None, spec.switch.is_some().then_some(error.message))
+        }
+    }
 }
 
 /// Compares both sides, while somebody brings the target up to the source.
 async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
-    let Both { mut source, mut target, shape, plan, secret, dropped } = Both::look(spec).await?;
+    let both = Both::look(spec).await?;
+    let whole = both.whole(spec)?;
+    let Both { mut source, mut target, shape, dropped, .. } = both;
     let lossy = source.losses();
     let subject = shape.subject();
     let options = Options { samples: args.limit, show_keys: args.show_keys, ..Options::default() };
     let mut asking = Asking(AnySink::for_looking(spec)?);
-    let mut begun = begins(spec).await;
+    let (mut begun, mut not_carried) = begins(spec).await;
     let (mut report, mut differences) = verify_rows(&subject, &mut source, &mut target, &mut asking, &options).await?;
     let mut repaired = args.repair.then(Repaired::default);
     // A row that changes all the time may be left to the stream again and again.
@@ -281,20 +289,17 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
         sum.deleted += round.deleted;
         (sum.refused, sum.left_alone) = (round.refused, round.left_alone);
         // What was repaired is no proof: a comparison that begins after it is.
-        begun = begins(spec).await;
+        (begun, not_carried) = begins(spec).await;
         (report, differences) = verify_rows(&subject, &mut source, &mut target, &mut asking, &options).await?;
         if round.written + round.deleted == round.refused && report.differences == round.refused + round.left_alone {
             break;
         }
     }
-    let dropped = match dropped.as_slice() {
-        [] => Vec::new(),
-        names => {
-            let whole = routes(spec, &plan, secret, 0)?;
-            left_of(names, whole.plan(), spec.source.by_root(), &mut target, &mut report).await?
-        }
+    let dropped = match &whole {
+        None => Vec::new(),
+        Some(whole) => left_of(&dropped, whole.plan(), spec.source.by_root(), &mut target, &mut report).await?,
     };
-    Ok(Compared { report, dropped, lossy, repaired, begun })
+    Ok(Compared { report, dropped, lossy, repaired, begun, not_carried })
 }
 
 /// Both ends as they are now, and the plan that leads from the one to the other.
@@ -302,9 +307,9 @@ pub(super) struct Both {
     pub(super) source: AnyInspect,
     pub(super) target: AnyInspect,
     pub(super) shape: Shape,
+    pub(super) dropped: Vec<TableName>,
     plan: PlanFile,
     secret: Vec<u8>,
-    dropped: Vec<TableName>,
 }
 
 /// The source's tables as they are now, and what the plan makes of them.
@@ -345,7 +350,12 @@ impl Both {
         let secret = secret_of(&folder)?;
         let bound = routes(spec, &PlanFile::with_tables(&plan, planned), secret.clone(), 0)?;
         let shape = Shape { bound, source_tables, renamed };
-        Ok(Self { source, target, shape, plan, secret, dropped })
+        Ok(Self { source, target, shape, dropped, plan, secret })
+    }
+
+    /// The plan of before, where the source no longer has some of its tables.
+    pub(super) fn whole(&self, spec: &Spec) -> Result<Option<Routes>, CliError> {
+        (!self.dropped.is_empty()).then(|| routes(spec, &self.plan, self.secret.clone(), 0)).transpose()
     }
 }
 
@@ -392,7 +402,7 @@ impl Paired {
 }
 
 /// What is left in the target of tables that the source no longer has; goes into the report.
-async fn left_of(
+pub(super) async fn left_of(
     names: &[TableName],
     plan: &Plan,
     by_root: bool,
@@ -461,6 +471,9 @@ impl Compared {
                     output::count(done.left_alone)
                 ));
             }
+        }
+        if let Some(why) = &self.not_carried {
+            notes.push(format!("a switch cannot go by this comparison: {why}"));
         }
         for check in self.report.checks.iter().filter(|check| check.broken > 0) {
             let (rows, columns) = (output::count(check.broken), check.columns.join(", "));

@@ -113,8 +113,12 @@ async fn frozen(
         Err(_) => {
             freeze.release().await;
             let to = way.direction.to();
-            return Err(CliError::failed(format!("not everything was on the {to} side within the deadline"))
-                .hint("let it catch up first, or allow a longer --deadline"));
+            let compares = way.proof.is_some() && pause.drain_us > 0 && pause.verify_us == 0;
+            let late = match compares {
+                true => "what has changed since the last comparison was not compared within the deadline".to_owned(),
+                false => format!("not everything was on the {to} side within the deadline"),
+            };
+            return Err(CliError::failed(late).hint("let it catch up first, or allow a longer --deadline"));
         }
     };
     give(way, freeze, opening, epoch, by, pause).await
