@@ -109,6 +109,7 @@ impl Found {
             lossy: of_rows.map(|compared| compared.lossy.as_slice()).unwrap_or_default(),
             queries: self.queries.as_deref(),
             caught_up_first,
+            not_carried: of_rows.and_then(|compared| compared.not_carried.as_deref()),
         }
     }
 
@@ -207,6 +208,9 @@ struct Answer<'a> {
     queries: Option<&'a [PairReport]>,
     /// Nobody ran the migration, so this command did until both sides were compared.
     caught_up_first: bool,
+    /// Why a switch cannot go by it, where there is to be one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_carried: Option<&'a str>,
 }
 
 /// A planned table that the source no longer has. The target keeps it: a drop does not come with the stream.
