@@ -27,12 +27,14 @@ lint:
 	ci/lint
 
 # The long rounds of tests/recovery (at least 200 kills under live writers, with a report of kills per phase; builds with a
-# defect, which must be found; at least 200 over two roles and three brokers) and of tests/journey.
+# defect, which must be found; at least 200 over all roles and three brokers) and of tests/journey, and the kills once more with
+# the log on topics.
 soak:
 	CROSSFADE_WITH_DEBEZIUM=1 ci/prepare
 	cargo build --release -p crossfade-cli --features kafka
 	CROSSFADE_SOAK=1 CI=true cargo test -p crossfade-tests-recovery -p crossfade-tests-journey \
 	  --features crossfade-tests-journey/kafka,crossfade-tests-recovery/kafka -- --nocapture --test-threads=1
+	CROSSFADE_SOAK=1 ci/test-topics kills:: growing:: state:: servers::
 
 # The migrations of examples/ at their full size, by the commands of their READMEs.
 examples:

@@ -112,6 +112,7 @@ pub(crate) async fn until_true(client: &Client, query: &str) -> Result<()> {
 }
 
 /// The same, as long as all who work for it are there.
+#[cfg(feature = "kafka")]
 pub(crate) async fn until_true_by(running: &mut [Running], client: &Client, query: &str) -> Result<()> {
     let ended = async {
         loop {
