@@ -58,12 +58,10 @@ pub(crate) async fn compare<A: Inspect, B: Inspect, P: SinkPosition>(
     options: &Options,
 ) -> Result<(Digests, Judged, u64), VerifyError> {
     let in_place = side::in_place(expected, source, target);
-    // Both are read at once: the target must be near the source by then, or everything that it lacks yet is a suspect.
-    let now = source.barrier().await.map_err(VerifyError::Source)?;
-    judge::wait_for(sink, now, options).await?;
-    let digests = side::digest_both(expected, source, target, in_place, options).await?;
+    let mut digests = side::digest_source(expected, source, in_place, options).await?;
     crate::nudge(source).await?;
     judge::wait_for(sink, digests.position, options).await?;
+    side::digest_target(expected, target, options, &mut digests).await?;
     let mut judged = Judged::default();
     let mut open = 0;
     for portion in drill::differing(&digests, options.rows_at_once) {

@@ -239,53 +239,24 @@ pub(crate) fn in_place<A: Inspect, B: Inspect>(expected: &Expected<'_>, source: 
     expected.sources.iter().filter_map(is_the_same).collect()
 }
 
-/// Reads both sides at the same time. What changes meanwhile is in one of them and not yet in the other: suspects, whom positions
-/// acquit. Where they are equal although one was read later, the row is what it should be at the later of both, or has a newer
-/// change in the log behind the place where the comparison was begun.
-pub(crate) async fn digest_both<A: Inspect, B: Inspect>(
+pub(crate) async fn digest_source<A: Inspect>(
     expected: &Expected<'_>,
     source: &mut A,
-    target: &mut B,
     in_place: BTreeSet<TableId>,
     options: &Options,
 ) -> Result<Digests, VerifyError> {
-    let (one, other) = tokio::join!(
-        digest_source(expected, source, &in_place, options),
-        digest_target(expected, target, &in_place, options)
-    );
-    let OfSource { buckets, position, refused } = one?;
-    Ok(Digests { source: buckets, target: other?, position, refused, in_place })
-}
-
-/// The digests of the source, as the target should have them.
-struct OfSource {
-    buckets: BTreeMap<TableId, Buckets>,
-    position: Option<Position>,
-    refused: u64,
-}
-
-fn none_yet(expected: &Expected<'_>, options: &Options) -> BTreeMap<TableId, Buckets> {
-    expected.targets.keys().map(|table| (*table, Buckets::new(options.buckets))).collect()
-}
-
-async fn digest_source<A: Inspect>(
-    expected: &Expected<'_>,
-    source: &mut A,
-    in_place: &BTreeSet<TableId>,
-    options: &Options,
-) -> Result<OfSource, VerifyError> {
-    let mut made = OfSource { buckets: none_yet(expected, options), position: None, refused: 0 };
+    let empty = || expected.targets.keys().map(|table| (*table, Buckets::new(options.buckets))).collect();
+    let mut digests = Digests { source: empty(), target: empty(), position: None, refused: 0, in_place };
     for (schema, bound) in &expected.sources {
-        if in_place.contains(&bound.table()) {
-            let (digests, position) =
-                source.digest(schema, options.digesting()).await.map_err(VerifyError::Source)?;
-            made.position = made.position.max(position);
-            if let Some(buckets) = made.buckets.get_mut(&bound.table()) {
-                digests.iter().for_each(|digest| buckets.put(digest));
+        if digests.in_place.contains(&bound.table()) {
+            let made = source.digest(schema, options.digesting()).await.map_err(VerifyError::Source)?;
+            digests.position = digests.position.max(made.1);
+            if let Some(buckets) = digests.source.get_mut(&bound.table()) {
+                made.0.iter().for_each(|digest| buckets.put(digest));
             }
             continue;
         }
-        let OfSource { buckets, refused, .. } = &mut made;
+        let Digests { source: buckets, refused, .. } = &mut digests;
         let scanned = scan_all(source, schema, |row| {
             *refused += expected.rows(bound, schema, row, &mut |table, key, row| {
                 if let Some(buckets) = buckets.get_mut(&table) {
@@ -294,32 +265,31 @@ async fn digest_source<A: Inspect>(
             });
         });
         let position = scanned.await.map_err(VerifyError::Source)?;
-        made.position = made.position.max(position);
+        digests.position = digests.position.max(position);
     }
-    Ok(made)
+    Ok(digests)
 }
 
-async fn digest_target<B: Inspect>(
+pub(crate) async fn digest_target<B: Inspect>(
     expected: &Expected<'_>,
     target: &mut B,
-    in_place: &BTreeSet<TableId>,
     options: &Options,
-) -> Result<BTreeMap<TableId, Buckets>, VerifyError> {
-    let mut made = none_yet(expected, options);
+    digests: &mut Digests,
+) -> Result<(), VerifyError> {
     for (table, side) in &expected.targets {
-        let Some(buckets) = made.get_mut(table) else { continue };
-        if in_place.contains(table) {
-            let (digests, _) =
-                target.digest(&side.schema, options.digesting()).await.map_err(VerifyError::Target)?;
-            digests.iter().for_each(|digest| buckets.put(digest));
+        if digests.in_place.contains(table) {
+            let made = target.digest(&side.schema, options.digesting()).await.map_err(VerifyError::Target)?;
+            if let Some(buckets) = digests.target.get_mut(table) {
+                made.0.iter().for_each(|digest| buckets.put(digest));
+            }
             continue;
         }
         let scanned = scan_all(target, &side.schema, |row| {
-            if let Some(key) = expected.key(*table, &row) {
+            if let (Some(key), Some(buckets)) = (expected.key(*table, &row), digests.target.get_mut(table)) {
                 buckets.add(&key, Digest::hash(options.seed, &row));
             }
         });
         scanned.await.map_err(VerifyError::Target)?;
     }
-    Ok(made)
+    Ok(())
 }

@@ -67,13 +67,7 @@ fn digest_sql(schema: &TableSchema, how: Digesting, from: &str) -> Result<String
 
 /// Which bucket a row of `t` belongs to, as SQL.
 pub(super) fn bucket_of(schema: &TableSchema, how: Digesting) -> Result<String, Failure> {
-    let columns = schema.key_columns();
-    let alone = columns.first().filter(|_| columns.len() == 1).and_then(|index| schema.columns.get(*index));
-    // One value prints faster than a row of it; by its bytes, whatever its collation says.
-    let key = match alone {
-        Some(column) => format!("((t.{})::text COLLATE \"C\")", quote_ident(&column.name)?),
-        None => printed_row(schema, &columns)?,
-    };
+    let key = printed_row(schema, &schema.key_columns())?;
     let buckets = how.buckets.max(1);
     Ok(format!("((pg_catalog.hashtextextended({key}, 0) & 9223372036854775807) % {buckets})"))
 }

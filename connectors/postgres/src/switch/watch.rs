@@ -43,7 +43,8 @@ BEGIN
     VALUES (TG_ARGV[0], pg_catalog.format('%I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME), pg_catalog.pg_current_xact_id(),
       session_user) ON CONFLICT DO NOTHING;
   RETURN NULL;
-END $crossfade$";
+END $crossfade$;
+REVOKE ALL ON FUNCTION crossfade.foreign_write() FROM PUBLIC";
 
 /// The mark, as it is kept.
 #[derive(Debug, Serialize, Deserialize)]
@@ -119,7 +120,9 @@ impl SwitchEnd {
         let migration = self.migration.clone();
         let session = self.session().await?;
         if shape_of(session, &tables, &trigger, doing).await? != mark.shape {
-            return Ok(Some("a table of the target was rewritten or has another shape, or its watch was taken away".to_owned()));
+            return Ok(Some(
+                "a table of the target was rewritten or has another shape, or its watch was taken away".to_owned(),
+            ));
         }
         let sql = "SELECT relation, who FROM crossfade.foreign_writes WHERE migration = $1 \
                    AND NOT pg_catalog.pg_visible_in_snapshot(xid, $2::text::pg_catalog.pg_snapshot) ORDER BY at LIMIT 1";
@@ -228,12 +231,12 @@ fn parse(mark: &str) -> Result<WatchMark, Failure> {
 async fn shape_of(session: &Session, tables: &[TableName], trigger: &str, doing: &str) -> Result<String, Failure> {
     let names: Vec<String> =
         tables.iter().map(|table| quote_table(table).map(|name| name.as_str().to_owned())).collect::<Result<_, _>>()?;
-    let sql = "SELECT pg_catalog.md5(COALESCE(pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, pg_catalog.pg_relation_filenode(c.oid), \
+    let sql = "SELECT pg_catalog.hashtextextended(COALESCE(pg_catalog.string_agg(pg_catalog.concat_ws(' ', c.oid, pg_catalog.pg_relation_filenode(c.oid), \
            (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' \
               ORDER BY a.attnum) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
            (SELECT pg_catalog.concat_ws(' ', t.oid, t.tgenabled) FROM pg_catalog.pg_trigger t \
               WHERE t.tgrelid = c.oid AND t.tgname = $2)), ';' ORDER BY c.oid), '') \
-           || COALESCE(pg_catalog.to_regclass('crossfade.foreign_writes')::pg_catalog.oid::text, '')) \
+           || COALESCE(pg_catalog.to_regclass('crossfade.foreign_writes')::pg_catalog.oid::text, ''), 0)::text \
          FROM pg_catalog.pg_class c WHERE c.oid = ANY (SELECT pg_catalog.to_regclass(n)::pg_catalog.oid \
            FROM pg_catalog.unnest($1::text[]) n)";
     let row = session.query_one(sql, &[&names, &trigger]).await.map_err(|error| failure(doing, error))?;

@@ -58,7 +58,10 @@ async fn whoever_writes_the_target_meets_no_error_and_is_noticed_by_whatever_way
         ("INSERT INTO app.plain VALUES (60, 'x')", "app.plain"),
         ("UPDATE app.plain SET note = 'x' WHERE id = 1", "app.plain"),
         ("DELETE FROM app.plain WHERE id = 2", "app."),
-        ("MERGE INTO app.plain p USING (VALUES (3)) v (id) ON p.id = v.id WHEN MATCHED THEN UPDATE SET note = 'm'", "app.plain"),
+        (
+            "MERGE INTO app.plain p USING (VALUES (3)) v (id) ON p.id = v.id WHEN MATCHED THEN UPDATE SET note = 'm'",
+            "app.plain",
+        ),
         ("COPY app.child FROM PROGRAM 'echo 70'", "app.child"),
         ("INSERT INTO app.tree VALUES (60, 'x')", "app.tree"),
         ("UPDATE app.leaf SET note = 'x' WHERE id = 1", "app.leaf"),
@@ -70,9 +73,18 @@ async fn whoever_writes_the_target_meets_no_error_and_is_noticed_by_whatever_way
         ("SET session_replication_role = replica; DELETE FROM app.plain WHERE id = 5", "app.plain"),
         ("SET crossfade.pass = 'another'; DELETE FROM app.plain WHERE id = 6", "app.plain"),
         ("BEGIN ISOLATION LEVEL SERIALIZABLE; DELETE FROM app.plain WHERE id = 7; COMMIT", "app.plain"),
-        ("BEGIN; SAVEPOINT a; DELETE FROM app.plain WHERE id = 8; ROLLBACK TO a; DELETE FROM app.plain WHERE id = 9; COMMIT", "app.plain"),
-        ("ALTER TABLE app.plain DISABLE TRIGGER ALL; DELETE FROM app.plain WHERE id = 10; ALTER TABLE app.plain ENABLE TRIGGER ALL", "watch was taken away"),
-        ("ALTER TABLE app.plain ALTER note TYPE text USING note || '!', ALTER id TYPE int USING id + 1000", "was rewritten"),
+        (
+            "BEGIN; SAVEPOINT a; DELETE FROM app.plain WHERE id = 8; ROLLBACK TO a; DELETE FROM app.plain WHERE id = 9; COMMIT",
+            "app.plain",
+        ),
+        (
+            "ALTER TABLE app.plain DISABLE TRIGGER ALL; DELETE FROM app.plain WHERE id = 10; ALTER TABLE app.plain ENABLE TRIGGER ALL",
+            "watch was taken away",
+        ),
+        (
+            "ALTER TABLE app.plain ALTER note TYPE text USING note || '!', ALTER id TYPE int USING id + 1000",
+            "was rewritten",
+        ),
     ] {
         if way.starts_with("MERGE") && server_version().major() < 15 {
             continue;

@@ -235,7 +235,9 @@ impl Verifier {
             .collect();
         let (left, dropped) = looking.left(&shared).await?;
         let gone = dropped.iter().filter(|one| one.rows > 0);
-        let gone = gone.map(|one| format!("{} rows are left in {} of {}, which the source dropped", one.rows, one.target, one.table));
+        let gone = gone.map(|one| {
+            format!("{} rows are left in {} of {}, which the source dropped", one.rows, one.target, one.table)
+        });
         let broken: Vec<String> = broken.into_iter().chain(gone).collect();
         if !broken.is_empty() {
             return self.found(&left, broken).await;

@@ -270,8 +270,7 @@ async fn a_proof_from_before_it_was_carried_on_is_read_and_one_that_is_needs_a_p
     let formats: Vec<u32> = journal.records().unwrap().iter().skip(7).map(|record| record.v).collect();
     assert_eq!(formats, [2, 2, 5, 5, 2], "an older program would switch without carrying the proof on");
     let text = serde_json::to_string(&journal.records().unwrap()[10].command).unwrap();
-    let golden =
-        r#"{"verified":{"position":null,"rows":1,"differences":0,"at_us":9,"from":[9],"mark":"a mark"}}"#;
+    let golden = r#"{"verified":{"position":null,"rows":1,"differences":0,"at_us":9,"from":[9],"mark":"a mark"}}"#;
     assert_eq!(text, golden);
     let before = journal.migration();
     assert_eq!((before.clean_pass.clone(), before.voided.clone().unwrap().why.as_str()), (None, "for a test"));
