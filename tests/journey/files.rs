@@ -12,11 +12,11 @@ use rusqlite::{Connection, TransactionBehavior};
 use serde_json::Value;
 use std::{fs, path::Path, sync::atomic::Ordering::Relaxed, time::Duration};
 
-const OLD: usize = 0;
-const NEW: usize = 1;
+pub(crate) const OLD: usize = 0;
+pub(crate) const NEW: usize = 1;
 
 /// A run that has caught up, a comparison that found nothing, and clerks at work.
-fn ready(ledger: &Ledger, asking: i64, plain: i64) -> (Running, Clerks) {
+pub(crate) fn ready(ledger: &Ledger, asking: i64, plain: i64) -> (Running, Clerks) {
     let mut run = ledger.desk.start();
     ledger.desk.wait(&mut run);
     ledger.flagged();
@@ -26,20 +26,20 @@ fn ready(ledger: &Ledger, asking: i64, plain: i64) -> (Running, Clerks) {
     (run, clerks)
 }
 
-fn switch(ledger: &Ledger) -> Value {
+pub(crate) fn switch(ledger: &Ledger) -> Value {
     let answer = made(&ledger.desk, "cutover");
     assert_eq!((&answer["switched"], &answer["routed"]), (&true.into(), &true.into()), "{answer}");
     answer
 }
 
-fn fail_back(ledger: &Ledger) -> Value {
+pub(crate) fn fail_back(ledger: &Ledger) -> Value {
     let answer = made(&ledger.desk, "failback");
     assert_eq!((&answer["switched"], &answer["authority"]), (&true.into(), &"old".into()), "{answer}");
     answer
 }
 
 /// The stream back, caught up.
-fn follow_back(ledger: &Ledger, clerks: &Clerks) -> Running {
+pub(crate) fn follow_back(ledger: &Ledger, clerks: &Clerks) -> Running {
     clerks.wait_for_more_on(NEW, 50);
     let mut run = ledger.desk.start();
     ledger.desk.wait_with(&mut run, &["--reverse"]);
@@ -64,13 +64,13 @@ fn assert_fenced(ledger: &Ledger, side: usize) {
 }
 
 /// Both sides are told the same.
-fn assert_authority(ledger: &Ledger, side: &str) {
+pub(crate) fn assert_authority(ledger: &Ledger, side: &str) {
     let (old, new) = ledger.authority();
     assert!(old.starts_with(side) && old == new, "the old side's row says {old}, the new side's {new}");
 }
 
 /// Clerks stop; the side with the authority has everything, and so has the other one once the stream has caught up.
-fn assert_all_there(ledger: &Ledger, clerks: Clerks, side: usize, switches: usize) {
+pub(crate) fn assert_all_there(ledger: &Ledger, clerks: Clerks, side: usize, switches: usize) {
     println!("the longest time between two commits of the clerks: {:?}", clerks.counts().longest_gap());
     let known = clerks.stop();
     ledger.assert_has_all(side, &known, switches);

@@ -222,12 +222,18 @@ impl Counts {
 impl Clerks {
     /// So many who ask `crossfade_side` first, and so many who just write until they are told off.
     pub(crate) fn start(ledger: &Ledger, asking: i64, plain: i64) -> Self {
+        Self::start_as(ledger, 0, asking, plain)
+    }
+
+    /// The same by others than those before: their numbers begin with `first`.
+    pub(crate) fn start_as(ledger: &Ledger, first: i64, asking: i64, plain: i64) -> Self {
         let (stop, counts) = (Arc::new(AtomicBool::new(false)), Arc::new(Counts::default()));
         let threads = (0..asking + plain)
-            .map(|number| {
+            .map(|index| {
+                let number = first + index;
                 let (stop, counts) = (Arc::clone(&stop), Arc::clone(&counts));
                 let (files, name) = ([ledger.old.clone(), ledger.new.clone()], ledger.desk.name.clone());
-                let clerk = Clerk { number, asks: number < asking, files, name, side: 0 };
+                let clerk = Clerk { number, asks: index < asking, files, name, side: 0 };
                 thread::spawn(move || clerk.work(&stop, &counts))
             })
             .collect();

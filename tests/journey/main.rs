@@ -52,6 +52,7 @@ mod shop;
 mod six_tables;
 mod small;
 mod standing;
+mod strangers;
 mod superseded;
 mod switch;
 mod switches;

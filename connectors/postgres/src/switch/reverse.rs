@@ -75,6 +75,23 @@ impl SwitchEnd {
         drop_publication(self.session().await?, &name).await
     }
 
+    /// Whether this side keeps pairs of old and new keys of the migration's way back: asked of the old side.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub async fn has_pairs(&mut self) -> Result<bool, Failure> {
+        let doing = "looking for keys of an earlier way back";
+        let migration = self.migration.clone();
+        let session = self.session().await?;
+        let there = "SELECT pg_catalog.to_regclass('crossfade.reverse_keys') IS NOT NULL";
+        let there = session.query_one(there, &[]).await.map_err(|error| failure(doing, error))?;
+        if !there.get::<_, bool>(0) {
+            return Ok(false);
+        }
+        let sql = "SELECT EXISTS (SELECT FROM crossfade.reverse_keys WHERE migration = $1)";
+        session.query_one(sql, &[&migration]).await.map(|row| row.get(0)).map_err(|error| failure(doing, error))
+    }
+
     /// Some of the pairs of rows that were born on the new side, which have their old keys from this side's sequences, in the
     /// order of table and old key: asked of the old side. None where nothing was born.
     ///

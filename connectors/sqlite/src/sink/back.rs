@@ -270,11 +270,30 @@ impl Writer {
             pairs.push((&entry.table_name, &entry.new_id, old));
         }
         self.old_side(doing)?;
+        let mut strangers = 0u32;
         self.in_transaction_of_own(doing, |connection| {
             let sql = format!("INSERT OR IGNORE INTO {KEYS} VALUES (?1, ?2, ?3, ?4, 0)");
             let mut statement = connection.prepare_cached(&sql)?;
-            pairs.iter().try_for_each(|(table, new, old)| statement.execute((forward, table, new, old)).map(drop))
-        })
+            // One that is there with another partner fails here, and is not passed over.
+            let sql = format!(
+                "SELECT 1 FROM {KEYS} WHERE migration = ?1 AND table_name = ?2 AND new_id = ?3 AND old_id = ?4"
+            );
+            let mut same = connection.prepare_cached(&sql)?;
+            for (table, new, old) in &pairs {
+                if statement.execute((forward, table, new, old))? == 0 && !same.exists((forward, table, new, old))? {
+                    strangers += 1;
+                }
+            }
+            Ok(())
+        })?;
+        match strangers {
+            0 => Ok(()),
+            strangers => Err(Failure::lost(
+                doing,
+                format!("{strangers} old keys of {forward} stand with other new keys in {KEYS} already"),
+                "They are of an earlier migration of that name, or somebody has changed them: keep both files as they are, and find out which pairs are right",
+            )),
+        }
     }
 
     /// A transaction over our own tables, on a file that nothing was prepared in.

@@ -8,8 +8,8 @@ use super::{Asked, SwitchEnd, fence};
 use crate::client::{exists, failure};
 use crossfade_connector::{Failure, switch::Written};
 use crossfade_event::Side;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
-use std::time::Duration;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
+use std::time::{Duration, Instant};
 
 /// The one unit of this version.
 const UNIT: &str = "all";
@@ -90,16 +90,44 @@ fn written(connection: &Connection, asked: &Asked) -> Result<Option<Written>, Fa
     Ok(Some(Written { side, epoch }))
 }
 
-/// Work in a transaction of its own, that has the file's lock from its beginning.
+/// How long a commit may wait for readers, where the journal is no WAL: for as long new readers wait, too.
+const ONE_COMMIT: Duration = Duration::from_millis(50);
+/// And how long everybody has the file before it is tried again.
+const BETWEEN_COMMITS: Duration = Duration::from_millis(200);
+
+/// Work in a transaction of its own, that has the file's lock from its beginning. Where readers keep it from being committed it
+/// is taken back and done again, until the time has passed for which the connection waits.
 pub(super) fn alone<T>(
-    connection: &mut Connection,
+    connection: &Connection,
     doing: &str,
-    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    work: impl Fn(&Connection) -> rusqlite::Result<T>,
 ) -> Result<T, Failure> {
-    let begun = connection.transaction_with_behavior(TransactionBehavior::Immediate);
-    let transaction = begun.map_err(|error| failure(doing, error))?;
-    let done = work(&transaction).map_err(|error| failure(doing, error))?;
-    transaction.commit().map_err(|error| failure(doing, error))?;
+    let usual = || connection.query_row("PRAGMA busy_timeout", [], |row| row.get::<_, u32>(0));
+    let usual = Duration::from_millis(usual().map_err(|error| failure(doing, error))?.into());
+    let until = Instant::now() + usual;
+    let done = loop {
+        match once(connection, usual, &work) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < until => {
+                std::thread::sleep(BETWEEN_COMMITS);
+            }
+            done => break done,
+        }
+    };
+    done.and_then(|done| connection.busy_timeout(usual).map(|()| done)).map_err(|error| failure(doing, error))
+}
+
+fn once<T>(
+    connection: &Connection,
+    usual: Duration,
+    work: impl Fn(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    // To wait for the lock holds nobody up.
+    connection.busy_timeout(usual)?;
+    // Dropped, it is taken back, also where its commit failed.
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    let done = work(&transaction)?;
+    connection.busy_timeout(ONE_COMMIT)?;
+    transaction.commit()?;
     Ok(done)
 }
 

@@ -5,7 +5,7 @@
 
 use super::{
     Asked, SwitchEnd, authority, connect, fence,
-    lock::{Held, hold},
+    lock::{Held, Keep, hold},
 };
 use crate::client::{failure, shown};
 use crossfade_connector::{
@@ -42,8 +42,9 @@ impl SwitchEnd {
     pub async fn freeze(&mut self, tables: &[TableName], ends: Instant) -> Result<Freeze, Failure> {
         let config = self.config.clone();
         let path = shown(&config.path);
+        // Readers stay: the stream comes to its end by one.
         let until = Instant::now() + ends.saturating_duration_since(Instant::now()) / 2;
-        let held = hold(DOING, move || connect(&config), until, ends).await?;
+        let held = hold(DOING, Keep::WritersOut, move || connect(&config), until, ends).await?;
         let Some(held) = held else {
             let why = format!(
                 "the lock of {path} was not to be had within half of the deadline: somebody writes without an end"

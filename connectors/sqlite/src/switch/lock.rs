@@ -17,6 +17,24 @@ use tokio::sync::oneshot;
 /// How long to wait before the lock is tried again. Nobody is held up by a try.
 const AGAIN_AFTER: Duration = Duration::from_millis(1);
 
+/// Who is kept out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Writers. Where the journal is no WAL, the commit waits for readers, and they keep it from being made.
+    WritersOut,
+    /// Where the journal is no WAL, readers too: so nobody keeps the commit from being made.
+    EverybodyOut,
+}
+
+impl Keep {
+    fn begin(self) -> &'static str {
+        match self {
+            Self::WritersOut => "BEGIN IMMEDIATE",
+            Self::EverybodyOut => "BEGIN EXCLUSIVE",
+        }
+    }
+}
+
 type Job = Box<dyn FnOnce(&Connection) -> bool + Send>;
 
 /// A transaction that is open on its thread. Dropping it takes the transaction back.
@@ -28,6 +46,7 @@ pub(super) struct Held {
 /// Begins a transaction that has the lock, until `ends` at most; tries for it until `until`. `None` where it was not to be had.
 pub(super) async fn hold(
     doing: &'static str,
+    keep: Keep,
     connect: impl FnOnce() -> Result<Connection, Failure> + Send + 'static,
     until: Instant,
     ends: Instant,
@@ -39,7 +58,7 @@ pub(super) async fn hold(
         let since = loop {
             tries += 1;
             let since = Instant::now();
-            match connection.execute_batch("BEGIN IMMEDIATE") {
+            match connection.execute_batch(keep.begin()) {
                 Ok(()) => break since,
                 Err(error) if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => {
                     return Err(failure(doing, error));

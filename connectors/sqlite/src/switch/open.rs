@@ -6,7 +6,7 @@
 
 use super::{
     Asked, SwitchEnd, authority, connect,
-    lock::{Held, hold},
+    lock::{Held, Keep, hold},
 };
 use crate::client::{failure, shown};
 use crossfade_connector::{Failure, switch::Written};
@@ -29,12 +29,13 @@ impl SwitchEnd {
     /// Makes this side ready to be opened, until `ends` at most: its writers wait from here on, or are still refused.
     ///
     /// # Errors
-    /// `Retry` where somebody else writes the file for too long.
+    /// `Retry` where somebody else writes the file for too long; or reads it, where its journal is no WAL: a reader would keep the
+    /// commit from being made when the other side has been given away already.
     pub async fn ready_to_open(&mut self, written: Written, ends: Instant) -> Result<Opening, Failure> {
         let (config, path) = (self.config.clone(), shown(&self.config.path));
-        let held = hold(DOING, move || connect(&config), ends, ends).await?;
+        let held = hold(DOING, Keep::EverybodyOut, move || connect(&config), ends, ends).await?;
         let held = held.ok_or_else(|| {
-            Failure::retry(DOING, format!("somebody else writes {path}, and did not end within the deadline"))
+            Failure::retry(DOING, format!("somebody else writes {path} (or reads it, where its journal is no WAL), and did not end within the deadline"))
         })?;
         let asked = Asked { migration: self.migration.clone(), here: self.here };
         let followed = held.also(move |connection| authority::follow(connection, &asked, written)).await;

@@ -21,7 +21,7 @@ pub(crate) const KEYS: &str = "_crossfade_reverse_keys";
 pub(crate) const MAPPING: &str = "_crossfade_reverse_mapping";
 
 /// The migration that a way back is.
-fn name_of(migration: &str) -> String {
+pub(super) fn name_of(migration: &str) -> String {
     format!("{migration}-reverse")
 }
 
@@ -81,6 +81,25 @@ impl SwitchEnd {
                 true => install.uninstall(connection),
                 false => Ok(()),
             }
+        })
+        .await
+    }
+
+    /// Whether this side keeps pairs of old and new keys of the migration's way back: asked of the old side.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub async fn has_pairs(&mut self) -> Result<bool, Failure> {
+        if !self.config.path.is_file() {
+            return Ok(false);
+        }
+        self.with(|connection, asked| {
+            let read = || -> rusqlite::Result<bool> {
+                let sql = format!("SELECT EXISTS (SELECT 1 FROM {KEYS} WHERE migration = ?1)");
+                Ok(exists(connection, "table", KEYS)?
+                    && connection.query_row(&sql, [&asked.migration], |row| row.get(0))?)
+            };
+            read().map_err(|error| failure("looking for keys of an earlier way back", error))
         })
         .await
     }

@@ -126,6 +126,10 @@ impl AnySwitchEnd {
         each!(self, one => one.forget().await)
     }
 
+    pub(crate) async fn has_pairs(&mut self) -> Result<bool, Failure> {
+        each!(self, one => one.has_pairs().await)
+    }
+
     pub(crate) async fn look(&mut self, tables: &[TableName]) -> Result<Look, Failure> {
         each!(self, one => one.look(tables).await)
     }

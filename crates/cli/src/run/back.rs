@@ -25,7 +25,10 @@ use crate::{
 };
 use crossfade_connector::{Inspect, StoredMapping};
 use crossfade_control::{Migration, Phase};
-use crossfade_event::{Position, catalog::Catalog};
+use crossfade_event::{
+    Position,
+    catalog::{Catalog, RelationKind, TableDef},
+};
 use crossfade_observe::Listening;
 use crossfade_state::WorkFolder;
 use crossfade_transform::{Forward, back};
@@ -131,11 +134,12 @@ fn refuse_one_way(reversed: &Spec) -> Result<(), CliError> {
 /// Before a switch: refuses where there is no way back, and has the new side say what it needs. A place that a switch noted
 /// which was taken back counts no more. Returns whether the new side must tell rows as they were before.
 pub(super) async fn make_ready(spec: &Spec) -> Result<bool, CliError> {
+    let base = spec.base();
+    refuse_pairs_of_another_life(spec, &base).await?;
     super::retired::retire(spec).await?;
     forget(spec)?;
-    let base = spec.base();
     let catalog = wiring::source_inspect(spec)?.catalog(spec.source.tables()).await?;
-    refuse_renamed(&base, &catalog)?;
+    refuse_other_tables(spec, &catalog)?;
     let reversed = reversed(spec, catalog, None, 0)?;
     refuse_one_way(&reversed)?;
     registry::tell_old_rows(&reversed, &made(&base)?).await?;
@@ -146,6 +150,7 @@ pub(super) async fn make_ready(spec: &Spec) -> Result<bool, CliError> {
 pub(super) async fn note(spec: &Spec) -> Result<(), CliError> {
     let base = spec.base();
     let catalog = wiring::source_inspect(spec)?.catalog(spec.source.tables()).await?;
+    refuse_other_tables(spec, &catalog)?;
     let reversed = reversed(spec, catalog.clone(), None, 0)?;
     let begin = registry::place_of_slot(&reversed, &made(&base)?).await?;
     let prepared = Prepared { format: FORMAT, begin, catalog };
@@ -170,18 +175,58 @@ pub(super) fn forget(spec: &Spec) -> Result<(), CliError> {
     }
 }
 
-/// A table that was renamed on the old side keeps its place in the target under its old name: the two cannot be told
-/// together by their names.
-fn refuse_renamed(base: &Path, now: &Catalog) -> Result<(), CliError> {
-    let Some(plan) = PlanFile::read(base)? else { return Ok(()) };
-    let gone = plan.catalog.tables.iter().find(|table| now.table(&table.name).is_none());
-    match gone {
-        None => Ok(()),
-        Some(table) => Err(CliError::refused(format!(
-            "the switch would be one-way, because {} was renamed or dropped on the old side since the migration was planned",
-            table.name
+/// Pairs of keys on the old side that this folder knows nothing of were drawn by a migration of the same name before it. Its new
+/// keys may be others: a row would be taken for another one, or get a second old key.
+async fn refuse_pairs_of_another_life(spec: &Spec, base: &Path) -> Result<(), CliError> {
+    if has_run(base) || super::retired::is_one_aside(base) {
+        return Ok(());
+    }
+    match has_pairs(spec).await? {
+        false => Ok(()),
+        true => Err(CliError::refused(format!(
+            "the old side keeps pairs of old and new keys of an earlier migration named {}, which had switched: they would be taken for this one's",
+            spec.name
         ))
-        .hint("give it its name back")),
+        .hint(format!(
+            "give the migration another name; or `crossfade rollback {} --wipe`, which takes them away, and begin again",
+            spec.file.display()
+        ))),
+    }
+}
+
+/// Whether the old side keeps pairs of old and new keys of a migration of this name.
+pub(super) async fn has_pairs(spec: &Spec) -> Result<bool, CliError> {
+    match registry::switch_ends(spec) {
+        Ok((mut old, _)) => Ok(old.has_pairs().await?),
+        // Between other systems nothing is ever taken back.
+        Err(_) => Ok(false),
+    }
+}
+
+/// The tables of the old side must be those that are moved. One that was renamed keeps its place in the target under its old
+/// name: the two cannot be told together by their names. One that came since is on no way to the new side, and nothing on the
+/// new side would come back to it; nor would the fence hold its writers.
+fn refuse_other_tables(spec: &Spec, now: &Catalog) -> Result<(), CliError> {
+    let Some(plan) = PlanFile::read(&spec.base())? else { return Ok(()) };
+    if let Some(gone) = plan.catalog.tables.iter().find(|table| now.table(&table.name).is_none()) {
+        return Err(CliError::refused(format!(
+            "the switch would be one-way, because {} was renamed or dropped on the old side since the migration was planned",
+            gone.name
+        ))
+        .hint("give it its name back"));
+    }
+    let has_rows = |table: &&TableDef| !matches!(table.kind, RelationKind::Partitioned { .. });
+    let is_new = |table: &&TableDef| plan.catalog.table(&table.name).is_none();
+    match now.tables.iter().filter(has_rows).find(is_new) {
+        None => Ok(()),
+        Some(new) => Err(CliError::refused(format!(
+            "{} came into being on the old side since the migration was planned, and is not moved: after a switch its rows would be missing on the new side",
+            new.name
+        ))
+        .hint(format!(
+            "take it in: `crossfade resume {} --add`; or give it a name that `tables` does not match",
+            spec.file.display()
+        ))),
     }
 }
 

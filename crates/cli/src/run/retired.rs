@@ -28,7 +28,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// that were born on the new side are taken over. What it cannot go on with is refused by name.
 pub(super) async fn after_failback(spec: &Spec, journal: &Journal<Embedded>, by: &By) -> Result<(), CliError> {
     retire(spec).await?;
-    if !aside(&spec.base(), 1).is_dir() {
+    if !is_one_aside(&spec.base()) {
         return Ok(());
     }
     match adopted::take_over(spec, journal.migration().authority.epoch).await {
@@ -118,6 +118,11 @@ fn aside(base: &Path, number: u32) -> PathBuf {
     base.join(format!("{REVERSE_FOLDER}-{number}"))
 }
 
+/// Whether a way back has been gone to its end.
+pub(super) fn is_one_aside(base: &Path) -> bool {
+    aside(base, 1).is_dir()
+}
+
 /// Where the migration's log goes on after a failback.
 #[derive(Serialize, Deserialize)]
 struct Resumed {
@@ -179,7 +184,7 @@ pub(super) fn refuse_over_failback(spec: &Spec, from: &Cut) -> Result<(), CliErr
 /// Everything of a way back goes, the pairs of keys too: before a wipe.
 pub(super) async fn forget(spec: &Spec) -> Result<(), CliError> {
     let base = spec.base();
-    if !back::has_run(&base) && !aside(&base, 1).is_dir() {
+    if !back::has_run(&base) && !is_one_aside(&base) && !back::has_pairs(spec).await? {
         return Ok(());
     }
     retire(spec).await?;

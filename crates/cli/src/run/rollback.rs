@@ -85,7 +85,9 @@ impl Held {
         } else {
             super::switch::unwatch(spec).await?;
             let routes = as_followed(spec, routes, &mut sink).await?;
-            sink.undo(routes.target()).await?
+            let report = sink.undo(routes.target()).await?;
+            super::switch::let_go(spec).await?;
+            report
         };
         if is_wipe {
             forget(spec, &self.owned, &self.others).await?;

@@ -24,7 +24,7 @@ mod settle;
 mod way;
 
 pub(crate) use look::said;
-pub(crate) use settle::{Settled, complete, forget, install, settle, unwatch};
+pub(crate) use settle::{Settled, complete, forget, install, let_go, settle, unwatch};
 
 use super::{control::Shared, swap};
 use crate::{

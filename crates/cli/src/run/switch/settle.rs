@@ -225,13 +225,24 @@ pub(crate) async fn unwatch(spec: &Spec) -> Result<(), CliError> {
     }
 }
 
+fn is_switchable(spec: &Spec) -> bool {
+    let ends = (&spec.source, &spec.sink);
+    matches!(ends, (SourceSpec::Postgres(_), SinkSpec::Postgres(_)) | (SourceSpec::Sqlite(_), SinkSpec::Sqlite(_)))
+}
+
+/// After an undo: what a failback has left on the new side's tables refuses nobody any more. They are no copy now, and belong to
+/// whoever had them before.
+pub(crate) async fn let_go(spec: &Spec) -> Result<(), CliError> {
+    if !is_switchable(spec) || wiring::writes_beside(spec) || spec.views.is_some() {
+        return Ok(());
+    }
+    let (_, mut new) = registry::switch_ends(spec)?;
+    Ok(new.lift().await?)
+}
+
 /// Takes away what a switch made on both servers, before a wipe.
 pub(crate) async fn forget(spec: &Spec) -> Result<(), CliError> {
-    let is_switchable = matches!(
-        (&spec.source, &spec.sink),
-        (SourceSpec::Postgres(_), SinkSpec::Postgres(_)) | (SourceSpec::Sqlite(_), SinkSpec::Sqlite(_))
-    );
-    if !is_switchable {
+    if !is_switchable(spec) {
         return Ok(());
     }
     let (mut old, mut new) = registry::switch_ends(spec)?;

@@ -2,7 +2,7 @@
 
 use super::Whole;
 use crate::{
-    error::CliError,
+    error::{CliError, Exit},
     registry,
     run::{
         control::Shared,
@@ -71,9 +71,20 @@ impl<'w> Way<'w> {
         }
     }
 
-    /// A mark in the stream, behind everything that is written by now.
+    /// A mark in the stream, behind everything that is written by now. Where nothing is recorded any more there is none, and
+    /// nobody can say that all of it has come.
     pub(super) async fn mark(&mut self) -> Result<Option<Position>, CliError> {
-        Ok(self.source.barrier().await?)
+        let mark = self.source.barrier().await?;
+        mark.map(Some).ok_or_else(|| {
+            let side = self.direction.from();
+            CliError::new(
+                Exit::Lost,
+                format!(
+                    "the {side} side has no record of its changes any more: what was written there since cannot be told"
+                ),
+            )
+            .hint("`crossfade run` says what has become of it")
+        })
     }
 
     /// Waits until the sink has passed a mark.
