@@ -262,15 +262,15 @@ async fn a_proof_from_before_it_was_carried_on_is_read_and_one_that_is_needs_a_p
     let pass = journal.migration().clean_pass.unwrap();
     assert_eq!((journal.migration().phase, pass.from, pass.mark), (Phase::Verified, None, None));
     let from = Some(crossfade_event::Cut::single(crossfade_event::Offset(9)));
-    let verified = |from, mark| Command::Verified { position: None, rows: 1, differences: 0, at_us: 9, from, mark };
-    for (from, mark) in [(None, None), (from.clone(), None), (from, Some("a mark".to_owned()))] {
-        journal.command(verified(from, mark), &by("ann")).await.unwrap();
+    let verified = |at_us, from, mark| Command::Verified { position: None, rows: 1, differences: 0, at_us, from, mark };
+    for (at_us, from, mark) in [(9, None, None), (10, from.clone(), None), (11, from, Some("a mark".to_owned()))] {
+        journal.command(verified(at_us, from, mark), &by("ann")).await.unwrap();
     }
     journal.command(Command::Void { why: "for a test".into() }, &by("ann")).await.unwrap();
     let formats: Vec<u32> = journal.records().unwrap().iter().skip(7).map(|record| record.v).collect();
     assert_eq!(formats, [2, 2, 5, 5, 2], "an older program would switch without carrying the proof on");
     let text = serde_json::to_string(&journal.records().unwrap()[10].command).unwrap();
-    let golden = r#"{"verified":{"position":null,"rows":1,"differences":0,"at_us":9,"from":[9],"mark":"a mark"}}"#;
+    let golden = r#"{"verified":{"position":null,"rows":1,"differences":0,"at_us":11,"from":[9],"mark":"a mark"}}"#;
     assert_eq!(text, golden);
     let before = journal.migration();
     assert_eq!((before.clean_pass.clone(), before.voided.clone().unwrap().why.as_str()), (None, "for a test"));
