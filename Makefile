@@ -40,7 +40,7 @@ soak:
 examples:
 	ci/prepare
 	cargo build --release -p crossfade-cli --features kafka
-	CROSSFADE_EXAMPLES=full CI=true cargo test -p crossfade-tests-journey -- cowrie:: cycle_reports:: heimdall:: --nocapture --test-threads=1
+	CROSSFADE_EXAMPLES=full CI=true cargo test -p crossfade-tests-journey -- cowrie cycle_reports heimdall --nocapture --test-threads=1
 
 # Crossfade and its peers on the same work in one run; see docs/performance.md.
 bench: build

@@ -1,6 +1,7 @@
 //! Crossfade against its peers: the same work, in one run, in turns, on real servers; both ends compared after each
 //! round. `make bench` builds the release binary and runs all of it; `docs/performance.md` has what was measured.
 
+mod backfill;
 mod backlog;
 #[cfg(feature = "kafka")]
 mod kafka;
@@ -37,6 +38,8 @@ enum Which {
     Verify,
     /// 500,000 changes in transactions of 100 while both sides are compared all the time, against the same without
     Continuous,
+    /// 1,682,827 rows get five columns by lookup (`examples/cowrie`), against one `UPDATE … FROM`
+    Backfill,
     /// 500,000 changes from PostgreSQL into topics, against Debezium in Kafka Connect
     #[cfg(feature = "kafka")]
     ToTopics,
@@ -84,6 +87,7 @@ async fn main() -> Result<()> {
                 }
             }
             Which::Continuous => backlog::verified(options.rounds, sized(500_000)).await?,
+            Which::Backfill => backfill::run(options.rounds, sized(1_682_827)).await?,
             #[cfg(feature = "kafka")]
             Which::ToTopics => kafka::to_topics(options.rounds, sized(500_000)).await?,
             #[cfg(feature = "kafka")]

@@ -24,7 +24,6 @@ pub(crate) struct Databases {
 impl Pair {
     /// Starts both.
     pub(crate) fn start() -> Result<Self> {
-        let settings = || Settings::new().fsync().set("shared_buffers", "512MB").set("max_wal_size", "8GB");
         let start = || Postgres::start(Version::V15, settings()).context("PostgreSQL 15 cannot be had here");
         Ok(Self { source: start()?, target: start()? })
     }
@@ -41,6 +40,11 @@ impl Pair {
         }
         Ok(())
     }
+}
+
+/// How a server is set that something is measured on.
+pub(crate) fn settings() -> Settings {
+    Settings::new().fsync().set("shared_buffers", "512MB").set("max_wal_size", "8GB")
 }
 
 impl Databases {

@@ -2,24 +2,22 @@
 //! killed and started again, every value checked against every state that the inventory ever had, and taken back.
 //! `CROSSFADE_EXAMPLES=full` takes the whole size and says how long it took beside one `UPDATE … FROM`.
 
-use crate::desk::{Desk, SPEC, Writer, rows};
+use crate::{
+    desk::{Writer, rows},
+    example::{Example, is_full},
+};
 use crossfade_testkit::{
     compare::assert_same,
-    postgres::{Database, Postgres, Version},
+    postgres::{Postgres, Version},
 };
-use std::{path::Path, time::Instant};
 
-fn is_full() -> bool {
-    std::env::var("CROSSFADE_EXAMPLES").is_ok_and(|size| size == "full")
-}
-
-fn file(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/cowrie").join(name);
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+/// How many sessions there are.
+pub(crate) fn size() -> usize {
+    if is_full() { 1_682_827 } else { 20_000 }
 }
 
 /// What the application's own writes look like before the migration: some rows have values, which must be kept.
-const OWN: &str = "
+pub(crate) const OWN: &str = "
 UPDATE session_summaries SET snapshot_country = 'FR', snapshot_ip_types = 'vpn' WHERE session_id < '02';
 UPDATE session_summaries SET snapshot_country = 'XX' WHERE session_id LIKE '1f%';
 UPDATE session_summaries SET source_ip = '11.0.0.7', enrichment_at = '2020-01-01' WHERE session_id LIKE '2f%';
@@ -70,41 +68,36 @@ const NEW_COLUMNS: &str = "SELECT attname::text FROM pg_attribute WHERE attrelid
 async fn sessions_get_what_was_known_of_their_address_while_the_application_writes() {
     let Some(server) = Postgres::shared(Version::V15) else { return };
     let database = server.create_database("cowrie").await;
-    let size = if is_full() { 1_682_827 } else { 20_000 };
-    database.execute(&file("schema.sql")).await;
-    database.execute(&file("generate.sql").replace(":rows", &size.to_string()).replace(":seed", "7")).await;
+    let size = size();
+    let example = Example::copy("cowrie", &[("COWRIE_URL", database.url.as_str())]);
+    example.sql(&database, "schema.sql", &[]).await;
+    example.sql(&database, "generate.sql", &[("rows", &size.to_string()), ("seed", "7")]).await;
     database.execute(OWN).await;
-    let desk = Desk::new();
-    let url = database.url.as_str();
-    let spec = file("cowrie.toml").replace("\"cowrie\"", &format!("\"{}\"", desk.name)).replace("${COWRIE_URL}", url);
-    desk.crossfade.write(SPEC, &spec);
 
-    desk.expect(0, &["plan"], &[]);
-    let dry = desk.expect(0, &["run"], &["--dry-run"]);
+    example.expect(0, "crossfade plan cowrie.toml");
+    let dry = example.expect(0, "crossfade run cowrie.toml --dry-run");
     assert!(dry.stdout.contains("nothing has been written") && !dry.stdout.contains("refused "), "{dry}");
     assert_eq!(rows(&database, NEW_COLUMNS).await.count(), 0, "a dry run writes nothing");
 
-    let trial = desk.expect(0, &["run"], &["--limit", "1000", "--quiet"]);
-    let filled = "SELECT session_id FROM session_summaries WHERE source_ip_v2 IS NOT NULL";
-    let filled = rows(&database, filled).await.count();
+    let trial = example.expect(0, "crossfade run cowrie.toml --limit 10000");
+    let filled = "SELECT count(source_ip_v2) FROM session_summaries";
+    let filled: usize = database.value(filled).await.unwrap().parse().unwrap();
     assert!(filled > 0 && filled < size, "a trial fills some of {size}, and this one {filled}\n{trial}");
 
     let writer = Writer::start(&database, work);
-    let began = Instant::now();
-    let run = desk.start();
+    let run = example.start("crossfade run cowrie.toml");
     writer.wait_for_more(20);
     run.kill();
-    let mut run = desk.start();
+    let mut run = example.start("crossfade run cowrie.toml");
     writer.wait_for_more(50);
-    desk.wait(&mut run);
-    let took_s = began.elapsed().as_secs_f64();
+    example.wait(&mut run, "crossfade wait cowrie.toml --caught-up --timeout 10m");
     writer.wait_for_more(50);
     writer.stop();
-    desk.wait(&mut run);
+    example.wait(&mut run, "crossfade wait cowrie.toml --caught-up --timeout 10m");
     let wrong = rows(&database, WRONG).await;
     assert_eq!(wrong.count(), 0, "{:?}", wrong.iter().collect::<Vec<_>>());
-    assert_eq!(desk.crossfade.json(&["status", SPEC])["conservation"]["quarantined"], 0);
-    desk.stop(run);
+    assert_eq!(example.status(&[])["conservation"]["quarantined"], 0);
+    example.stop(run);
     // The check itself can fail.
     database.execute("UPDATE session_summaries SET snapshot_asn_v2 = -1 WHERE session_id = 'new-0'").await;
     assert_eq!(rows(&database, WRONG).await.count(), 1);
@@ -112,16 +105,18 @@ async fn sessions_get_what_was_known_of_their_address_while_the_application_writ
     let own = "SELECT session_id, event_count, enrichment, source_ip, snapshot_asn, snapshot_country, snapshot_ip_types, \
                enrichment_at FROM session_summaries";
     let before = rows(&database, own).await;
-    desk.expect(0, &["rollback"], &["--wipe", "--yes"]);
+    example.expect(0, "crossfade rollback cowrie.toml --wipe --yes");
     assert_same("the application's own columns", &before, &rows(&database, own).await);
     assert_eq!(rows(&database, NEW_COLUMNS).await.count(), 0, "all that was made is gone");
 
     // And begun anew, with nobody at work: what was looked up is what is there now.
-    desk.expect(0, &["run"], &["--until", "caught-up", "--quiet"]);
-    desk.verify();
+    example.expect(0, "crossfade run cowrie.toml --until caught-up");
+    let verified = example.expect(0, "crossfade verify cowrie.toml");
+    assert!(verified.stdout.contains("0 differences"), "{verified}");
 
     // The new columns take the old names, are written by them, and give them back.
-    desk.expect(0, &["cutover"], &[]);
+    example.expect(0, "crossfade cutover cowrie.toml --dry-run");
+    example.expect(0, "crossfade cutover cowrie.toml");
     database
         .execute(
             "UPDATE session_summaries SET snapshot_country = 'ZZ', snapshot_ip_type = 'tor' WHERE session_id = 'new-0'",
@@ -130,40 +125,29 @@ async fn sessions_get_what_was_known_of_their_address_while_the_application_writ
     let written =
         "SELECT legacy_snapshot_country, legacy_snapshot_ip_types FROM session_summaries WHERE session_id = 'new-0'";
     assert_same("what is kept", &rows(&database, "VALUES ('ZZ', 'tor')").await, &rows(&database, written).await);
-    desk.expect(0, &["failback"], &[]);
+    example.expect(0, "crossfade failback cowrie.toml");
     database
         .execute(
             "UPDATE session_summaries SET snapshot_country = NULL, snapshot_ip_types = NULL WHERE session_id = 'new-0'",
         )
         .await;
     assert_same("the application's own columns, after the way back", &before, &rows(&database, own).await);
-    desk.expect(0, &["rollback"], &["--wipe", "--yes"]);
+    example.expect(0, "crossfade rollback cowrie.toml --wipe --yes");
     assert_eq!(rows(&database, NEW_COLUMNS).await.count(), 0, "all that was made is gone");
-    if is_full() {
-        println!(
-            "cowrie: {size} sessions in {took_s:.1} s, one UPDATE … FROM in {:.1} s",
-            update_from(&database).await
-        );
-    }
-}
 
-/// How long the database itself takes for the same rows, in seconds.
-async fn update_from(database: &Database) -> f64 {
-    database
-        .execute(
-            "ALTER TABLE session_summaries ADD source_ip_v2 inet, ADD snapshot_asn_v2 int, ADD snapshot_country_v2 text, \
-             ADD snapshot_ip_type text, ADD enrichment_at_v2 timestamptz; VACUUM FULL ANALYZE session_summaries",
-        )
-        .await;
-    let began = Instant::now();
-    database
-        .execute(
-            "UPDATE session_summaries s SET source_ip_v2 = address, snapshot_asn_v2 = coalesce(s.snapshot_asn, i.current_asn),
-               snapshot_country_v2 = CASE WHEN coalesce(s.snapshot_country, i.geo_country) NOT IN ('XX', '--', '') THEN coalesce(s.snapshot_country, i.geo_country) END,
-               snapshot_ip_type = coalesce(s.snapshot_ip_types, i.ip_type), enrichment_at_v2 = coalesce(s.enrichment_at, i.enrichment_updated_at)
-             FROM (SELECT session_id, coalesce(source_ip, (enrichment ->> 'source_ip')::inet) AS address FROM session_summaries) a
-             LEFT JOIN ip_inventory i ON i.ip_address = a.address WHERE a.session_id = s.session_id",
-        )
-        .await;
-    began.elapsed().as_secs_f64()
+    // There again, and for good, once the waiting time is over.
+    example.expect(0, "crossfade run cowrie.toml --until caught-up");
+    example.expect(0, "crossfade verify cowrie.toml");
+    let filled = "SELECT session_id, source_ip_v2, snapshot_asn_v2, snapshot_country_v2, snapshot_ip_type, enrichment_at_v2 FROM session_summaries";
+    let filled = rows(&database, filled).await;
+    example.expect(0, "crossfade cutover cowrie.toml");
+    example.expect(3, "crossfade cleanup cowrie.toml --confirm cowrie");
+    let spec = example.file("cowrie.toml").replace("keep = \"7d\"", "keep = \"0s\"");
+    std::fs::write(example.path("cowrie.toml"), spec).unwrap();
+    example.expect(0, "crossfade cleanup cowrie.toml --confirm cowrie");
+    let names = "SELECT session_id, source_ip, snapshot_asn, snapshot_country, snapshot_ip_type, enrichment_at FROM session_summaries";
+    assert_same("what was filled has the old names", &filled, &rows(&database, names).await);
+    let legacy = "SELECT attname::text FROM pg_attribute WHERE attname LIKE 'legacy%' AND attnum > 0";
+    assert_eq!(rows(&database, legacy).await.count(), 0);
+    example.assert_all_ran();
 }

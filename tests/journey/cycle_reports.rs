@@ -11,15 +11,15 @@ use crossfade_testkit::{compare::Rows, postgres::Database, wait::wait_until};
 use std::time::Instant;
 
 /// Both databases, the folder, and how large all of it is.
-struct Stage {
-    example: Example,
-    old: Database,
-    new: Database,
-    size: Size,
+pub(crate) struct Stage {
+    pub(crate) example: Example,
+    pub(crate) old: Database,
+    pub(crate) new: Database,
+    pub(crate) size: Size,
 }
 
 impl Stage {
-    async fn set() -> Option<Self> {
+    pub(crate) async fn set() -> Option<Self> {
         let (old, new) = two_databases().await?;
         let size = size();
         let secret = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
@@ -41,7 +41,7 @@ impl Stage {
     }
 
     /// `check.sql` finds nothing: both sides are one history, by every value.
-    async fn assert_one_history(&self) {
+    pub(crate) async fn assert_one_history(&self) {
         let found = self.check().await;
         assert_eq!(found.count(), 0, "{:#?}", found.iter().collect::<Vec<_>>());
     }

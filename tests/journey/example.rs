@@ -4,6 +4,7 @@
 use crossfade_testkit::{
     crossfade::{Crossfade, Finished, Running},
     postgres::Database,
+    wait::wait_for_blocking,
 };
 use std::{
     collections::BTreeSet,
@@ -42,6 +43,17 @@ impl Example {
         Self { crossfade, name, readme, ran: Mutex::default(), folder }
     }
 
+    /// The same under a name of its own, for slots belong to a whole server: `spec` calls the migration so from here on.
+    pub(crate) fn named(self, spec: &str, name: &'static str) -> Self {
+        let text = self.file(spec);
+        let renamed = |line: &str| match line.starts_with("name ") {
+            true => format!("name = \"{name}\"\n"),
+            false => format!("{line}\n"),
+        };
+        std::fs::write(self.path(spec), text.lines().map(renamed).collect::<String>()).unwrap();
+        self
+    }
+
     /// A file of it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -72,11 +84,54 @@ impl Example {
         finished
     }
 
+    /// Runs a switch of the README, again and again while only the machine is too busy for it.
+    pub(crate) fn switch(&self, command: &str) -> Finished {
+        wait_for_blocking(command, || {
+            let finished = self.start(command).wait();
+            let busy = ["let it catch up", "wait for a quieter hour"].iter().any(|word| finished.stdout.contains(word));
+            assert!(finished.code == Some(0) || finished.code == Some(3) && busy, "{command}\n{finished}");
+            (finished.code == Some(0)).then_some(finished)
+        })
+    }
+
     /// What `crossfade status` says, as data.
     pub(crate) fn status(&self, more: &[&str]) -> serde_json::Value {
         let spec = format!("{}.toml", self.name);
         let words: Vec<&str> = ["status", &spec].into_iter().chain(more.iter().copied()).collect();
         self.crossfade.json(&words)
+    }
+
+    /// Starts the run of a spec, and kills it as soon as the migration's journal says that a phase is entered; gives the phase
+    /// that it was in then.
+    pub(crate) fn kill_in(&self, spec: &str, name: &str, phase: &str) -> String {
+        // The copy has a line of its own, which also says how often it was begun.
+        let word = match phase {
+            "backfilling" => "backfill-started".to_owned(),
+            phase => format!("\"phase\":\"{phase}\""),
+        };
+        let before = self.journal_says(name, &word);
+        let mut run = self.start(&format!("crossfade run {spec}"));
+        wait_for_blocking(&format!("the journal of {name} to say {phase}"), || {
+            let said = self.journal_says(name, &word) > before;
+            assert!(said || run.is_running(), "the run ended before {phase}\n{}{}", run.stdout(), run.stderr());
+            said.then_some(())
+        });
+        run.kill();
+        let status = self.crossfade.json(&["status", spec]);
+        status["phase"].as_str().unwrap_or_else(|| panic!("{status}")).to_owned()
+    }
+
+    /// How often the journal of a migration has a word.
+    pub(crate) fn journal_says(&self, name: &str, word: &str) -> usize {
+        let folder = self.path("crossfade-data").join(name).join("journal");
+        let Ok(folder) = std::fs::read_dir(folder) else { return 0 };
+        let files = folder.filter_map(Result::ok).map(|file| file.path());
+        let logs = files.filter(|path| path.extension().is_some_and(|end| end == "log"));
+        logs.map(|path| {
+            let content = std::fs::read(path).unwrap_or_default();
+            content.windows(word.len()).filter(|window| *window == word.as_bytes()).count()
+        })
+        .sum()
     }
 
     /// A `crossfade wait` of the README, as long as the run lives.

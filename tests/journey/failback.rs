@@ -213,7 +213,7 @@ async fn a_failback_waits_for_nobody_who_writes_for_long_and_for_two_people_wher
     assert!(guard(&answer, "oldest-writer")["seen"].as_str().unwrap().contains("notes"), "{answer}");
     slow.batch_execute("COMMIT").await.unwrap();
     let spec = fs::read_to_string(bank.desk.path(SPEC)).unwrap();
-    fs::write(bank.desk.path(SPEC), format!("{spec}approvals = 1\n")).unwrap();
+    fs::write(bank.desk.path(SPEC), spec.replace("[switch]", "[switch]\napprovals = 1")).unwrap();
     bank.desk.stop(run);
     let mut run = bank.desk.start();
     bank.desk.wait_with(&mut run, &["--reverse"]);

@@ -23,7 +23,7 @@ struct Stage {
 impl Stage {
     async fn set() -> Option<Self> {
         let graph = Postgres::shared(Version::V15)?.create_database("graph").await;
-        let dumped = if is_full() { 100_000 } else { 500 };
+        let dumped = dumped();
         let example = Example::copy("heimdall", &[("GRAPH_URL", graph.url.as_str())]);
         example.sql(&graph, "schema.sql", &[]).await;
         example.sql(&graph, "generate.sql", &[("rows", &dumped.to_string()), ("seed", "7")]).await;
@@ -76,8 +76,13 @@ impl Stage {
     }
 }
 
+/// How many rows of dumps there are, each of which is about four nodes.
+pub(crate) fn dumped() -> u64 {
+    if is_full() { 100_000 } else { 500 }
+}
+
 /// Dumps come in, are looked at and corrected, and go.
-fn work(number: u64) -> String {
+pub(crate) fn work(number: u64) -> String {
     let node = |field: &str| {
         format!(
             "jsonb_build_object('dump', 'live', 'row_key', '{number}', 'field', '{field}', 'value', ' Value {number} ')"

@@ -51,6 +51,21 @@ async fn a_run_shows_metrics_status_and_page_on_its_address_and_takes_no_command
     let (_, metrics) = ask(address, "GET", "/metrics").unwrap();
     let wanted = format!("crossfade_changes_total{{migration=\"{name}\",outcome=\"applied\"}} ");
     assert!(metrics.lines().any(|line| line.strip_prefix(&wanted).is_some_and(|count| count != "0")), "{metrics}");
+    for line in [
+        format!("crossfade_phase{{migration=\"{name}\",phase=\"verified\"}} 1"),
+        format!("crossfade_standing{{migration=\"{name}\",standing=\"running\"}} 1"),
+        format!("crossfade_standing{{migration=\"{name}\",standing=\"paused\"}} 0"),
+        format!("crossfade_gate_holds{{migration=\"{name}\",gate=\"error_rate\"}} 1"),
+        format!("crossfade_changes_unaccounted{{migration=\"{name}\"}} 0"),
+        "# TYPE crossfade_changes_total counter".to_owned(),
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not among\n{metrics}");
+    }
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let value = line.strip_prefix("crossfade_").and_then(|line| line.rsplit_once(' ')).map(|(_, value)| value);
+        let is_a_number = value.is_some_and(|value| value.parse::<f64>().is_ok());
+        assert!(is_a_number && line.contains(&format!("migration=\"{name}\"")), "{line}");
+    }
     let (head, status) = ask(address, "GET", "/status").unwrap();
     assert!(head.contains("application/json"), "{head}");
     let shown: Value = serde_json::from_str(&status).unwrap();
@@ -59,8 +74,22 @@ async fn a_run_shows_metrics_status_and_page_on_its_address_and_takes_no_command
         assert_eq!(shown[key], told[key], "{key}");
     }
     assert_eq!(shown["switch"]["verified_at"], told["switch"]["verified_at"]);
-    let (_, page) = ask(address, "GET", "/").unwrap();
-    for word in [name.as_str(), "verified", "public.movements", "authority", "error_rate"] {
+    assert!(shown["switch"]["verified_at"].is_string() && shown["phase"] == "verified", "{shown}");
+    let tables = |status: &Value| -> Vec<Value> {
+        status["tables"].as_array().unwrap().iter().map(|table| table["table"].clone()).collect()
+    };
+    assert_eq!((tables(&shown), tables(&shown).len()), (tables(&told), 3));
+    let (head, page) = ask(address, "GET", "/").unwrap();
+    assert!(head.contains("text/html") && head.contains("content-security-policy: default-src 'none'"), "{head}");
+    let title = format!("<title>{name}: verified</title>");
+    for word in [
+        title.as_str(),
+        "<p class=\"verdict good\">verified, running</p>",
+        "<li class=\"now\">verified</li>",
+        "public.movements",
+        "the old side, epoch",
+        "<td>error_rate</td><td class=\"good\">holds</td>",
+    ] {
         assert!(page.contains(word), "{word} is not on the page\n{page}");
     }
     // What is in a row (each note of a teller begins with its name), and how the databases are reached.
@@ -69,11 +98,20 @@ async fn a_run_shows_metrics_status_and_page_on_its_address_and_takes_no_command
     }
 
     // It can be looked at, and nothing more.
-    for path in ["/pause", "/stop", "/command/cutover", "/status"] {
-        let (head, _) = ask(address, "POST", path).unwrap();
-        assert!(head.starts_with("HTTP/1.1 405"), "{path}: {head}");
+    for (method, path) in
+        [("POST", "/pause"), ("POST", "/stop"), ("POST", "/command/cutover"), ("PUT", "/status"), ("DELETE", "/")]
+    {
+        let (head, body) = ask(address, method, path).unwrap();
+        assert!(head.starts_with("HTTP/1.1 405") && head.contains("allow: GET, HEAD"), "{method} {path}: {head}");
+        assert_eq!(body, "this address is only looked at: GET\n");
     }
-    assert!(ask(address, "GET", "/stop").unwrap().0.starts_with("HTTP/1.1 404"));
+    for path in ["/stop", "/command/cutover", "/status/", "/journal", "/../status", "//"] {
+        let (head, body) = ask(address, "GET", path).unwrap();
+        assert!(head.starts_with("HTTP/1.1 404"), "{path}: {head}");
+        assert_eq!(body, "there is /, /status and /metrics\n");
+    }
+    let (head, body) = ask(address, "HEAD", "/metrics").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200") && body.is_empty(), "{head}\n{body}");
     let silent: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
     tellers.wait_for_more(50);
     bank.desk.wait(&mut run);

@@ -12,8 +12,10 @@ mod clerks;
 mod compared;
 mod compared_always;
 mod cowrie;
+mod cowrie_taken_back;
 mod cycle_reports;
 mod cycle_reports_in_place;
+mod cycle_reports_taken_back;
 #[cfg(feature = "kafka")]
 mod debezium;
 mod defaults;
@@ -28,6 +30,7 @@ mod failback;
 mod fallen;
 mod files;
 mod heimdall;
+mod heimdall_taken_back;
 mod in_place;
 #[cfg(feature = "kafka")]
 mod kafka;
@@ -62,6 +65,7 @@ mod told;
 #[cfg(feature = "kafka")]
 mod topics;
 mod trees;
+mod twin;
 #[cfg(feature = "kafka")]
 mod workers;
 mod zoo;

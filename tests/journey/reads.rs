@@ -230,7 +230,9 @@ async fn a_share_is_followed_without_a_restart_and_ended_for_all_by_the_first_th
         assert_eq!((flag.authority, flag.percent.to_string().as_str()), (Side::New, "0%"));
     }
     let refused = bank.desk.expect(3, &["dual-reads"], &["5%"]);
-    assert!(refused.stderr.contains("crossfade"), "{refused}");
+    let says = "the new side has the authority, and reads are compared before a switch";
+    assert!(refused.stderr.contains(says) && !refused.stderr.contains("nobody runs"), "{refused}");
+    assert_eq!(set(&bank, "0%")["told"], true, "that none is compared is so already");
     tellers.wait_for_more_on_the_new_side(100);
     let told = tellers.stop();
     bank.assert_one_history(&told).await;
@@ -280,10 +282,11 @@ async fn the_flag_is_kept_as_the_journal_says_and_goes_with_a_wipe() {
     let refused = bank.desk.expect(3, &["dual-reads"], &["6%"]);
     assert!(refused.stderr.contains("nobody runs") && refused.stderr.contains(SPEC), "{refused}");
     set(&bank, "1%");
-    assert_eq!(flag(&bank, &bank.old).await.as_deref(), Some("1%"));
-    set(&bank, "0%");
-    assert_eq!(flag(&bank, &bank.new).await.as_deref(), Some("0%"));
+    for side in [&bank.old, &bank.new] {
+        assert_eq!(flag(&bank, side).await.as_deref(), Some("1%"));
+    }
     assert_same_tables(&bank.old, &bank.new, &["accounts", "movements", "notes"]).await;
+    // The share is set while it is wiped.
     bank.desk.expect(0, &["rollback"], &["--wipe", "--yes"]);
     for side in [&bank.old, &bank.new] {
         let left = "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'crossfade'";
@@ -291,4 +294,73 @@ async fn the_flag_is_kept_as_the_journal_says_and_goes_with_a_wipe() {
         let left = "SELECT count(*) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'crossfade'";
         assert_eq!(side.value(left).await.as_deref(), Some("0"), "a function of the flag is left");
     }
+}
+
+/// Sets 5 %, which the guard `flag` must refuse with this word.
+fn refused_by_the_flag(bank: &Bank, word: &str) {
+    let refused = bank.desk.expect(3, &["dual-reads"], &["5%", "--json"]);
+    let answer: Value = serde_json::from_str(&refused.stdout).unwrap();
+    let flag = guard(&answer, "flag");
+    assert!(flag["holds"] == false && flag["seen"].as_str().unwrap().contains(word), "{answer}");
+    assert_eq!((&answer["share"], guard(&answer, "clean-pass")["holds"].as_bool()), (&"0%".into(), Some(true)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flag_that_does_not_work_is_refused_and_a_step_down_is_heard_and_answered_wherever_it_is_told() {
+    let Some(bank) = Bank::open("").await else { return };
+    let mut run = bank.desk.start();
+    bank.desk.wait(&mut run);
+    bank.flagged().await;
+    bank.desk.verify();
+    // It is there, and yet applications could not follow it, or not step down.
+    assert_eq!(set(&bank, "5%")["told"], true);
+    set(&bank, "0%");
+    let lies = "CREATE OR REPLACE VIEW crossfade.dual_reads AS SELECT migration, epoch, side AS authority, '5%'::text AS percent \
+                FROM crossfade.authority";
+    bank.new.execute(lies).await;
+    refused_by_the_flag(&bank, "it does not say what was written");
+    bank.new.execute("DROP VIEW crossfade.dual_reads").await;
+    let owned_by = |role: &str| {
+        format!("ALTER FUNCTION crossfade.step_down(text, bigint, text, text, float8, float8) OWNER TO {role}")
+    };
+    bank.old.execute(&owned_by("pg_monitor")).await;
+    refused_by_the_flag(&bank, "permission denied");
+    bank.old.execute(&owned_by("CURRENT_USER")).await;
+    assert_eq!(set(&bank, "5%")["told"], true, "the view is made anew");
+
+    // Stepped down while nobody runs: whoever sets another share did not know of it.
+    bank.desk.stop(run);
+    let epoch = bank.new.value("SELECT epoch FROM crossfade.authority").await.unwrap();
+    let name = &bank.desk.name;
+    bank.new.execute(&format!("SELECT crossfade.step_down('{name}', {epoch}, '5%', 'mismatches', 7, 100)")).await;
+    assert_eq!(flag(&bank, &bank.new).await.as_deref(), Some("0%"), "at once, where it was said");
+    assert_eq!(flag(&bank, &bank.old).await.as_deref(), Some("5%"), "and there not yet");
+    let refused = bank.desk.expect(3, &["dual-reads"], &["3%"]);
+    assert!(refused.stderr.contains("stepped down: 7 of the last 100 reads"), "{refused}");
+    for side in [&bank.old, &bank.new] {
+        assert_eq!(flag(&bank, side).await.as_deref(), Some("0%"));
+    }
+    assert_eq!(switch_status(&bank)["stepped_down"], "7 of the last 100 reads that were judged mismatch");
+    // A repair voids the proof: still it can be answered, as the status says, and nothing else comes of that.
+    let mut run = bank.desk.start();
+    bank.desk.wait(&mut run);
+    bank.desk.expect(0, &["replay"], &["--from", "start"]);
+    let status = bank.desk.crossfade.json(&["status", SPEC]);
+    assert_eq!(status["phase"], "shadowing", "{status}");
+    assert!(status["switch"]["next"].as_str().unwrap().contains("with 0%"), "{status}");
+    assert_eq!(set(&bank, "0%")["told"], true);
+    let status = bank.desk.crossfade.json(&["status", SPEC]);
+    assert!(status["phase"] == "shadowing" && status["switch"]["stepped_down"].is_null(), "{status}");
+
+    // Taken back by its undo records, it leaves no share behind.
+    bank.desk.verify();
+    set(&bank, "5%");
+    bank.desk.stop(run);
+    assert_same_tables(&bank.old, &bank.new, &["accounts", "movements", "notes"]).await;
+    bank.desk.expect(0, &["rollback"], &["--undo"]);
+    for side in [&bank.old, &bank.new] {
+        assert_eq!(flag(&bank, side).await.as_deref(), Some("0%"));
+    }
+    let refused = bank.desk.expect(3, &["dual-reads"], &["5%"]);
+    assert!(refused.stderr.contains("between `crossfade verify` and the switch"), "{refused}");
 }

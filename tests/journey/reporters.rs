@@ -29,6 +29,8 @@ pub(crate) struct Size {
 pub(crate) struct Sides {
     pub(crate) urls: [String; 2],
     pub(crate) migration: Option<&'static str>,
+    /// Whoever has written on one side ends when the other one gets the authority.
+    pub(crate) stays: bool,
 }
 
 /// The writers at work.
@@ -50,10 +52,26 @@ impl Reporters {
         size: Size,
         round: &str,
     ) -> Self {
+        let urls = [old.url.clone(), new.url.clone()];
+        Self::begin(Sides { urls, migration, stays: false }, size, round)
+    }
+
+    /// The same, but nobody moves over: they ask, and end once another side has the authority.
+    pub(crate) fn start_on_one_side(
+        old: &Database,
+        new: &Database,
+        migration: &'static str,
+        size: Size,
+        round: &str,
+    ) -> Self {
+        let urls = [old.url.clone(), new.url.clone()];
+        Self::begin(Sides { urls, migration: Some(migration), stays: true }, size, round)
+    }
+
+    fn begin(sides: Sides, size: Size, round: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let committed = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
         let longest_gap = Arc::new(Mutex::new((Instant::now(), Duration::ZERO)));
-        let sides = Sides { urls: [old.url.clone(), new.url.clone()], migration };
         let threads = (0..size.writers).map(|writer| {
             let reporter = Reporter { name: format!("{round}{writer}"), writer, size, sides: sides.clone() };
             let (stop, committed, gap) = (Arc::clone(&stop), Arc::clone(&committed), Arc::clone(&longest_gap));
@@ -111,6 +129,7 @@ impl Reporter {
     async fn work(&self, stop: &AtomicBool, committed: &[AtomicU64; 2], gap: &Mutex<(Instant, Duration)>) {
         let mut clients: [Option<Client>; 2] = [None, None];
         let mut side = 0;
+        let mut has_written = false;
         let began = Instant::now();
         for number in 0.. {
             if stop.load(Relaxed) {
@@ -123,6 +142,7 @@ impl Reporter {
                 let Some(client) = &clients[side] else { continue };
                 match self.transaction(client, side, number).await {
                     Ok(true) => break,
+                    Ok(false) if self.sides.stays && has_written => return,
                     Ok(false) => side = 1 - side,
                     Err(error) if error.code().is_some_and(|code| code.code() == "40P01") => {
                         client.batch_execute("ROLLBACK").await.unwrap();
@@ -131,6 +151,7 @@ impl Reporter {
                 }
             }
             committed[side].fetch_add(1, Relaxed);
+            has_written = true;
             {
                 let mut last = gap.lock().unwrap();
                 let now = Instant::now();

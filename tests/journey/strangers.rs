@@ -2,7 +2,7 @@
 //! earlier life of the migration, another migration that records the same tables, a reader of a file without a WAL.
 
 use crate::{
-    desk::{Desk, sqlite},
+    desk::{Desk, postgres, rows, sqlite, two_databases},
     files::{NEW, OLD, assert_all_there, assert_authority, fail_back, follow_back, ready, switch},
     ledger::{Clerks, Ledger},
     switch::{guard, made},
@@ -191,4 +191,63 @@ fn after_a_failback_and_an_undo_the_tables_that_were_there_before_are_written_ag
         .execute_batch(&format!("{table}; INSERT INTO notes VALUES (1, 'somebody''s'), (8, 'somebody''s again')"))
         .unwrap();
     assert_same(sql, &sqlite_texts(&wanted, sql), &rows);
+}
+
+/// A column comes, with a value for every row that is there and one of its own in a row that is written right after it; and the
+/// switch is asked for at once.
+const COLUMN: [&str; 2] = [
+    "ALTER TABLE notes ADD COLUMN extra VARCHAR(20) DEFAULT 'what all have'",
+    "UPDATE notes SET extra = 'its own' WHERE id = 2",
+];
+
+#[test]
+fn a_column_that_comes_to_a_file_right_before_a_switch_is_there_after_it() {
+    let desk = Desk::new();
+    let (old, new) = (desk.path("old.db"), desk.path("new.db"));
+    let file = opened(&old);
+    file.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE notes (id INTEGER PRIMARY KEY, note TEXT); INSERT INTO notes VALUES (1, 'a'), (2, 'b')").unwrap();
+    desk.write_spec(&format!("{}\ntables = [\"main.*\"]", sqlite(&old)), &sqlite(&new), "[switch]\n");
+    let mut run = desk.start();
+    desk.wait(&mut run);
+    desk.verify();
+    file.execute_batch(&COLUMN.join(";")).unwrap();
+    // The stream follows it in a moment, which voids the comparison; before that nobody can say that all has come.
+    let refused = desk.command(&["cutover"], &[]);
+    assert_ne!(refused.code, Some(0), "{refused}");
+    desk.wait(&mut run);
+    desk.verify();
+    made(&desk, "cutover");
+    assert_eq!(run.wait().code, Some(0));
+    let sql = "SELECT id, note, extra FROM notes ORDER BY id";
+    assert_same(sql, &sqlite_texts(&sqlite_reader(&old), sql), &sqlite_texts(&sqlite_reader(&new), sql));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_comes_to_a_server_right_before_a_switch_is_there_after_it() {
+    for writes in 1..=2 {
+        let Some((old, new)) = two_databases().await else { return };
+        old.execute("CREATE TABLE notes (id int PRIMARY KEY, note text); INSERT INTO notes VALUES (1, 'a'), (2, 'b')")
+            .await;
+        let desk = Desk::new();
+        desk.write_spec(&format!("{}\ntables = [\"public.*\"]", postgres(&old)), &postgres(&new), "[switch]\n");
+        let mut run = desk.start();
+        desk.wait(&mut run);
+        desk.verify();
+        // Without a row behind it, nothing in the stream speaks of the column.
+        old.execute(&COLUMN[..writes].join(";")).await;
+        let refused = desk.command(&["cutover"], &[]);
+        assert_ne!(refused.code, Some(0), "{refused}");
+        if writes == 1 {
+            let said =
+                "public.notes was altered, and the stream has heard nothing of it yet: its column \"extra\" is new";
+            assert!(refused.stderr.contains(said), "{refused}");
+            old.execute("UPDATE notes SET note = note WHERE id = 1").await;
+        }
+        desk.wait(&mut run);
+        desk.verify();
+        made(&desk, "cutover");
+        assert_eq!(run.wait().code, Some(0));
+        let sql = "SELECT id, note, extra FROM notes ORDER BY id";
+        assert_same(sql, &rows(&old, sql).await, &rows(&new, sql).await);
+    }
 }

@@ -6,6 +6,7 @@
 mod error;
 mod lowat;
 mod names;
+mod origin;
 mod pace;
 mod patterns;
 mod publication;
@@ -18,6 +19,7 @@ pub(crate) use error::broken;
 pub use error::{ServerError, failure};
 pub(crate) use names::printed;
 pub use names::{QuotedName, quote_ident, quote_literal, quote_table};
+pub(crate) use origin::{drop_origin, origin_name};
 pub use patterns::Patterns;
 pub(crate) use publication::drop_publication;
 

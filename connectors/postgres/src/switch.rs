@@ -32,7 +32,7 @@ pub use freeze::Freeze;
 pub(crate) use freeze::is_an_error;
 pub(crate) use lock::{LockMode, lock_tables, version};
 pub use open::Opening;
-pub use reads::{Share, SteppedDown};
+pub use reads::{Share, ShareSet, SteppedDown};
 
 use crate::{
     Config,

@@ -11,12 +11,16 @@ use crate::{
     Config,
     client::{Access, failure, list, open, quoted, shown},
     codec::{bound_key, put_cell},
-    source::{blocking, install::Install},
+    source::{
+        blocking,
+        install::{Install, State},
+    },
 };
 use bytes::Bytes;
 use crossfade_connector::{Asked, Failure, Inspect, Query, Refusal, RowPage};
 use crossfade_event::{Key, Position, Row, TableName, TableSchema, Value, catalog::Catalog};
 use rusqlite::Connection;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Bytes of one page of a scan.
@@ -30,6 +34,10 @@ pub struct SqliteInspect {
     /// For questions of somebody else's.
     questions: Option<Connection>,
 }
+
+/// For how long the stream is waited for that has to follow a change of shape, and how often it is looked for.
+const PATIENCE: Duration = Duration::from_secs(30);
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 impl std::fmt::Debug for SqliteInspect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -144,7 +152,21 @@ impl Inspect for SqliteInspect {
 
     async fn barrier(&mut self) -> Result<Option<Position>, Failure> {
         let (config, install) = (self.config.clone(), self.install.clone());
-        blocking(move || position(&open(&config, Access::Existing)?, &install)).await
+        blocking(move || {
+            let connection = open(&config, Access::Existing)?;
+            let until = Instant::now() + PATIENCE;
+            loop {
+                match settled(&connection, &install)? {
+                    Ok(position) => return Ok(position),
+                    Err(table) if Instant::now() >= until => {
+                        let why = format!("{table} was altered, and the stream has not followed that yet");
+                        return Err(Failure::retry("asking for the end of the history", why));
+                    }
+                    Err(_) => std::thread::sleep(AGAIN_AFTER),
+                }
+            }
+        })
+        .await
     }
 
     async fn count(&mut self, table: &TableName) -> Result<u64, Failure> {
@@ -215,6 +237,23 @@ fn position(connection: &Connection, install: &Install) -> Result<Option<Positio
         Ok(span.map(|(_, highest)| Position { source, timeline: 0, commit: highest as u64, ordinal: u32::MAX }))
     };
     read().map_err(|error| failure("reading the end of the history", error))
+}
+
+/// The same, once the recording has the shapes that the tables have; before that, a table for which it has not. What was written
+/// to a new column before its triggers were made anew is recorded once more behind that: only then is the end the end.
+fn settled(connection: &Connection, install: &Install) -> Result<Result<Option<Position>, TableName>, Failure> {
+    let read = |error| failure("reading the shapes of the tables", error);
+    let snapshot = connection.unchecked_transaction().map_err(read)?;
+    let position = position(&snapshot, install)?;
+    if position.is_none() {
+        return Ok(Ok(None));
+    }
+    for layout in install.layouts(&snapshot).map_err(read)? {
+        if let State::Altered(_) = install.state_of(&snapshot, &layout.schema).map_err(read)? {
+            return Ok(Err(layout.schema.name.clone()));
+        }
+    }
+    Ok(Ok(position))
 }
 
 fn begin_scan(connection: &Connection, install: &Install) -> Result<Option<Position>, Failure> {

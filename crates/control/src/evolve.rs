@@ -1,6 +1,6 @@
 //! What a decision changes. Total: a decision that was once made is never refused.
 
-use crate::{Authority, Decision, Direction, Migration, Overlay, Phase, Voided};
+use crate::{Authority, Decision, Direction, Migration, Overlay, Phase, Voided, reads::may_compare};
 
 /// The migration after a decision.
 #[must_use]
@@ -77,8 +77,11 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
         }
         Decision::DualReadSet { millionths } => {
             migration.dual_millionths = millionths;
-            migration.phase = if millionths == 0 { Phase::Verified } else { Phase::DualReading };
             migration.stepped_down = None;
+            // Elsewhere it only answers that they had stepped down.
+            if may_compare(migration.phase) {
+                migration.phase = if millionths == 0 { Phase::Verified } else { Phase::DualReading };
+            }
         }
         Decision::ReadsJudged { judgement } => migration.reads_judgement = Some(judgement),
         Decision::ReadsSteppedDown { why } => migration.stepped_down = Some(why),

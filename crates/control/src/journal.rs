@@ -102,6 +102,14 @@ impl<L: Clone> Clone for Journal<L> {
     }
 }
 
+/// A fold as the state keeps it. One of another format was folded by other rules, or without words that this program knows:
+/// it is not used.
+#[derive(Serialize, Deserialize)]
+struct Cached {
+    format: u32,
+    folded: Folded,
+}
+
 /// The fold and how many records it holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Folded {
@@ -213,7 +221,9 @@ impl<L: EventLog> Journal<L> {
     pub async fn fold(&self) -> Result<JournalFold, JournalError> {
         let at = self.writing.lock().await;
         let folded = self.state.borrow().clone();
-        let fold = serde_json::to_vec(&folded).map_err(|error| unwritable(folded.records, &error))?;
+        let records = folded.records;
+        let cached = Cached { format: FORMAT, folded };
+        let fold = serde_json::to_vec(&cached).map_err(|error| unwritable(records, &error))?;
         Ok(JournalFold { upto: at.clone(), fold })
     }
 }
@@ -226,8 +236,9 @@ fn ending(ended: JoinError) -> JournalError {
 }
 
 fn read_fold(cached: &JournalFold) -> Option<(Folded, Cut)> {
-    // A cache that cannot be read is no loss: the journal is folded from its beginning.
-    serde_json::from_slice(&cached.fold).ok().map(|folded| (folded, cached.upto.clone()))
+    // A cache that cannot be read, or that another release has folded, is no loss: the journal is folded from its beginning.
+    let read: Cached = serde_json::from_slice(&cached.fold).ok()?;
+    (read.format == FORMAT).then(|| (read.folded, cached.upto.clone()))
 }
 
 fn fold(mut folded: Folded, record: &Record) -> Result<Folded, JournalError> {

@@ -20,7 +20,9 @@ pub struct Options {
     pub budgets: Budgets,
     /// What it does where the other side fails.
     pub breaker: BreakerOptions,
-    /// Nothing is compared while the feed of the flag has not spoken for so long.
+    /// Nothing is compared while the feed of the flag has not spoken for so long: whoever cannot be told that a share has ended
+    /// does not go on with it for ever. A flag that is given once and never followed does not age. `None` for a feed that speaks
+    /// only when something has changed.
     pub flag_age_max: Option<Duration>,
 }
 
@@ -34,7 +36,7 @@ impl Default for Options {
             rounds: 5,
             budgets: Budgets::default(),
             breaker: BreakerOptions::default(),
-            flag_age_max: None,
+            flag_age_max: Some(Duration::from_secs(30)),
         }
     }
 }

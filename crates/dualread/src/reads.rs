@@ -143,11 +143,11 @@ struct Inner {
     metrics: Metrics,
 }
 
-/// The flag, and when it was last heard of.
+/// The flag, and when it was last heard of; never, where it was given at the beginning and nobody follows it.
 #[derive(Debug, Clone, Copy)]
 struct Known {
     flag: Flag,
-    heard: Instant,
+    heard: Option<Instant>,
 }
 
 struct Watched {
@@ -216,7 +216,7 @@ impl DualReads {
             places_left: Arc::new(Semaphore::new(options.compared_at_once as usize)),
             places: Box::new(places),
             listener: Box::new(listener),
-            known: RwLock::new(Known { flag, heard: Instant::now() }),
+            known: RwLock::new(Known { flag, heard: None }),
             stepped_down: AtomicBool::new(false),
             down: watch::Sender::new(None),
             watched: Mutex::new(watched),
@@ -295,7 +295,8 @@ impl DualReads {
         if !flag.percent.takes(subject) || self.0.stepped_down.load(Ordering::Acquire) {
             return None;
         }
-        if self.0.options.flag_age_max.is_some_and(|most| self.known().heard.elapsed() > most) {
+        let age = || self.known().heard.map(|heard| heard.elapsed());
+        if self.0.options.flag_age_max.is_some_and(|most| age().is_some_and(|age| age > most)) {
             return None;
         }
         let counters = &self.0.metrics.counters;
@@ -324,7 +325,7 @@ impl DualReads {
                 self.tell(&Told::FlagRefused { known, offered });
                 return false;
             }
-            std::mem::replace(&mut *known, Known { flag: offered, heard: Instant::now() }).flag
+            std::mem::replace(&mut *known, Known { flag: offered, heard: Some(Instant::now()) }).flag
         };
         if known != offered {
             self.tell(&Told::FlagChanged(offered));
@@ -338,6 +339,8 @@ impl DualReads {
     /// Keeps the flag up to date, for as long as the future is polled: give it to a task of its own.
     pub async fn follow<F: Feed>(&self, mut feed: F) {
         let mut pause = FEED_PAUSE;
+        // From here on somebody may say that it has changed.
+        self.0.known.write().unwrap_or_else(PoisonError::into_inner).heard.get_or_insert_with(Instant::now);
         loop {
             match feed.next().await {
                 Ok(flag) => {

@@ -70,6 +70,16 @@ pub(crate) async fn scan_all<A: Inspect>(
 #[derive(Debug, Default)]
 pub struct LiveViews {
     rows: HashMap<u32, HashMap<Key, Row>>,
+    tables: Vec<LookedUp>,
+}
+
+/// A table that lookups read.
+#[derive(Debug, Clone)]
+struct LookedUp {
+    view: u32,
+    schema: Arc<TableSchema>,
+    key: Vec<String>,
+    keep: Vec<String>,
 }
 
 impl LiveViews {
@@ -78,19 +88,27 @@ impl LiveViews {
     /// # Errors
     /// When the source cannot be read.
     pub async fn read<A: Inspect>(subject: &Subject<'_>, source: &mut A) -> Result<Self, VerifyError> {
-        let mut views = Self::default();
-        for lookup in subject.plan.lookups() {
+        let looked_up = subject.plan.lookups().iter().filter_map(|lookup| {
             let is_looked_up = |schema: &&Arc<TableSchema>| *subject.planned_name(&schema.name) == lookup.table;
-            let Some(schema) = subject.source_tables.iter().find(is_looked_up) else { continue };
-            let kept = views.rows.entry(lookup.view).or_default();
+            let schema = subject.source_tables.iter().find(is_looked_up)?.clone();
+            Some(LookedUp { view: lookup.view, schema, key: lookup.key.clone(), keep: lookup.keep.clone() })
+        });
+        Self { rows: HashMap::new(), tables: looked_up.collect() }.again(source).await
+    }
+
+    /// The same, as the source has them now.
+    pub(crate) async fn again<A: Inspect>(&self, source: &mut A) -> Result<Self, VerifyError> {
+        let mut rows: HashMap<u32, HashMap<Key, Row>> = HashMap::new();
+        for LookedUp { view, schema, key, keep } in &self.tables {
+            let kept = rows.entry(*view).or_default();
             let scanned = scan_all(source, schema, |row| {
-                if let (Some(key), Some(row)) = (pick(schema, &row, &lookup.key), pick(schema, &row, &lookup.keep)) {
+                if let (Some(key), Some(row)) = (pick(schema, &row, key), pick(schema, &row, keep)) {
                     kept.insert(Key::from(key), row);
                 }
             });
             scanned.await.map_err(VerifyError::Source)?;
         }
-        Ok(views)
+        Ok(Self { rows, tables: self.tables.clone() })
     }
 }
 
@@ -184,6 +202,16 @@ impl<'a> Expected<'a> {
         let sources = self.sources.iter().filter(|(_, bound)| is_of_them(&bound.table())).cloned().collect();
         let targets = self.targets.iter().filter(|(table, _)| is_of_them(table));
         Self { sources, targets: targets.map(|(table, side)| (*table, side.clone())).collect(), views: self.views }
+    }
+
+    /// What lookups have read for it.
+    pub(crate) fn views(&self) -> &LiveViews {
+        self.views
+    }
+
+    /// The same by what lookups have read meanwhile.
+    pub(crate) fn by<'v>(&self, views: &'v LiveViews) -> Expected<'v> {
+        Expected { sources: self.sources.clone(), targets: self.targets.clone(), views }
     }
 
     /// Whether a row under a key for which no source row stands is no difference there.

@@ -5,7 +5,7 @@
 //! role may write, and by which the source drops the transaction whole.
 
 use super::link::Link;
-use crate::client::quote_literal;
+use crate::client::{origin_name, quote_literal};
 use crossfade_connector::{Failure, Target, WriteMode};
 
 /// Marks the session, or its transactions, as ours, if the target has a table with other writers.
@@ -52,8 +52,7 @@ async fn set_origin(link: &mut Link, migration: &str) -> Result<bool, Failure> {
     if !is_set.first().is_some_and(|row| row.get::<_, bool>(0)) {
         return Ok(false);
     }
-    let name = format!("crossfade_{}", migration.replace('-', "_"));
-    let literal = quote_literal(&name).trim_start().to_owned();
+    let literal = quote_literal(&origin_name(migration)).trim_start().to_owned();
     let sql = format!(
         "SELECT pg_catalog.pg_replication_origin_create({literal}) \
            WHERE pg_catalog.pg_replication_origin_oid({literal}) IS NULL; \

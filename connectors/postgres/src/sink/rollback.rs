@@ -9,7 +9,7 @@ use super::{
     table::{self, Table},
     undo,
 };
-use crate::client::{failure, quote_ident, quote_table};
+use crate::client::{drop_origin, failure, quote_ident, quote_table};
 use crossfade_connector::{Failure, Rollback, Target, UndoReport, Verdict, WriteMode};
 use crossfade_event::{Key, Row, TableName};
 use tokio_postgres::error::SqlState;
@@ -64,6 +64,7 @@ impl Rollback for PostgresSink {
             drop_objects(&mut link, &migration, &mut report).await?;
             forget(&mut link, &migration, &mut report).await?;
         }
+        drop_origin(&link.session, &migration).await;
         self.tables.clear();
         self.index.clear();
         self.target = None;

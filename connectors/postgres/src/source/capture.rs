@@ -3,7 +3,7 @@
 use super::{catalog, object_name, setup::publication, slot};
 use crate::{
     Patterns, Session,
-    client::{drop_publication, failure, replication},
+    client::{drop_origin, drop_publication, failure, replication},
     quote_literal,
 };
 use crossfade_connector::Failure;
@@ -50,12 +50,15 @@ pub(super) fn heartbeat(migration: &str) -> String {
     format!("SELECT pg_catalog.pg_logical_emit_message(false, 'crossfade.heartbeat', {})", content.trim_start())
 }
 
-/// Takes away what was made. The slot goes first: as long as it is there, the server keeps WAL for it.
+/// Takes away what was made. The slot goes first: as long as it is there, the server keeps WAL for it. The origin goes last: it
+/// names what is ours in what the slot would still have to tell.
 pub(super) async fn uninstall(session: &Session, migration: &str) -> Result<(), Failure> {
     let name = object_name(migration);
     let drop = "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots \
                 WHERE slot_name = $1 AND database = pg_catalog.current_database()";
     let dropped = session.execute(drop, &[&name]).await;
     dropped.map_err(|error| failure(format!("dropping the slot {name}"), error))?;
-    drop_publication(session, &name).await
+    drop_publication(session, &name).await?;
+    drop_origin(session, migration).await;
+    Ok(())
 }

@@ -9,7 +9,7 @@
 //! takes a budget's name and two figures, so that nothing else can come through it into a log or a journal.
 
 use super::SwitchEnd;
-use crate::client::{ServerError, failure};
+use crate::client::{ServerError, Session, connect, failure};
 use crossfade_connector::Failure;
 use crossfade_event::Side;
 
@@ -33,6 +33,17 @@ pub struct SteppedDown {
     pub one: f64,
     /// Of how many; or the p95 of the other side.
     pub other: f64,
+}
+
+/// What became of a share that was to be set.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ShareSet {
+    /// The flag says it.
+    Set,
+    /// The authority's row gives the authority to the other side, or is missing.
+    AnotherSide,
+    /// An application has stepped down, and nobody has heard of that yet.
+    SteppedDown(SteppedDown),
 }
 
 const MAKE: &str = "
@@ -60,6 +71,17 @@ END $crossfade$;
 GRANT SELECT ON crossfade.dual_reads TO PUBLIC;
 GRANT EXECUTE ON FUNCTION crossfade.step_down(text, bigint, text, text, float8, float8) TO PUBLIC;
 ";
+
+/// The share that is set on trial.
+const TRIED: &str = "0.01%";
+
+/// `$1` the migration, `$2` the share, `$3` the side that has the authority, `$4` whether over what has stepped down.
+const SET: &str = "INSERT INTO crossfade.read_shares AS s (migration, unit, epoch, percent) \
+     SELECT a.migration, a.unit, a.epoch, $2 FROM crossfade.authority a \
+     WHERE a.migration = $1 AND a.unit = 'all' AND a.side = $3 \
+     ON CONFLICT (migration, unit) DO UPDATE SET epoch = EXCLUDED.epoch, percent = EXCLUDED.percent, \
+       since = pg_catalog.clock_timestamp(), budget = NULL, one = NULL, other = NULL \
+     WHERE s.budget IS NULL OR $4";
 
 /// What takes it all away again; the view first, for it stands on the authority's table.
 pub(super) const DROP: &str = "DROP VIEW IF EXISTS crossfade.dual_reads; \
@@ -91,7 +113,8 @@ impl SwitchEnd {
 
     async fn has_reads(&mut self) -> Result<bool, Failure> {
         let sql = "SELECT pg_catalog.to_regclass('crossfade.dual_reads') IS NOT NULL \
-                   AND pg_catalog.to_regclass('crossfade.read_shares') IS NOT NULL";
+                   AND pg_catalog.to_regclass('crossfade.read_shares') IS NOT NULL \
+                   AND pg_catalog.to_regprocedure('crossfade.step_down(text, bigint, text, text, float8, float8)') IS NOT NULL";
         let row = self.session().await?.query_one(sql, &[]).await;
         Ok(row.map_err(|error| failure("looking for crossfade.dual_reads", error))?.get(0))
     }
@@ -120,19 +143,65 @@ impl SwitchEnd {
         }))
     }
 
-    /// Sets the share for the epoch that holds here, as long as `authority` has the authority; says whether it was set. What
-    /// had stepped down is answered by it.
+    /// Sets the share for the epoch that holds here, as long as `authority` has the authority. `over`: what had stepped down is
+    /// answered by it; else that stays, and is given back.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub async fn set_share(&mut self, percent: &str, authority: Side) -> Result<bool, Failure> {
-        let sql = "INSERT INTO crossfade.read_shares AS s (migration, unit, epoch, percent) \
-                   SELECT a.migration, a.unit, a.epoch, $2 FROM crossfade.authority a \
-                   WHERE a.migration = $1 AND a.unit = 'all' AND a.side = $3 \
-                   ON CONFLICT (migration, unit) DO UPDATE SET epoch = EXCLUDED.epoch, percent = EXCLUDED.percent, \
-                     since = pg_catalog.clock_timestamp(), budget = NULL, one = NULL, other = NULL";
+    pub async fn set_share(&mut self, percent: &str, authority: Side, over: bool) -> Result<ShareSet, Failure> {
         let (migration, side) = (self.migration.clone(), authority.to_string());
-        let set = self.session().await?.execute(sql, &[&migration, &percent, &side]).await;
-        Ok(set.map_err(|error| failure("writing crossfade.dual_reads", error))? > 0)
+        let set = self.session().await?.execute(SET, &[&migration, &percent, &side, &over]).await;
+        if set.map_err(|error| failure("writing crossfade.dual_reads", error))? > 0 {
+            return Ok(ShareSet::Set);
+        }
+        let found = if over { None } else { self.share().await?.and_then(|found| found.stepped_down) };
+        Ok(found.map_or(ShareSet::AnotherSide, ShareSet::SteppedDown))
     }
+
+    /// Whether a share can be set here, followed and stepped down from: does all of it, and takes it back.
+    ///
+    /// # Errors
+    /// `Refused` with the remedy where it cannot.
+    pub async fn try_share(&mut self, authority: Side) -> Result<(), Failure> {
+        let (migration, side) = (self.migration.clone(), authority.to_string());
+        // In a session of its own: dropped half-way, it takes the transaction along.
+        let session = connect(&self.config, "crossfade switch").await?;
+        let tried = tried(&session, &migration, &side).await;
+        super::authority::roll_back(&session).await;
+        tried
+    }
+}
+
+/// What is written and what is read of it, in a transaction that the caller ends.
+async fn tried(session: &Session, migration: &str, side: &str) -> Result<(), Failure> {
+    let doing = "trying crossfade.dual_reads";
+    let trouble = |error: tokio_postgres::Error| match ServerError::of(&error) {
+        Some(told) if told.code == "42501" => {
+            let advice = "give all that crossfade has made there to one role: ALTER TABLE crossfade.read_shares OWNER TO the_role, \
+                          ALTER VIEW crossfade.dual_reads OWNER TO the_role, and the same of the function crossfade.step_down";
+            Failure::refused(doing, told.message, advice)
+        }
+        _ => failure(doing, error),
+    };
+    session.batch_execute("BEGIN; SET LOCAL lock_timeout = '5s'").await.map_err(trouble)?;
+    if session.execute(SET, &[&migration, &TRIED, &side, &true]).await.map_err(trouble)? == 0 {
+        let advice = "a switch has been made there: `crossfade status` says which";
+        return Err(Failure::refused(
+            doing,
+            "the row of crossfade.authority does not name the side that is asked",
+            advice,
+        ));
+    }
+    let look = "SELECT epoch, percent FROM crossfade.dual_reads WHERE migration = $1";
+    let row = session.query_one(look, &[&migration]).await.map_err(trouble)?;
+    let (epoch, told): (i64, String) = (row.get(0), row.get(1));
+    let step_down = "SELECT crossfade.step_down($1, $2, $3, 'mismatches', 0, 0)";
+    let row = session.query_one(step_down, &[&migration, &epoch, &TRIED]).await.map_err(trouble)?;
+    let is_heard = row.get::<_, Option<bool>>(0) == Some(true);
+    let row = session.query_one(look, &[&migration]).await.map_err(trouble)?;
+    if told == TRIED && is_heard && row.get::<_, String>(1) == "0%" {
+        return Ok(());
+    }
+    let advice = "somebody has changed what crossfade made: DROP VIEW crossfade.dual_reads, and it is made anew";
+    Err(Failure::refused(doing, "it does not say what was written", advice))
 }

@@ -46,6 +46,7 @@ pub(crate) async fn dual_reads(spec: &Spec, args: &DualReadsArgs) -> Result<(), 
 async fn in_folder(spec: &Spec, args: &DualReadsArgs) -> Result<Json, CliError> {
     let owned = folder::taken(spec)?;
     let journal = folder::journal(&owned)?;
+    run::refuse_out_of_phase(&journal, &folder::by_hand(), args.share).await?;
     if run::is_more(&journal.migration(), args.share) {
         return Err(CliError::refused(format!(
             "nobody runs {}: the new side does not follow, and every answer of it would be an old one",

@@ -25,7 +25,7 @@ use crossfade_control::{
     By, Command, Direction, Fall, Gates, Journal, JournalError, Measures, Pace, Phase, Sample, Slowness, Verdict,
     Windows,
 };
-use crossfade_event::{Cut, Partition, Position, TableName};
+use crossfade_event::{Cut, Partition, Position, TableName, TableSchema};
 use crossfade_log::{EventLog, embedded::Embedded};
 use crossfade_observe::{
     LogStatus, Meter, Rates, Retrying, SinkStatus, Status, VerifyStatus, lag_ms,
@@ -367,6 +367,11 @@ impl Shared {
     /// The source's tables, by the names that they have now.
     pub(super) fn source_tables(&self) -> Vec<TableName> {
         self.log.latest_schemas().iter().map(|schema| schema.name.clone()).collect()
+    }
+
+    /// The source's tables as the stream has them now.
+    pub(super) fn source_schemas(&self) -> Vec<Arc<TableSchema>> {
+        self.log.latest_schemas()
     }
 
     /// How many changes have gone into quarantine in this run.

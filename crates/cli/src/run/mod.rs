@@ -54,7 +54,7 @@ pub(crate) use ends::{discard, retry};
 pub(crate) use keep::whole;
 pub(crate) use latency::{Way as LatencyWay, way as latency_way};
 pub(crate) use plan_file::{PlanFile, secret_of};
-pub(crate) use reads::{is_more, lower as lower_reads};
+pub(crate) use reads::{is_more, lower as lower_reads, refuse_out_of_phase};
 pub(crate) use replay::replay;
 pub(crate) use retired::tidy;
 pub(crate) use roles::{found, needs_deliver, parts_here};

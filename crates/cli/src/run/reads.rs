@@ -15,7 +15,7 @@ use crossfade_connector::{Quarantine, QuarantineFilter};
 use crossfade_control::{By, Command, Guarded, Journal, Migration, ReadFacts};
 use crossfade_dualread::{Percent, Why};
 use crossfade_log::embedded::Embedded;
-use crossfade_postgres::switch::{Share, SteppedDown, SwitchEnd};
+use crossfade_postgres::switch::{Share, ShareSet, SteppedDown, SwitchEnd};
 use serde::Serialize;
 use std::{sync::Arc, time::Duration};
 
@@ -47,12 +47,13 @@ pub(super) async fn set(shared: &Shared, who: &str, percent: Percent) -> Result<
     let spec = &shared.spec;
     may_compare(spec)?;
     let (journal, by) = (&shared.journal, By { who: who.to_owned(), ..shared.now() });
+    refuse_out_of_phase(journal, &by, percent).await?;
     // One at a time writes the flags; whoever keeps them looks again afterwards, whatever came in between.
     let mut touched = shared.reads.lock().await;
     *touched = true;
     let (mut old, mut new) = registry::postgres_switch_ends(spec, SHARES)?;
-    if percent != Percent::NONE {
-        hear(&mut old, &mut new, journal, &by).await?;
+    if percent != Percent::NONE && hear(&mut old, &mut new, journal, &by).await? {
+        return Err(ended(&mut old, &mut new, journal).await);
     }
     if !is_more(&journal.migration(), percent) {
         return lower(spec, journal, &by, percent).await;
@@ -61,8 +62,10 @@ pub(super) async fn set(shared: &Shared, who: &str, percent: Percent) -> Result<
     let switch = spec.switch.as_ref().ok_or_else(|| no_section(spec))?;
     let mut missing = Vec::new();
     for end in [&mut old, &mut new] {
-        if let Err(error) = install(end, journal.migration().authority.epoch).await {
-            missing.push(said(&error));
+        match tokio::time::timeout(WRITE_LIMIT, ready(end, &journal.migration())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => missing.push(said(&error)),
+            Err(_) => missing.push(format!("a side gave no answer within {} s", WRITE_LIMIT.as_secs())),
         }
     }
     let quarantined = registry::AnySink::for_looking(spec)?.list(&QuarantineFilter::default()).await?.len() as u64;
@@ -74,8 +77,21 @@ pub(super) async fn set(shared: &Shared, who: &str, percent: Percent) -> Result<
     if guards.iter().any(|guard| !guard.holds) {
         return Ok(Compared { share: share_of(&migration), guards, told: true, not_told: None });
     }
-    let compared = tell(&mut old, &mut new, &migration).await;
+    let compared = tell_unless_down(&mut old, &mut new, journal, &by).await?;
     Ok(Compared { guards, ..compared })
+}
+
+/// A share is refused where none is compared: while a switch is under way, after it, and before the target follows. The journal
+/// says which of them it is.
+pub(crate) async fn refuse_out_of_phase(
+    journal: &Journal<Embedded>,
+    by: &By,
+    percent: Percent,
+) -> Result<(), CliError> {
+    if percent != Percent::NONE && !journal.migration().phase.is_following() {
+        journal.command(Command::DualRead { millionths: millionths(percent) }, by).await?;
+    }
+    Ok(())
 }
 
 /// Has less of the reads compared, or none: asks no guard, and needs nobody who runs. What an application has found until now
@@ -88,16 +104,23 @@ pub(crate) async fn lower(
 ) -> Result<Compared, CliError> {
     may_compare(spec)?;
     let (mut old, mut new) = registry::postgres_switch_ends(spec, SHARES)?;
-    if percent != Percent::NONE {
-        hear(&mut old, &mut new, journal, by).await?;
-        if is_more(&journal.migration(), percent) {
-            let why = journal.migration().stepped_down.unwrap_or_default();
-            return Err(CliError::refused(format!("an application's dual reads have stepped down: {why}"))
-                .hint("a share is set again while `crossfade run` runs: it asks the guards"));
-        }
+    if percent != Percent::NONE && hear(&mut old, &mut new, journal, by).await? {
+        return Err(ended(&mut old, &mut new, journal).await);
     }
     journal.command(Command::DualRead { millionths: millionths(percent) }, by).await?;
-    Ok(tell(&mut old, &mut new, &journal.migration()).await)
+    tell_unless_down(&mut old, &mut new, journal, by).await
+}
+
+/// No share is set where an application has found something that whoever asked did not know of. The journal has it now, and so
+/// have the flags.
+async fn ended(old: &mut SwitchEnd, new: &mut SwitchEnd, journal: &Journal<Embedded>) -> CliError {
+    let migration = journal.migration();
+    if let Some(why) = Compared::from(tell(old, new, &migration).await).not_told {
+        tracing::warn!("the flag of dual reads could not be set to 0%: {why}");
+    }
+    let why = migration.stepped_down.unwrap_or_default();
+    CliError::refused(format!("an application's dual reads have stepped down: {why}"))
+        .hint("find out why; then the share is set again while `crossfade run` runs: it asks the guards")
 }
 
 /// Hears whether an application has stepped down that the journal does not know of, before anything is judged by the journal.
@@ -109,29 +132,43 @@ pub(super) async fn hear_before(spec: &Spec, journal: &Journal<Embedded>, by: &B
         return Ok(());
     }
     let (mut old, mut new) = registry::postgres_switch_ends(spec, SHARES)?;
-    hear(&mut old, &mut new, journal, by).await
+    hear(&mut old, &mut new, journal, by).await.map(drop)
 }
 
-async fn hear(old: &mut SwitchEnd, new: &mut SwitchEnd, journal: &Journal<Embedded>, by: &By) -> Result<(), CliError> {
+/// Whether it has heard of one.
+async fn hear(
+    old: &mut SwitchEnd,
+    new: &mut SwitchEnd,
+    journal: &Journal<Embedded>,
+    by: &By,
+) -> Result<bool, CliError> {
     let migration = journal.migration();
     if migration.dual_millionths == 0 {
-        return Ok(());
+        return Ok(false);
     }
     for (side, end) in [("old", old), ("new", new)] {
         let asked = tokio::time::timeout(WRITE_LIMIT, end.share()).await;
-        let found =
-            asked.map_err(|_| CliError::failed(format!("the {side} side does not say whether reads differ")))??;
+        let found = match asked {
+            Ok(Ok(found)) => found,
+            Ok(Err(failure)) => return Err(unheard(side, CliError::from(failure))),
+            Err(_) => return Err(unheard(side, CliError::failed("it gives no answer"))),
+        };
         if let Some(found) = found.and_then(|found| stepped_down(found, &migration)) {
-            return took_down(journal, &found, by).await;
+            return took_down(journal, &found, by).await.map(|()| true);
         }
     }
-    Ok(())
+    Ok(false)
 }
 
-/// What an application has found of the share that the journal says. Of whichever epoch: a switch that was taken back raises
-/// it, and an end that is heard twice is one.
+fn unheard(side: &str, error: CliError) -> CliError {
+    let message = format!("whether an application has found reads that differ, the {side} side does not say: {error}");
+    CliError { message, ..error }.hint("ask again once it answers; a share of 0% can be set all the same")
+}
+
+/// What an application has found, while the journal says that reads are compared. Of whichever share and epoch: a side that could
+/// not be told has an earlier share, a switch that was taken back raises the epoch, and an end that is heard twice is one.
 fn stepped_down(found: Share, migration: &Migration) -> Option<SteppedDown> {
-    found.stepped_down.filter(|_| migration.dual_millionths > 0 && found.percent == share_of(migration))
+    found.stepped_down.filter(|_| migration.dual_millionths > 0)
 }
 
 async fn took_down(journal: &Journal<Embedded>, found: &SteppedDown, by: &By) -> Result<(), CliError> {
@@ -149,9 +186,10 @@ pub(super) async fn end(spec: &Spec, migration: &Migration) {
         return;
     }
     let Ok((mut old, mut new)) = registry::postgres_switch_ends(spec, SHARES) else { return };
-    let told = tell(&mut old, &mut new, migration).await;
-    if let Some(why) = told.not_told {
-        tracing::warn!("the flag of dual reads could not be set to 0%: {why}");
+    if let Some(why) = Compared::from(tell(&mut old, &mut new, migration).await).not_told {
+        tracing::warn!(
+            "the flag of dual reads could not be set to 0% (`crossfade dual-reads` with 0% tries again): {why}"
+        );
     }
 }
 
@@ -192,31 +230,72 @@ async fn install(end: &mut SwitchEnd, epoch: u64) -> Result<(), CliError> {
     Ok(end.install_reads().await?)
 }
 
-/// Writes what the journal says into both flags.
-async fn tell(old: &mut SwitchEnd, new: &mut SwitchEnd, migration: &Migration) -> Compared {
-    let share = share_of(migration);
-    let mut not_told = Vec::new();
-    for (side, end) in [("old", old), ("new", new)] {
-        match tokio::time::timeout(WRITE_LIMIT, write(end, migration)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => not_told.push(format!("the {side} side: {}", said(&error))),
-            Err(_) => not_told.push(format!("the {side} side gave no answer within {} s", WRITE_LIMIT.as_secs())),
-        }
+/// Whether this side's flag is there, and can be written by us and followed and stepped down from by applications.
+async fn ready(end: &mut SwitchEnd, migration: &Migration) -> Result<(), CliError> {
+    install(end, migration.authority.epoch).await?;
+    if migration.dual_millionths == 0 {
+        // What had stepped down here is known, and has been answered by now.
+        write(end, migration, true).await?;
     }
-    let not_told = (!not_told.is_empty()).then(|| not_told.join("; "));
-    Compared { share, guards: Vec::new(), told: not_told.is_none(), not_told }
+    Ok(end.try_share(migration.authority.side).await?)
 }
 
-async fn write(end: &mut SwitchEnd, migration: &Migration) -> Result<(), CliError> {
-    // Nobody has ever been told anything else.
-    if migration.dual_millionths == 0 && end.share().await?.is_none() {
-        return Ok(());
+/// Writes what the journal says into both flags.
+async fn tell(old: &mut SwitchEnd, new: &mut SwitchEnd, migration: &Migration) -> Told {
+    let mut told = Told { share: share_of(migration), ..Told::default() };
+    for (side, end) in [("old", old), ("new", new)] {
+        match tokio::time::timeout(WRITE_LIMIT, write(end, migration, false)).await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(found))) => told.down = Some(found),
+            Ok(Err(error)) => told.not.push(format!("the {side} side: {}", said(&error))),
+            Err(_) => told.not.push(format!("the {side} side gave no answer within {} s", WRITE_LIMIT.as_secs())),
+        }
     }
-    let is_set = end.set_share(&share_of(migration), migration.authority.side).await?;
-    // Where the row gives the authority to the other side, the share has ended with its epoch.
-    match is_set || migration.dual_millionths == 0 {
-        true => Ok(()),
-        false => {
+    told
+}
+
+/// What came of telling both sides.
+#[derive(Default)]
+struct Told {
+    share: String,
+    not: Vec<String>,
+    down: Option<SteppedDown>,
+}
+
+impl From<Told> for Compared {
+    fn from(Told { share, not, .. }: Told) -> Self {
+        let not_told = (!not.is_empty()).then(|| not.join("; "));
+        Self { share, guards: Vec::new(), told: not_told.is_none(), not_told }
+    }
+}
+
+/// The same after a share was set; one that an application has stepped down from meanwhile has ended.
+async fn tell_unless_down(
+    old: &mut SwitchEnd,
+    new: &mut SwitchEnd,
+    journal: &Journal<Embedded>,
+    by: &By,
+) -> Result<Compared, CliError> {
+    let told = tell(old, new, &journal.migration()).await;
+    let Some(found) = &told.down else { return Ok(told.into()) };
+    took_down(journal, found, by).await?;
+    Err(ended(old, new, journal).await)
+}
+
+/// Gives back what an application has found that nobody has heard yet: the flag stays as it is then. A share of none, and one
+/// that is set `over` it, answer it.
+async fn write(end: &mut SwitchEnd, migration: &Migration, over: bool) -> Result<Option<SteppedDown>, CliError> {
+    let is_none = migration.dual_millionths == 0;
+    // Nobody has ever been told anything else.
+    if is_none && end.share().await?.is_none() {
+        return Ok(None);
+    }
+    match end.set_share(&share_of(migration), migration.authority.side, over || is_none).await? {
+        ShareSet::Set => Ok(None),
+        ShareSet::SteppedDown(found) => Ok(Some(found)),
+        // The share has ended with its epoch.
+        ShareSet::AnotherSide if is_none => Ok(None),
+        ShareSet::AnotherSide => {
             Err(CliError::failed("the row of crossfade.authority names another side: a switch has been made there"))
         }
     }
@@ -274,7 +353,7 @@ async fn look(end: &mut SwitchEnd, shared: &Shared) -> Result<(), CliError> {
         took_down(&shared.journal, &found, &shared.now()).await?;
         let migration = shared.journal.migration();
         // A switch that has begun meanwhile has not taken it: it is heard after it.
-        return if migration.stepped_down.is_some() { write(end, &migration).await } else { Ok(()) };
+        return if migration.stepped_down.is_some() { write(end, &migration, true).await.map(drop) } else { Ok(()) };
     }
     if is_as_wanted {
         return Ok(());
@@ -282,5 +361,6 @@ async fn look(end: &mut SwitchEnd, shared: &Shared) -> Result<(), CliError> {
     if migration.dual_millionths > 0 {
         install(end, migration.authority.epoch).await?;
     }
-    write(end, &migration).await
+    // What was found meanwhile is heard at the next look.
+    write(end, &migration, false).await.map(drop)
 }

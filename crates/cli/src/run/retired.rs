@@ -70,6 +70,14 @@ pub(super) async fn retire(spec: &Spec) -> Result<(), CliError> {
     }
     let folder = base.join(REVERSE_FOLDER);
     let Some(owned) = taken(&folder).await? else { return Ok(()) };
+    if !back::has_run(&base) {
+        // Whoever had it has put it aside just now: what was locked is there, or a folder that the lock has made and nobody needs.
+        if folder.is_dir() {
+            let emptied = fs::remove_file(WorkFolder::lock_path(&folder)).and_then(|()| fs::remove_dir(&folder));
+            emptied.map_err(|error| CliError::io(format!("removing {}", folder.display()), &error))?;
+        }
+        return Ok(());
+    }
     let (_, mut new) = registry::switch_ends(spec)?;
     let mut tries = PATIENCE.as_millis() / LOOK_AGAIN.as_millis();
     while let Err(failure) = new.drop_reverse().await {

@@ -21,6 +21,7 @@
 mod look;
 mod moving;
 mod settle;
+mod unheard;
 mod way;
 
 pub(crate) use look::said;

@@ -115,9 +115,12 @@ fn dual_read(migration: &Migration, command: &Command, millionths: u32) -> Decid
         return Err(Refusal::BadShare { millionths });
     }
     if !may_compare(migration.phase) {
-        // None is what is compared there.
-        let is_so = millionths == 0 && migration.dual_millionths == 0 && migration.stepped_down.is_none();
-        return if is_so { Ok(Vec::new()) } else { Err(wrong_phase(migration, command, WHEN_COMPARED)) };
+        // None is what is compared there; that they had stepped down can be answered until a switch begins.
+        return match (millionths, &migration.stepped_down) {
+            (0, None) if migration.dual_millionths == 0 => Ok(Vec::new()),
+            (0, Some(_)) if migration.phase < Phase::Freezing => Ok(vec![Decision::DualReadSet { millionths }]),
+            _ => Err(wrong_phase(migration, command, when_compared(migration.phase))),
+        };
     }
     if millionths > migration.dual_millionths {
         return Err(Refusal::ReadsUnjudged { command: command.name() });
@@ -135,7 +138,7 @@ fn compare_reads(migration: &Migration, command: &Command, judgement: ReadJudgem
     }
     // In `Shadowing` the guard on the clean pass says what is missing.
     if !migration.phase.is_following() {
-        return Err(wrong_phase(migration, command, WHEN_COMPARED));
+        return Err(wrong_phase(migration, command, when_compared(migration.phase)));
     }
     not_stopped(migration, command)?;
     let passes = judgement.passes() && may_compare(migration.phase);
@@ -156,7 +159,17 @@ fn step_down(migration: &Migration, why: &str) -> Vec<Decision> {
     vec![Decision::DualReadSet { millionths: 0 }, Decision::ReadsSteppedDown { why: why.to_owned() }]
 }
 
-const WHEN_COMPARED: &str = "reads are compared between `crossfade verify` and the switch";
+fn when_compared(phase: Phase) -> &'static str {
+    match phase {
+        phase if phase.is_switching() => {
+            "its share ends with the switch; `crossfade run` completes that or takes it back, then ask again"
+        }
+        phase if phase > Phase::Switching && phase <= Phase::Done => {
+            "the new side has the authority, and reads are compared before a switch; the share has ended with it"
+        }
+        _ => "reads are compared between `crossfade verify` and the switch",
+    }
+}
 
 fn approve(migration: &Migration, command: &Command, approval: &Approval) -> Decided {
     if !migration.phase.is_following() && !migration.phase.is_over() {

@@ -6,6 +6,7 @@ use crossfade_log::{
     EventLog,
     embedded::{Embedded, Options},
 };
+use crossfade_state::JournalFold;
 use std::{path::Path, task::Poll};
 
 fn by(who: &str) -> By {
@@ -68,6 +69,30 @@ async fn a_cached_fold_saves_reading_and_never_outlives_its_journal() {
     let empty = Embedded::open(other.path(), Options::default()).unwrap();
     let error = Journal::open(empty, Some(cached)).unwrap_err();
     assert!(error.to_string().contains("remembers records that are not there"), "{error}");
+}
+
+#[tokio::test]
+async fn a_fold_that_another_release_has_kept_is_made_anew() {
+    let home = tempfile::tempdir().unwrap();
+    let journal = open(home.path());
+    journal.command(plan(), &by("ann")).await.unwrap();
+    let cached = journal.fold().await.unwrap();
+    let before = journal.migration();
+    drop(journal);
+    let reopened = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut fold: serde_json::Value = serde_json::from_slice(&cached.fold).unwrap();
+        // What that release made of the same records.
+        fold["folded"]["migration"]["spec_hash"] = "another".into();
+        change(&mut fold);
+        let cached = JournalFold { upto: cached.upto.clone(), fold: serde_json::to_vec(&fold).unwrap() };
+        let log = Embedded::open(home.path(), Options::default()).unwrap();
+        Journal::open(log, Some(cached)).unwrap().migration()
+    };
+    assert_eq!(reopened(&|_| {}).spec_hash, "another", "one of this release is believed");
+    assert_eq!(reopened(&|fold| fold["format"] = 3.into()), before, "an older one");
+    assert_eq!(reopened(&|fold| fold["format"] = 99.into()), before, "a newer one");
+    let unversioned = |fold: &mut serde_json::Value| drop(fold.as_object_mut().unwrap().remove("format"));
+    assert_eq!(reopened(&unversioned), before, "one from before folds had a format");
 }
 
 #[tokio::test]

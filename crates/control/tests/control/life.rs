@@ -501,15 +501,18 @@ fn from_every_reachable_state_every_command_keeps_the_rules() {
             assert!(!more || judged, "{}: compared without the guards", place());
             let stepped = before.stepped_down.is_some();
             let answered = matches!(command, Command::DualRead { .. } | Command::CompareReads { .. });
-            let anew = decisions.iter().any(|decision| {
-                matches!(
-                    decision,
-                    Decision::BackfillStarted { .. } | Decision::RollbackBegan { .. } | Decision::BegunAnew
-                )
-            });
+            let anew = decisions
+                .iter()
+                .any(|decision| matches!(decision, Decision::RollbackBegan { .. } | Decision::BegunAnew));
             assert!(!stepped || moved.stepped_down.is_some() || answered || anew, "{}: unanswered", place());
             assert!(!stepped || !meant || moved.was_switched, "{}: switched over a step down", place());
             assert!(moved.stepped_down.is_none() || moved.dual_millionths == 0, "{}: compared all the same", place());
+            // Whoever reads that they have stepped down can answer it as he is told to, and moves nothing else by it.
+            if moved.stepped_down.is_some() && moved.phase < Phase::Freezing {
+                let answered = after(&moved, Command::DualRead { millionths: 0 });
+                let wanted = Migration { stepped_down: None, ..moved.clone() };
+                assert_eq!(answered, Ok(wanted), "{}: cannot be answered", place());
+            }
             // Nobody is at work in a phase whose spec is unknown.
             assert!(!moved.phase.is_active() || !moved.spec_hash.is_empty(), "{}", place());
             assert!(moved.generation >= before.generation || decisions.contains(&Decision::BegunAnew), "{}", place());

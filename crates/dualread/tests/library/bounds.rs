@@ -279,7 +279,17 @@ async fn the_feed_is_followed_and_its_failures_change_nothing() {
 #[tokio::test]
 async fn nothing_is_compared_while_the_flag_is_too_old() {
     let world = World::still();
+    assert_eq!(Options::default().flag_age_max, Some(Duration::from_secs(30)));
     let (reads, _) = dual_reads(&world, Options { flag_age_max: Some(Duration::from_millis(20)), ..eager() });
+    // Given once and followed by nobody, it does not age.
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    world.read(&reads).await.unwrap();
+    reads.settled().await;
+    assert_eq!(world.asked_candidate.load(Ordering::SeqCst), 1);
+    // A feed that never speaks: it is not known whether that still holds.
+    let followed = reads.clone();
+    let silent = Polled::new(Duration::from_secs(3600), pending);
+    let following = tokio::spawn(async move { followed.follow(silent).await });
     wait_until("the flag to be too old", async || {
         let before = world.asked_candidate.load(Ordering::SeqCst);
         world.read(&reads).await.unwrap();
@@ -287,6 +297,7 @@ async fn nothing_is_compared_while_the_flag_is_too_old() {
         world.asked_candidate.load(Ordering::SeqCst) == before
     })
     .await;
+    following.abort();
     assert!(reads.set(all_by(Side::Old, 1)), "the feed has spoken");
     let before = world.asked_candidate.load(Ordering::SeqCst);
     world.read(&reads).await.unwrap();

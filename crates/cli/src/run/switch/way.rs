@@ -1,6 +1,6 @@
 //! Which way a switch goes, and what differs by it.
 
-use super::Whole;
+use super::{Whole, unheard};
 use crate::{
     error::{CliError, Exit},
     registry,
@@ -94,6 +94,7 @@ impl<'w> Way<'w> {
 
     /// Before anybody is held up: what will keep the writes of the side that gets the authority.
     pub(super) async fn prepare(&mut self) -> Result<(), CliError> {
+        self.refuse_unheard().await?;
         match self.direction {
             Direction::Cutover => reverse::prepare(self.spec, &mut self.to, &self.target).await,
             // The migration's own slot has never left the old side.
@@ -126,8 +127,14 @@ impl<'w> Way<'w> {
         }
     }
 
-    /// The writes of the side that gets the authority begin here: nobody writes, and both sides are equal.
+    async fn refuse_unheard(&mut self) -> Result<(), CliError> {
+        let now = self.source.catalog(self.stream.spec.source.tables()).await?;
+        unheard::refuse(self.stream, &now)
+    }
+
+    /// The writes of the side that gets the authority begin here: nobody writes, both sides are equal, and no table can be altered.
     pub(super) async fn begin_here(&mut self) -> Result<(), CliError> {
+        self.refuse_unheard().await?;
         if self.direction == Direction::Cutover {
             let reverse = reverse::begin_here(self.spec, &mut self.to).await?;
             tracing::info!(slot = %reverse.name, from = reverse.from, "the way back begins here");
