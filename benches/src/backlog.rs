@@ -33,7 +33,7 @@ pub(crate) async fn run(rounds: usize, changes: u64, per_transaction: u64) -> Re
             if is_peer {
                 peer.push(subscription(&pair, &databases, changes, per_transaction).await?);
             } else {
-                ours.push(crossfade(&pair, &databases, changes, per_transaction).await?);
+                ours.push(crossfade(&pair, &databases, changes, per_transaction, "").await?);
             }
             databases.compare("SELECT * FROM public.items ORDER BY id").await?;
         }
@@ -48,6 +48,33 @@ pub(crate) async fn run(rounds: usize, changes: u64, per_transaction: u64) -> Re
         parts(&peer),
         parts(&ours)
     );
+    Ok(())
+}
+
+/// The same backlog of 100s without and with both sides compared all the time: as by default, and with as large a share of the
+/// time as there is and everything compared again each second.
+pub(crate) async fn verified(rounds: usize, changes: u64) -> Result<()> {
+    let by_default = "\n[verify]\ncontinuous = true\n";
+    let all_the_time = "\n[verify]\ncontinuous = true\nevery = \"1s\"\nshare = \"100%\"\n";
+    let pair = Pair::start()?;
+    let mut found: [Vec<f64>; 3] = Default::default();
+    for round in 0..rounds {
+        for place in 0..3 {
+            let way = (round + place) % 3;
+            let databases = pair.databases("verified").await;
+            databases.source.execute(SCHEMA).await;
+            fill(&databases, changes).await;
+            let more = ["", by_default, all_the_time].get(way).copied().unwrap_or_default();
+            let figure = crossfade(&pair, &databases, changes, 100, more).await?.changes_per_second;
+            if let Some(figures) = found.get_mut(way) {
+                figures.push(figure);
+            }
+            databases.compare("SELECT * FROM public.items ORDER BY id").await?;
+        }
+    }
+    let [without, usual, most] = found;
+    row("backlog of 100s, with both sides compared all the time", "changes/s", &without, &usual);
+    row("the same with share = 100% and every = 1s", "changes/s", &without, &most);
     Ok(())
 }
 
@@ -132,9 +159,9 @@ async fn subscription(pair: &Pair, databases: &Databases, changes: u64, per: u64
     Ok(figures(changes, took, cpu))
 }
 
-async fn crossfade(pair: &Pair, databases: &Databases, changes: u64, per: u64) -> Result<Round> {
+async fn crossfade(pair: &Pair, databases: &Databases, changes: u64, per: u64, more: &str) -> Result<Round> {
     let folder = tempfile::tempdir()?;
-    let spec = databases.spec("backlog");
+    let spec = format!("{}{more}", databases.spec("backlog"));
     until_caught_up(folder.path(), &spec)?;
     write(databases, changes, per).await?;
     pair.settle().await?;

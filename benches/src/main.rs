@@ -36,6 +36,8 @@ enum Which {
     Sqlite,
     /// Verification of 1 M rows at both ends, as they are and with new keys, against one `COPY` to nowhere
     Verify,
+    /// 500,000 changes in transactions of 100 while both sides are compared all the time, against the same without
+    Continuous,
     /// 1,682,827 rows get five columns by lookup (`examples/cowrie`), against one `UPDATE … FROM`
     Backfill,
     /// 500,000 changes from PostgreSQL into topics, against Debezium in Kafka Connect
@@ -84,6 +86,7 @@ async fn main() -> Result<()> {
                     verify::run(options.rounds, sized(1_000_000), way).await?;
                 }
             }
+            Which::Continuous => backlog::verified(options.rounds, sized(500_000)).await?,
             Which::Backfill => backfill::run(options.rounds, sized(1_682_827)).await?,
             #[cfg(feature = "kafka")]
             Which::ToTopics => kafka::to_topics(options.rounds, sized(500_000)).await?,

@@ -11,6 +11,7 @@ mod changes;
 mod clerks;
 mod collisions;
 mod compared;
+mod compared_always;
 mod cowrie;
 mod cowrie_taken_back;
 mod cycle_reports;

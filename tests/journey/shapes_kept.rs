@@ -185,6 +185,7 @@ async fn new_tables_in_another_schema_of_the_same_database_get_the_authority_and
     );
     assert_eq!(rows(&database, &slots).await.count(), 0, "slots are left");
     assert_eq!(rows(&database, "SELECT pubname FROM pg_publication").await.count(), 0, "publications are left");
+    crate::compared_always::assert_unwatched(&database).await;
     refused(&database, "INSERT INTO books (title) VALUES ('behind the fence still')").await;
     database.execute("INSERT INTO shelf.books (book_id, title) VALUES (gen_random_uuid(), 'for ever')").await;
     assert!(desk.work().join("cleanup/mapping.csv").exists());

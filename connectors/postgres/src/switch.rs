@@ -24,6 +24,7 @@ mod reads;
 mod reverse;
 mod sequences;
 mod since;
+mod watch;
 
 pub(crate) use authority::{DURABLE, gate, give_sql};
 pub(crate) use fence::FUNCTION as FENCE;

@@ -247,7 +247,7 @@ impl From<VerifyError> for CliError {
                 Self { message: format!("target: {}", error.message), ..error }
             }
             VerifyError::Plan(error) => error.into(),
-            VerifyError::Behind { .. } => Self::of(Exit::Failed, &error),
+            VerifyError::Behind { .. } | VerifyError::Unfit { .. } => Self::of(Exit::Failed, &error),
         }
     }
 }

@@ -98,6 +98,14 @@ impl EventLog for AnyLog {
         }
     }
 
+    fn read_aside(&self, from: &Cut, lane: Lane) -> Result<AnyReader, LogError> {
+        match self {
+            Self::Embedded(log) => log.read_aside(from, lane).map(AnyReader::Embedded),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(log, _) => log.read_aside(from, lane).map(|reader| AnyReader::Kafka(Box::new(reader))),
+        }
+    }
+
     fn read_made(&self, from: &Cut, lane: Lane) -> Result<AnyReader, LogError> {
         match self {
             Self::Embedded(log) => log.read_made(from, lane).map(AnyReader::Embedded),

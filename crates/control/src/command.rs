@@ -130,6 +130,12 @@ pub enum Command {
         differences: u64,
         /// When, in microseconds since 1970.
         at_us: i64,
+        /// Where the sink stood in the log when it was begun.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<Cut>,
+        /// By what the target tells whether anybody else has written it since.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mark: Option<String>,
     },
     /// What was proven holds no more.
     Void {
@@ -230,9 +236,11 @@ pub enum Command {
 
 impl Command {
     /// The oldest format of the journal that knows it: 2 for everything about a switch, 3 for gates that roll back, and
-    /// baselines, 4 for shares of reads that guards have judged.
+    /// baselines, 4 for shares of reads that guards have judged, 5 for proofs that are carried into the freeze.
     pub fn format(&self) -> u32 {
         match self {
+            // A proof that is to be carried into the freeze: an older program would switch without carrying it.
+            Self::Verified { from, mark, .. } if from.is_some() || mark.is_some() => 5,
             Self::Verified { .. }
             | Self::Void { .. }
             | Self::DualRead { .. }

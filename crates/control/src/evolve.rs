@@ -1,6 +1,6 @@
 //! What a decision changes. Total: a decision that was once made is never refused.
 
-use crate::{Authority, Decision, Direction, Migration, Overlay, Phase, reads::may_compare};
+use crate::{Authority, Decision, Direction, Migration, Overlay, Phase, Voided, reads::may_compare};
 
 /// The migration after a decision.
 #[must_use]
@@ -58,12 +58,14 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
         }
         Decision::PassedClean { pass } => {
             migration.clean_pass = Some(pass);
+            migration.voided = None;
             if migration.phase == Phase::Shadowing {
                 migration.phase = Phase::Verified;
             }
         }
-        Decision::PassVoided { .. } => {
+        Decision::PassVoided { why } => {
             migration.clean_pass = None;
+            migration.voided = Some(Voided { why });
             migration.judgement = None;
             if migration.phase.is_following() {
                 migration.phase = Phase::Shadowing;
@@ -100,6 +102,7 @@ pub fn evolve(mut migration: Migration, decision: &Decision) -> Migration {
         Decision::AuthorityMoved { direction, epoch } => {
             migration.authority = Authority { side: direction.to(), epoch, to_route: true };
             migration.was_switched = true;
+            migration.voided = None;
             migration.phase = match direction {
                 Direction::Cutover => Phase::Switched,
                 Direction::Failback => Phase::Shadowing,

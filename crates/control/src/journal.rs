@@ -19,7 +19,7 @@ use tokio::{
 const PREFIX: &str = "journal";
 /// The newest format that is read. A record is written in the oldest one that knows its words ([`Command::format`]), so that
 /// an older program reads a journal until the first word that it does not know, and then says so.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 /// The one unit of this version; later ones move groups of tables by themselves.
 const UNIT: &str = "all";
 

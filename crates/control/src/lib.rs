@@ -30,6 +30,6 @@ pub use journal::{By, Journal, JournalError, Record};
 pub use migration::{Checkpoint, End, Migration, Overlay, Phase, RollbackKind};
 pub use reads::{ReadFacts, ReadJudgement, read_guards};
 pub use switch::{
-    Approval, Authority, CleanPass, Direction, Facts, Guarded, Intent, Judgement, Limits, OldestWriter, WayBack,
+    Approval, Authority, CleanPass, Direction, Facts, Guarded, Intent, Judgement, Limits, OldestWriter, Voided, WayBack,
 };
 pub use units::{Increase, ParseUnitError, Percent, Span};

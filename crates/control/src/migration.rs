@@ -1,6 +1,6 @@
 //! Where a migration stands: the fold of its journal.
 
-use crate::{Approval, Authority, Baseline, CleanPass, Fall, Intent, Judgement, ReadJudgement};
+use crate::{Approval, Authority, Baseline, CleanPass, Fall, Intent, Judgement, ReadJudgement, Voided};
 use crossfade_event::{Cut, Position};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
@@ -248,6 +248,9 @@ pub struct Migration {
     /// The proof that both sides agreed, while it holds.
     #[serde(default)]
     pub clean_pass: Option<CleanPass>,
+    /// Why the last proof holds no more; until there is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voided: Option<Voided>,
     /// The share of the reads that both sides answer, in millionths.
     #[serde(default)]
     pub dual_millionths: u32,

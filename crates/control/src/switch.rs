@@ -3,7 +3,7 @@
 //! The word that counts is not here: it is a row of `crossfade.authority` in the side that has the authority, changed
 //! by one conditional write. What stands here follows it, and after a crash is set right by it.
 
-use crossfade_event::Side;
+use crossfade_event::{Cut, Side};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -75,6 +75,20 @@ pub struct CleanPass {
     pub rows: u64,
     /// When it was done, in microseconds since 1970.
     pub at_us: i64,
+    /// The place in the log from which on changes are not covered by it: where the sink stood when it was begun. Not known of
+    /// one that an earlier version wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Cut>,
+    /// By what the target tells whether anybody else has written it since; the connector's own words. Absent where it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
+}
+
+/// Why the last proof holds no more.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Voided {
+    /// Why, in words.
+    pub why: String,
 }
 
 /// Somebody's word that a switch may be made.

@@ -183,6 +183,10 @@ impl EventLog for Embedded {
         Reader::new(self.0.clone(), from, lane)
     }
 
+    fn read_aside(&self, from: &Cut, lane: Lane) -> Result<Reader, LogError> {
+        Reader::new(self.0.clone(), from, lane).map(Reader::aside)
+    }
+
     fn tail(&self) -> Tail {
         let end = self.0.shared.end();
         Tail { cut: Cut::single(end.next), position: end.upto }

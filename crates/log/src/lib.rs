@@ -103,6 +103,15 @@ pub trait EventLog: Clone + Send + Sync + 'static {
     /// the last one: then it is not the log that was read before.
     fn read(&self, from: &Cut, lane: Lane) -> Result<Self::Reader, LogError>;
 
+    /// The same for whoever looks on from the side: what is kept in memory for those who carry the stream is left to them, and
+    /// nobody paces himself by this reader.
+    ///
+    /// # Errors
+    /// As [`EventLog::read`].
+    fn read_aside(&self, from: &Cut, lane: Lane) -> Result<Self::Reader, LogError> {
+        self.read(from, lane)
+    }
+
     /// The same, and with each change and block of rows what a worker has made of it ([`LogReader::made`]), where workers
     /// transform beside the log: what they have not come to yet is waited for.
     ///

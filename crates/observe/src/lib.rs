@@ -16,6 +16,7 @@ mod status;
 mod status_file;
 mod switch_status;
 mod terminal;
+mod verify_status;
 mod words;
 
 pub use counters::{Committed, Conservation, Counters, TableTotals, Totals};
@@ -30,3 +31,4 @@ pub use status::{
 pub use status_file::StatusFile;
 pub use switch_status::SwitchStatus;
 pub use terminal::{Terminal, TerminalMode};
+pub use verify_status::{DifferenceStatus, VerifyStatus};

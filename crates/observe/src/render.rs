@@ -1,7 +1,7 @@
 //! A status for a person: a page for `crossfade status`, a line for a log.
 
 use crate::{
-    DeliverStatus, Overall, ProcessStatus, Standing, Status, SwitchStatus, WorkerStatus,
+    DeliverStatus, Overall, ProcessStatus, Standing, Status, SwitchStatus, VerifyStatus, WorkerStatus,
     words::{bytes, grouped, millis, per_second, percent, seconds},
 };
 use std::fmt::Write;
@@ -120,6 +120,9 @@ pub fn render(status: &Status) -> String {
         let place = place_words(checkpoint.position.as_deref(), Some(&checkpoint.cut));
         line("checkpoint", format!("{} at {place}, {}", checkpoint.name, checkpoint.at));
     }
+    for (name, text) in status.verify.iter().flat_map(VerifyStatus::lines) {
+        line(name, text);
+    }
     for (name, text) in status.switch.iter().flat_map(switch_lines) {
         line(name, text);
     }
@@ -135,6 +138,9 @@ fn switch_lines(switch: &SwitchStatus) -> Vec<(&'static str, String)> {
     let mut lines = vec![("authority", format!("the {} side, epoch {}", switch.authority, switch.epoch))];
     if let Some(at) = &switch.verified_at {
         lines.push(("verified", format!("without a difference, {at}")));
+    }
+    if let Some(why) = &switch.voided {
+        lines.push(("verified", format!("no more: {why}")));
     }
     if let Some(share) = &switch.dual_reads {
         lines.push(("dual reads", share.clone()));

@@ -1,7 +1,7 @@
 //! The status: one description of a migration for people, programs and metrics. Its JSON is stable: fields are added,
 //! never renamed or taken away while `version` stays.
 
-use crate::{Conservation, Rates, SwitchStatus, TableTotals, Totals, eta_s};
+use crate::{Conservation, Rates, SwitchStatus, TableTotals, Totals, VerifyStatus, eta_s};
 use crossfade_control::{Migration, Overlay, Phase, Verdict};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -72,6 +72,9 @@ pub struct Status {
     pub retrying: Option<Retrying>,
     /// Named places.
     pub checkpoints: Vec<CheckpointStatus>,
+    /// How far comparing both sides all the time has come; where the spec asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<VerifyStatus>,
     /// Who has the authority, what stands in the way of a switch, and what to do next; once the sink follows the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switch: Option<SwitchStatus>,
@@ -332,6 +335,7 @@ impl Status {
             gates: Vec::new(),
             retrying: None,
             checkpoints: migration.checkpoints.iter().map(checkpoint).collect(),
+            verify: None,
             switch: SwitchStatus::of(migration, iso),
             clients: Vec::new(),
             beside: None,
@@ -356,6 +360,7 @@ impl Status {
         self.clients = Vec::new();
         self.processes = Vec::new();
         self.rates = Rates::default();
+        self.verify = self.verify.map(VerifyStatus::ended);
         if self.standing == Standing::Running {
             self.standing = Standing::Stopped;
         }

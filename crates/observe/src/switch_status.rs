@@ -16,6 +16,9 @@ pub struct SwitchStatus {
     pub towards: Option<String>,
     /// When both sides were last compared without a difference, ISO 8601 UTC; `null` where none counts.
     pub verified_at: Option<String>,
+    /// Why the last comparison without a difference counts no more; absent while one counts, or none was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voided: Option<String>,
     /// The share of reads that both sides answer, such as `5%`.
     pub dual_reads: Option<String>,
     /// Why dual reads have ended by themselves, until somebody sets their share again.
@@ -41,7 +44,8 @@ impl SwitchStatus {
         }
         let untouched = phase == Phase::Shadowing && migration.authority.epoch == 0;
         let is_unasked = migration.judgement.is_none() && migration.reads_judgement.is_none();
-        if untouched && is_unasked && migration.approvals.is_empty() && migration.stepped_down.is_none() {
+        let is_unsaid = migration.stepped_down.is_none() && migration.voided.is_none();
+        if untouched && is_unasked && is_unsaid && migration.approvals.is_empty() {
             return None;
         }
         Some(Self {
@@ -49,6 +53,7 @@ impl SwitchStatus {
             epoch: migration.authority.epoch,
             towards: migration.intent.map(|intent| intent.direction.to().to_string()),
             verified_at: migration.clean_pass.as_ref().map(|pass| name_of(pass.at_us)),
+            voided: migration.voided.as_ref().map(|voided| voided.why.clone()),
             dual_reads: (migration.dual_millionths > 0)
                 .then(|| Percent::from_millionths(migration.dual_millionths).to_string()),
             stepped_down: migration.stepped_down.clone(),

@@ -64,6 +64,11 @@ impl Buckets {
         self.0.iter().map(|digest| digest.count).sum()
     }
 
+    /// How many rows of one bucket.
+    pub(crate) fn rows_of(&self, bucket: usize) -> u64 {
+        self.0.get(bucket).map_or(0, |digest| digest.count)
+    }
+
     /// The buckets that differ.
     pub fn differing(&self, other: &Self) -> Vec<usize> {
         self.0.iter().zip(&other.0).enumerate().filter(|(_, (one, two))| one != two).map(|(index, _)| index).collect()

@@ -56,25 +56,38 @@ pub(crate) struct Suspects {
     pub(crate) position: Option<Position>,
 }
 
+/// Buckets of target tables.
+pub(crate) type Wanted = BTreeMap<TableId, BTreeSet<usize>>;
+
+/// The buckets in which both sides differ, in portions whose rows fit into memory together.
+pub(crate) fn differing(digests: &Digests, rows_at_once: u64) -> Vec<Wanted> {
+    let (mut portions, mut rows) = (vec![Wanted::new()], 0);
+    for (table, buckets) in &digests.source {
+        let Some(other) = digests.target.get(table) else { continue };
+        for bucket in buckets.differing(other) {
+            let more = buckets.rows_of(bucket).saturating_add(other.rows_of(bucket));
+            if rows > 0 && rows + more > rows_at_once {
+                portions.push(Wanted::new());
+                rows = 0;
+            }
+            rows += more;
+            if let Some(last) = portions.last_mut() {
+                last.entry(*table).or_default().insert(bucket);
+            }
+        }
+    }
+    portions.retain(|portion| !portion.is_empty());
+    portions
+}
+
 pub(crate) async fn suspects<A: Inspect, B: Inspect>(
     expected: &Expected<'_>,
     source: &mut A,
     target: &mut B,
     digests: &Digests,
+    wanted: &Wanted,
     options: &Options,
 ) -> Result<Suspects, VerifyError> {
-    let mut wanted: BTreeMap<TableId, BTreeSet<usize>> = BTreeMap::new();
-    for (table, buckets) in &digests.source {
-        if let Some(other) = digests.target.get(table) {
-            let differing = buckets.differing(other);
-            if !differing.is_empty() {
-                wanted.insert(*table, differing.into_iter().collect());
-            }
-        }
-    }
-    if wanted.is_empty() {
-        return Ok(Suspects::default());
-    }
     let is_wanted = |table: TableId, key: &Key| {
         // Of a table that was digested where it is, only rows of the buckets that differ are read at all.
         digests.in_place.contains(&table)
@@ -86,7 +99,7 @@ pub(crate) async fn suspects<A: Inspect, B: Inspect>(
     let mut rows: HashMap<(TableId, Key), Suspect> = HashMap::new();
     for (schema, bound) in &expected.sources {
         let in_place = digests.in_place.contains(&bound.table());
-        let Some(of_these) = of_buckets(&wanted, bound.table(), in_place) else { continue };
+        let Some(of_these) = of_buckets(wanted, bound.table(), in_place) else { continue };
         let take = |row: Row| {
             let own = schema.key_of(&row);
             expected.rows(bound, schema, row, &mut |table, key, row| {
@@ -110,7 +123,7 @@ pub(crate) async fn suspects<A: Inspect, B: Inspect>(
                 rows.entry((*table, key)).or_insert_with(Suspect::none_yet).found.push(row);
             }
         };
-        let scanned = match of_buckets(&wanted, *table, digests.in_place.contains(table)).flatten() {
+        let scanned = match of_buckets(wanted, *table, digests.in_place.contains(table)).flatten() {
             Some(buckets) => scan_buckets(target, &side.schema, (options.digesting(), &buckets), take).await,
             None => scan_all(target, &side.schema, take).await,
         };

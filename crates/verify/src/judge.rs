@@ -29,7 +29,7 @@ const ROUNDS_ALIKE: u32 = 4;
 const ROUNDS_DIFFERING: u32 = 24;
 
 /// How many rows are fetched at once.
-const FETCH_KEYS_MAX: usize = 500;
+pub(crate) const FETCH_KEYS_MAX: usize = 500;
 
 pub(crate) async fn wait_for<P: SinkPosition>(
     sink: &mut P,
@@ -59,6 +59,13 @@ pub(crate) struct Judged {
     pub(crate) unjudged: u64,
 }
 
+impl Judged {
+    pub(crate) fn add(&mut self, more: Self) {
+        self.real.extend(more.real);
+        self.unjudged += more.unjudged;
+    }
+}
+
 /// The suspects that are real differences.
 pub(crate) async fn judge<A: Inspect, B: Inspect, P: SinkPosition>(
     expected: &Expected<'_>,
@@ -83,7 +90,7 @@ pub(crate) async fn judge<A: Inspect, B: Inspect, P: SinkPosition>(
         open.retain(|key, suspect| {
             let (before, after) = (before.get(key).unwrap_or(&none), after.get(key).unwrap_or(&none));
             if before != after {
-                return true;
+                return !options.leave_changed;
             }
             let found = found.get(key).unwrap_or(&none);
             if before.is_empty() && expected.may_have_more(key.0) {
@@ -175,7 +182,7 @@ pub(crate) async fn expect_now<A: Inspect>(
 }
 
 /// Several rows under one key, in an order that does not depend on how they were read.
-fn in_order(mut rows: ByKey) -> ByKey {
+pub(crate) fn in_order(mut rows: ByKey) -> ByKey {
     rows.values_mut().for_each(|rows| rows.sort_unstable_by(|one, two| one.as_bytes().cmp(two.as_bytes())));
     rows
 }

@@ -6,18 +6,22 @@
 //!
 //! What this crate deliberately does not do: it repairs nothing, and it knows no particular database.
 
+mod changed;
 mod digest;
 mod drill;
 mod integrity;
 mod judge;
+mod part;
 mod repair;
 mod report;
 mod side;
 #[cfg(test)]
 mod tests;
 
+pub use changed::{Changed, Keys, ROWS_CHANGED_MAX};
 pub use digest::{Buckets, Digest};
 pub use integrity::{Check, CheckKind, integrity};
+pub use part::{Part, parts, verify_part};
 pub use repair::{Differences, Repairable, rows_to_repair};
 pub use report::{Difference, DifferenceKind, Report, TableReport};
 pub use side::{Expected, LiveViews, scan_rows};
@@ -39,6 +43,14 @@ pub enum VerifyError {
     /// The transforms do not fit the source.
     #[error(transparent)]
     Plan(#[from] crossfade_transform::PlanError),
+    /// Which rows a change of the log touches cannot be told.
+    #[error("{table}: {why}")]
+    Unfit {
+        /// The source's table.
+        table: TableName,
+        /// Why not.
+        why: String,
+    },
     /// The sink does not move, so rows that were changed cannot be judged.
     #[error(
         "the target stands at {at} and has not reached {wanted} in {waited_s} s. Start `crossfade run` so that it catches up, then verify again"
@@ -76,11 +88,26 @@ pub struct Options {
     pub seed: u64,
     /// Whether rows that differ are also named by their keys' values.
     pub show_keys: bool,
+    /// About how many rows of buckets that differ are held in memory at once.
+    pub rows_at_once: u64,
+    /// A row that changes while it is judged is left alone, for whoever asks is given it again with its newer change.
+    pub leave_changed: bool,
+    /// Once so many differences are found nobody looks for more; the report says how many buckets were left open.
+    pub differences_max: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { buckets: 4096, samples: 20, patience: Duration::from_secs(120), seed: 0x00C0_FFEE, show_keys: false }
+        Self {
+            buckets: 4096,
+            samples: 20,
+            patience: Duration::from_secs(120),
+            seed: 0x00C0_FFEE,
+            show_keys: false,
+            rows_at_once: 250_000,
+            leave_changed: false,
+            differences_max: u64::MAX,
+        }
     }
 }
 
@@ -141,17 +168,8 @@ pub async fn verify_rows<A: Inspect, B: Inspect, P: SinkPosition>(
 ) -> Result<(Report, Differences), VerifyError> {
     let views = LiveViews::read(subject, source).await?;
     let expected = Expected::of(subject, &views)?;
-    let mut digests = side::digest_source(&expected, source, target, options).await?;
-    nudge(source).await?;
-    judge::wait_for(sink, digests.position, options).await?;
-    side::digest_target(&expected, target, options, &mut digests).await?;
-    let suspects = drill::suspects(&expected, source, target, &digests, options).await?;
-    // A row that came with what it looks up, after that table was read above, differs by that alone. What is suspected is
-    // judged by what is there now.
-    let fresh =
-        if suspects.by_key.is_empty() { LiveViews::default() } else { LiveViews::read(subject, source).await? };
-    let judged = judge::judge(&Expected::of(subject, &fresh)?, source, target, sink, suspects, options).await?;
+    let (digests, judged, open) = part::compare(&expected, source, target, sink, options).await?;
     let checks = integrity::integrity(subject, source, target, sink, options).await?;
-    let report = report::report(&expected, &digests, &judged, checks, options);
+    let report = report::report(&expected, &digests, &judged, open, checks, options);
     Ok((report, Differences(judged.real)))
 }

@@ -52,7 +52,7 @@ pub struct TableReport {
 }
 
 /// The whole verification.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The source position at which both sides were compared.
     pub position: Option<String>,
@@ -62,16 +62,23 @@ pub struct Report {
     pub refused_rows: u64,
     /// Rows that changed whenever they were looked at, so that nothing can be said of them.
     pub unjudged_rows: u64,
+    /// Buckets in which both sides differ and whose rows were not looked at, for enough differences were found already.
+    #[serde(skip_serializing_if = "is_none")]
+    pub open_buckets: u64,
     /// Table by table.
     pub tables: Vec<TableReport>,
     /// What the target was asked about itself.
     pub checks: Vec<Check>,
 }
 
+fn is_none(count: &u64) -> bool {
+    *count == 0
+}
+
 impl Report {
-    /// Everything that stands against both sides being the same: rows, references, new keys.
+    /// Everything that stands against both sides being the same: rows, references, new keys, and buckets left open.
     pub fn wrong(&self) -> u64 {
-        self.differences + self.refused_rows + self.broken()
+        self.differences + self.refused_rows + self.broken() + self.open_buckets
     }
 
     /// Rows that refer to nothing, and new keys that were given twice.
@@ -84,6 +91,7 @@ pub(crate) fn report(
     expected: &Expected<'_>,
     digests: &Digests,
     judged: &Judged,
+    open_buckets: u64,
     checks: Vec<Check>,
     options: &Options,
 ) -> Report {
@@ -113,12 +121,13 @@ pub(crate) fn report(
         differences: tables.iter().map(|table| table.differences).sum(),
         refused_rows: digests.refused,
         unjudged_rows: judged.unjudged,
+        open_buckets,
         tables,
         checks,
     }
 }
 
-fn difference(schema: &TableSchema, key: &Key, suspect: &Suspect, show_keys: bool) -> Difference {
+pub(crate) fn difference(schema: &TableSchema, key: &Key, suspect: &Suspect, show_keys: bool) -> Difference {
     let kind = match (suspect.expected.len(), suspect.found.len()) {
         (_, 0) => DifferenceKind::Missing,
         (0, _) => DifferenceKind::Extra,

@@ -70,6 +70,16 @@ pub(crate) async fn scan_all<A: Inspect>(
 #[derive(Debug, Default)]
 pub struct LiveViews {
     rows: HashMap<u32, HashMap<Key, Row>>,
+    tables: Vec<LookedUp>,
+}
+
+/// A table that lookups read.
+#[derive(Debug, Clone)]
+struct LookedUp {
+    view: u32,
+    schema: Arc<TableSchema>,
+    key: Vec<String>,
+    keep: Vec<String>,
 }
 
 impl LiveViews {
@@ -78,19 +88,27 @@ impl LiveViews {
     /// # Errors
     /// When the source cannot be read.
     pub async fn read<A: Inspect>(subject: &Subject<'_>, source: &mut A) -> Result<Self, VerifyError> {
-        let mut views = Self::default();
-        for lookup in subject.plan.lookups() {
+        let looked_up = subject.plan.lookups().iter().filter_map(|lookup| {
             let is_looked_up = |schema: &&Arc<TableSchema>| *subject.planned_name(&schema.name) == lookup.table;
-            let Some(schema) = subject.source_tables.iter().find(is_looked_up) else { continue };
-            let kept = views.rows.entry(lookup.view).or_default();
+            let schema = subject.source_tables.iter().find(is_looked_up)?.clone();
+            Some(LookedUp { view: lookup.view, schema, key: lookup.key.clone(), keep: lookup.keep.clone() })
+        });
+        Self { rows: HashMap::new(), tables: looked_up.collect() }.again(source).await
+    }
+
+    /// The same, as the source has them now.
+    pub(crate) async fn again<A: Inspect>(&self, source: &mut A) -> Result<Self, VerifyError> {
+        let mut rows: HashMap<u32, HashMap<Key, Row>> = HashMap::new();
+        for LookedUp { view, schema, key, keep } in &self.tables {
+            let kept = rows.entry(*view).or_default();
             let scanned = scan_all(source, schema, |row| {
-                if let (Some(key), Some(row)) = (pick(schema, &row, &lookup.key), pick(schema, &row, &lookup.keep)) {
+                if let (Some(key), Some(row)) = (pick(schema, &row, key), pick(schema, &row, keep)) {
                     kept.insert(Key::from(key), row);
                 }
             });
             scanned.await.map_err(VerifyError::Source)?;
         }
-        Ok(views)
+        Ok(Self { rows, tables: self.tables.clone() })
     }
 }
 
@@ -178,6 +196,24 @@ impl<'a> Expected<'a> {
         refused
     }
 
+    /// The same of some tables of the target alone.
+    pub(crate) fn only(&self, tables: &BTreeSet<TableId>) -> Self {
+        let is_of_them = |table: &TableId| tables.contains(table);
+        let sources = self.sources.iter().filter(|(_, bound)| is_of_them(&bound.table())).cloned().collect();
+        let targets = self.targets.iter().filter(|(table, _)| is_of_them(table));
+        Self { sources, targets: targets.map(|(table, side)| (*table, side.clone())).collect(), views: self.views }
+    }
+
+    /// What lookups have read for it.
+    pub(crate) fn views(&self) -> &LiveViews {
+        self.views
+    }
+
+    /// The same by what lookups have read meanwhile.
+    pub(crate) fn by<'v>(&self, views: &'v LiveViews) -> Expected<'v> {
+        Expected { sources: self.sources.clone(), targets: self.targets.clone(), views }
+    }
+
     /// Whether a row under a key for which no source row stands is no difference there.
     pub(crate) fn may_have_more(&self, table: TableId) -> bool {
         self.targets.get(&table).is_some_and(|side| side.may_have_more)
@@ -214,7 +250,7 @@ pub(crate) struct Digests {
 }
 
 /// Tables whose rows both sides can digest by themselves: what one prints is what the other should.
-fn in_place<A: Inspect, B: Inspect>(expected: &Expected<'_>, source: &A, target: &B) -> BTreeSet<TableId> {
+pub(crate) fn in_place<A: Inspect, B: Inspect>(expected: &Expected<'_>, source: &A, target: &B) -> BTreeSet<TableId> {
     if source.digests().is_none() || source.digests() != target.digests() {
         return BTreeSet::new();
     }
@@ -231,14 +267,13 @@ fn in_place<A: Inspect, B: Inspect>(expected: &Expected<'_>, source: &A, target:
     expected.sources.iter().filter_map(is_the_same).collect()
 }
 
-pub(crate) async fn digest_source<A: Inspect, B: Inspect>(
+pub(crate) async fn digest_source<A: Inspect>(
     expected: &Expected<'_>,
     source: &mut A,
-    target: &B,
+    in_place: BTreeSet<TableId>,
     options: &Options,
 ) -> Result<Digests, VerifyError> {
     let empty = || expected.targets.keys().map(|table| (*table, Buckets::new(options.buckets))).collect();
-    let in_place = in_place(expected, source, target);
     let mut digests = Digests { source: empty(), target: empty(), position: None, refused: 0, in_place };
     for (schema, bound) in &expected.sources {
         if digests.in_place.contains(&bound.table()) {

@@ -3,7 +3,7 @@
 use super::*;
 use crossfade_connector::RowPage;
 use crossfade_event::{
-    Cell, Column, ColumnType, Format, Identity, Key, Logical, Row, SchemaVersion, TableId,
+    Cell, Change, Column, ColumnType, Format, Identity, Key, Logical, Op, Row, SchemaVersion, TableId,
     catalog::{Catalog, ColumnDef, Dialect, KeyDef, TableDef},
 };
 use crossfade_transform::{PlanOptions, Rules, plan};
@@ -213,4 +213,69 @@ async fn a_renamed_source_table_is_read_under_its_new_name_and_held_against_the_
     assert_eq!(report.tables[0].table, "public.parts");
     assert!(source.asked_for.iter().all(|name| &*name.name == "pieces"), "{:?}", source.asked_for);
     assert!(target.asked_for.iter().all(|name| &*name.name == "parts"), "{:?}", target.asked_for);
+}
+
+/// Compares the rows that these changes of the log touch.
+async fn followed(source: &mut Memory, target: &mut Memory, changes: &[Change], settled: bool) -> Changed {
+    let plan = planned();
+    let (subject, views) = (subject(&plan, "parts"), LiveViews::default());
+    let expected = Expected::of(&subject, &views).unwrap();
+    let (schema, mut keys) = (subject.source_tables[0].clone(), Keys::default());
+    for change in changes {
+        keys.note(&subject, &expected, &schema, change).unwrap();
+    }
+    keys.compare(&expected, source, target, &mut Nowhere, settled, &options()).await.unwrap()
+}
+
+fn written(id: &str) -> Change {
+    let row = rows_of(&[(id, "as it was")]).remove(0);
+    Change { table: TableId(1), schema: SchemaVersion(1), op: Op::Update, old: None, new: Some(row) }
+}
+
+fn deleted(id: &str) -> Change {
+    let row = rows_of(&[(id, "as it was")]).remove(0);
+    Change { table: TableId(1), schema: SchemaVersion(1), op: Op::Delete, old: Some(row), new: None }
+}
+
+#[tokio::test]
+async fn of_what_has_changed_each_row_is_compared_as_it_is_now() {
+    for settled in [false, true] {
+        let mut source = Memory::of(&[("c", "two"), ("a", "one")]);
+        let mut target = Memory::of(&[("c", "two"), ("k", "one"), ("d", "nobody asks")]);
+        let changes = [written("c"), written("c"), written("a"), deleted("gone")];
+        let told = followed(&mut source, &mut target, &changes, settled).await;
+        assert_eq!((told.rows, told.differences.len()), (3, 0), "{told:?}");
+        // A row that the stream should have written otherwise, one that is missing, and one that should have gone.
+        let mut target = Memory::of(&[("c", "another"), ("gone", "still there")]);
+        let told = followed(&mut source, &mut target, &changes, settled).await;
+        let mut kinds: Vec<String> = told.differences.iter().map(|(_, one)| format!("{:?}", one.kind)).collect();
+        kinds.sort_unstable();
+        assert_eq!(kinds, ["Different", "Extra", "Missing"], "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_has_changed_since_is_left_to_its_newer_change_until_nobody_writes() {
+    let newer = || Memory::of(&[("c", "two")]).for_a_moment(&[("c", "one")]);
+    let behind = || Memory::of(&[("c", "behind")]);
+    let told = followed(&mut newer(), &mut behind(), &[written("c")], false).await;
+    assert_eq!(told.differences.len(), 0, "{told:?}");
+    let told = followed(&mut newer(), &mut behind(), &[written("c")], true).await;
+    assert_eq!(told.differences.len(), 1, "{told:?}");
+}
+
+#[tokio::test]
+async fn however_few_rows_are_held_at_once_every_difference_is_found() {
+    let names: Vec<String> = (0..40).map(|number| format!("row {number}")).collect();
+    let rows = |note: &'static str| names.iter().map(|name| (name.as_str(), note)).collect::<Vec<_>>();
+    let plan = planned();
+    for (rows_at_once, differences_max) in [(1, u64::MAX), (7, u64::MAX), (1_000, u64::MAX), (1, 5)] {
+        let (mut source, mut target) = (Memory::of(&rows("right")), Memory::of(&rows("wrong")));
+        let options = Options { rows_at_once, differences_max, ..options() };
+        let report = verify(&subject(&plan, "parts"), &mut source, &mut target, &mut Nowhere, &options).await.unwrap();
+        match differences_max {
+            5 => assert!(report.differences >= 5 && report.differences < 10 && report.open_buckets > 20, "{report:?}"),
+            _ => assert_eq!((report.differences, report.open_buckets), (40, 0), "{rows_at_once}: {report:?}"),
+        }
+    }
 }

@@ -87,12 +87,13 @@ pub(super) fn may_exchange(units: &[Unit], tables: &[Table]) -> bool {
 }
 
 /// Nothing but what we write may hang on the rows: columns of others would be lost with them, foreign keys and triggers
-/// in force would act on their going.
+/// in force would act on their going. The watch over the target does not: it lets our statements pass.
 const UNTOUCHED: &str = "
     SELECT NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = ($1::text)::regclass AND a.attnum > 0
             AND NOT a.attisdropped AND a.attgenerated = '' AND a.attname::text <> ALL ($2::text[]))
         AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = ($1::text)::regclass AND NOT t.tgisinternal
-            AND t.tgenabled IN ('A', CASE WHEN $3 THEN 'R' ELSE 'O' END))
+            AND t.tgenabled IN ('A', CASE WHEN $3 THEN 'R' ELSE 'O' END)
+            AND pg_catalog.left(t.tgname::text, 16) <> 'crossfade_watch_')
         AND ($3 OR NOT EXISTS (SELECT FROM pg_constraint c WHERE c.contype = 'f'
             AND c.confrelid = ($1::text)::regclass AND c.confdeltype <> 'a'))";
 
@@ -106,7 +107,8 @@ const FREED: &str = "
         AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.contype = 'f' AND c.confrelid = a.attrelid
             AND a.attnum = ANY (c.confkey))
         AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = a.attrelid AND NOT t.tgisinternal
-            AND t.tgenabled IN ('A', CASE WHEN $3 THEN 'R' ELSE 'O' END))
+            AND t.tgenabled IN ('A', CASE WHEN $3 THEN 'R' ELSE 'O' END)
+            AND pg_catalog.left(t.tgname::text, 16) <> 'crossfade_watch_')
     ORDER BY a.attnum";
 
 async fn freed(link: &mut Link, table: &Table) -> Result<Vec<String>, Failure> {

@@ -207,12 +207,13 @@ impl SwitchEnd {
                DELETE FROM crossfade.read_shares WHERE migration = {name}; END IF; \
              IF NOT EXISTS (SELECT FROM crossfade.authority) THEN {} \
                DROP TABLE crossfade.authority; DROP FUNCTION IF EXISTS crossfade.side(text, text); \
-               DROP FUNCTION IF EXISTS crossfade.fence(); \
+               DROP FUNCTION IF EXISTS crossfade.fence(); {} \
              END IF; \
              IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = 'crossfade'::pg_catalog.regnamespace) \
                AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = 'crossfade'::pg_catalog.regnamespace) \
              THEN DROP SCHEMA crossfade; END IF; END $crossfade$",
-            super::reads::DROP
+            super::reads::DROP,
+            super::watch::DROP
         );
         self.execute("removing crossfade.authority", &sql).await
     }

@@ -94,7 +94,7 @@ impl SwitchEnd {
         format!("SET crossfade.pass = {}", self.literal())
     }
 
-    /// Takes the fence down. Only for a side that has the authority.
+    /// Takes the fence down, and the watch over the target. Only for a side that has the authority.
     ///
     /// # Errors
     /// When a table cannot be locked in time.
@@ -107,6 +107,7 @@ impl SwitchEnd {
             quote_literal(&trigger).trim_start(),
             quote_literal(&trigger).trim_start()
         );
-        self.execute("taking the fence down", &sql).await
+        self.execute("taking the fence down", &sql).await?;
+        self.unwatch().await
     }
 }

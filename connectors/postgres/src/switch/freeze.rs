@@ -91,6 +91,22 @@ impl Freeze {
         })
     }
 
+    /// That it holds still, and so has held until now: what was seen since it was granted was seen while nobody wrote.
+    ///
+    /// # Errors
+    /// When it does not, or that cannot be told.
+    pub async fn holds(&self) -> Result<(), Failure> {
+        let doing = "asking whether the writers are still held up";
+        let left = self.locked.left();
+        if left.is_zero() {
+            return Err(Failure::retry(doing, "the deadline has passed"));
+        }
+        let version = lock::version(&self.session).await?;
+        // A statement begins the server's idle time anew: it ends when it would have.
+        let sql = format!("{} SELECT 1", lock::lease(version, left));
+        self.session.batch_execute(&sql).await.map_err(|error| failure(doing, error))
+    }
+
     /// The point of no return: the row, the fence and the end of the lock, in one commit. `epoch` is what the row must say.
     pub async fn give(self, epoch: u64) -> Given {
         let doing = "giving the authority to the other side";

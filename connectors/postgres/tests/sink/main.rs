@@ -14,3 +14,4 @@ mod rig;
 mod shapes;
 mod shares;
 mod streaming;
+mod watched;

@@ -231,10 +231,12 @@ fn render(answer: &Json) -> String {
     if let Some(pause) = answer.get("pause") {
         let ms = |key: &str| number(pause, key) as f64 / 1000.0;
         page.push_str(&format!(
-            "writers were held up for {:.1} ms: locks {:.1}, drain {:.1}, other side {:.1}, commit {:.1}; {} tries at the locks\n",
+            "writers were held up for {:.1} ms: locks {:.1}, drain {:.1}, compare {:.1} ({} rows), other side {:.1}, commit {:.1}; {} tries at the locks\n",
             ms("total_us"),
             ms("locks_us"),
             ms("drain_us"),
+            ms("verify_us"),
+            number(pause, "rows_verified"),
             ms("prepare_us"),
             ms("commit_us"),
             number(pause, "tries")

@@ -20,6 +20,7 @@ fn report(key: Option<Vec<Option<String>>>) -> Report {
         samples: vec![difference],
     };
     Report {
+        open_buckets: 0,
         position: Some("1/16B3748/end".to_owned()),
         differences: 3,
         refused_rows: 0,

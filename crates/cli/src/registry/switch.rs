@@ -82,6 +82,14 @@ macro_rules! each {
 }
 
 impl AnySwitchEnd {
+    /// Nobody looks any more who else writes the tables; nobody ever did in a file.
+    pub(crate) async fn unwatch(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::Postgres(one) => one.unwatch().await,
+            Self::Sqlite(_) => Ok(()),
+        }
+    }
+
     pub(crate) async fn identity(&mut self) -> Result<String, Failure> {
         each!(self, one => one.identity().await)
     }
@@ -201,6 +209,17 @@ impl AnySwitchEnd {
 impl AnyFreeze {
     pub(crate) fn locked(&self) -> Locked {
         each!(self, one => one.locked)
+    }
+
+    /// That it holds still; only what is compared in a freeze asks, which files are not.
+    pub(crate) async fn holds(&self) -> Result<(), Failure> {
+        match self {
+            Self::Postgres(one) => one.holds().await,
+            Self::Sqlite(one) if one.locked.left().is_zero() => {
+                Err(Failure::retry("asking whether the writers are still held up", "the deadline has passed"))
+            }
+            Self::Sqlite(_) => Ok(()),
+        }
     }
 
     pub(crate) async fn open_the_other_side(&self) -> Result<(), Failure> {

@@ -134,6 +134,7 @@ async fn two_sides(
     wiring::release_source(spec, &spec.base()).await?;
     let (_, mut new) = registry::switch_ends(spec)?;
     new.drop_reverse().await?;
+    new.unwatch().await?;
     registry::written_side(&super::back::planned(spec).await?)?.forget().await?;
     if args.drop_mapping {
         match &mut end {

@@ -3,11 +3,14 @@
 use super::{
     adding::{Added, Asker},
     ends::SinkJob,
-    fallen, resources,
+    fallen,
+    proof::{Begun, Looking, named},
+    resources,
     session::Session,
     supervise::barrier,
     switch::Wanted,
     together::Together,
+    verifier,
     watcher::{Watcher, held},
 };
 use crate::{
@@ -25,16 +28,19 @@ use crossfade_control::{
 use crossfade_event::{Cut, Partition, Position, TableName, TableSchema};
 use crossfade_log::{EventLog, embedded::Embedded};
 use crossfade_observe::{
-    LogStatus, Meter, Rates, Retrying, SinkStatus, Status, lag_ms,
+    LogStatus, Meter, Rates, Retrying, SinkStatus, Status, VerifyStatus, lag_ms,
     socket::{Control, Refused},
 };
 use crossfade_pipeline::ValveHandle;
-use crossfade_state::SledStore;
+use crossfade_state::{Changes, Setting, SettingKey, SledStore, StateStore};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     str::FromStr,
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -60,6 +66,12 @@ pub(super) struct Shared {
     pub(super) gates: Gates,
     verdicts: Mutex<Vec<Verdict>>,
     begun: Instant,
+    /// Goes on whenever what was proven is voided; in each run from another number.
+    voids: AtomicU64,
+    /// From where, and up to where, rows that have changed since the last clean pass were compared.
+    verified: Mutex<Option<(Cut, Cut)>>,
+    /// What whoever compares both sides all the time says; nothing where nobody does.
+    verifying: Mutex<Option<VerifyStatus>>,
     stop: mpsc::Sender<()>,
     stop_asked: Mutex<Option<mpsc::Receiver<()>>>,
     closed: watch::Sender<bool>,
@@ -136,6 +148,10 @@ impl Shared {
             gates: fallen::gates_of(&session.spec, &session.journal.migration()),
             verdicts: Mutex::default(),
             begun: Instant::now(),
+            // No other run counts from the same number.
+            voids: AtomicU64::new(session.by.at_us.unsigned_abs()),
+            verified: Mutex::default(),
+            verifying: Mutex::default(),
             stop,
             stop_asked: Mutex::new(Some(stop_asked)),
             closed: watch::Sender::new(false),
@@ -271,6 +287,7 @@ impl Shared {
         status.log.behind = behind_by_partition(sink_cut.as_ref(), &self.log);
         status.clients = self.log.clients();
         status.processes = self.log.processes();
+        status.verify = held(&self.verifying).clone();
         status.gates = held(&self.verdicts).clone();
         status.retrying = held(&self.watcher.retrying).clone().or_else(|| log_waiting(&self.log));
         status
@@ -439,7 +456,57 @@ impl Shared {
 
     /// What was proven of both sides holds no more.
     pub(super) async fn void(&self, who: &str, why: &str) -> Result<(), Refused> {
+        self.voids.fetch_add(1, Relaxed);
+        // A comparison that a later run would go on with is begun anew.
+        self.keep(verifier::KEPT, None).await.map_err(|error| refused(&error))?;
         self.command(who, Command::Void { why: why.to_owned() }).await
+    }
+
+    /// Whether a comparison is the beginning of a proof that is carried on: to a switch, or all the time.
+    fn is_proof_carried_on(&self) -> bool {
+        let spec = &self.spec;
+        (spec.switch.is_some() || spec.verify.continuous) && !crate::wiring::writes_beside(spec)
+    }
+
+    /// A number that is another one after each time.
+    pub(super) fn voids(&self) -> u64 {
+        self.voids.load(Relaxed)
+    }
+
+    /// Rows that have changed since the clean pass begun at the first cut are compared up to the second.
+    pub(super) fn set_verified(&self, upto: Option<(Cut, Cut)>) {
+        *held(&self.verified) = upto;
+    }
+
+    /// Up to where that was done for the clean pass begun at `from`.
+    pub(super) fn verified_upto(&self, from: &Cut) -> Option<Cut> {
+        held(&self.verified).as_ref().filter(|(begun, _)| begun == from).map(|(_, upto)| upto.clone())
+    }
+
+    /// Says how far comparing both sides all the time has come.
+    pub(super) fn verifying(&self, say: impl FnOnce(&mut VerifyStatus)) {
+        say(held(&self.verifying).get_or_insert_default());
+    }
+
+    /// What is kept under a name in the state.
+    pub(super) fn kept(&self, name: &str) -> Option<String> {
+        match self.state.get(&SettingKey::new(name)) {
+            Ok(kept) => kept.map(|Setting(text)| text),
+            Err(error) => {
+                tracing::warn!("what the state keeps of {name} cannot be read, and is made anew: {error}");
+                None
+            }
+        }
+    }
+
+    /// Keeps it there, or takes it away.
+    pub(super) async fn keep(&self, name: &str, text: Option<String>) -> Result<(), CliError> {
+        let key = SettingKey::new(name);
+        let changes = match text {
+            Some(text) => Changes::one(&key, &Setting(text)),
+            None => Changes::new().remove(&key),
+        };
+        Ok(self.state.commit(changes).await?)
     }
 
     /// What somebody asks for goes into the journal under their name.
@@ -635,13 +702,35 @@ impl Control for Answers {
                 self.0.command(&who, Command::Approve { approval }).await?;
                 Ok(Value::Null)
             }
+            "verify-begins" => {
+                let begun = match crate::registry::postgres_switch_ends(&self.0.spec, "a proof that is carried on") {
+                    Ok(_) if self.0.is_proof_carried_on() => {
+                        let before = self.0.journal.migration().clean_pass.and_then(|pass| pass.mark);
+                        let mut looking = Looking::open(&self.0).await.map_err(|error| refused(&error))?;
+                        Some(looking.begin(&self.0, before.as_deref()).await.map_err(|error| refused(&error))?)
+                    }
+                    _ => None,
+                };
+                serde_json::to_value(begun).map_err(|error| Refused::new(1, error.to_string()))
+            }
             "verified" => {
+                let begun: Option<Begun> = serde_json::from_value(body.get("begun").cloned().unwrap_or_default())
+                    .map_err(|error| Refused::new(2, format!("no beginning: {error}")))?;
+                let shapes = self.0.watcher.progress.borrow().as_ref().map(|progress| named(&progress.schemas));
+                let holds = |begun: &Begun| begun.voids == self.0.voids() && shapes.as_ref() == Some(&begun.schemas);
+                if begun.as_ref().is_some_and(|begun| !holds(begun)) {
+                    return Err(Refused::new(
+                        3,
+                        "meanwhile the target was written by a repair or a replay, a table has changed its shape, or the run was started again: verify again",
+                    ));
+                }
+                let (from, mark) = begun.map_or((None, None), |begun| (Some(begun.from), begun.mark));
                 let number = |key: &str| body.get(key).and_then(Value::as_u64).unwrap_or_default();
                 let position = serde_json::from_value(body.get("position").cloned().unwrap_or_default())
                     .map_err(|error| Refused::new(2, format!("no position: {error}")))?;
                 let (rows, differences) = (number("rows"), number("differences"));
                 let at_us = self.0.now().at_us;
-                self.0.command(&who, Command::Verified { position, rows, differences, at_us }).await?;
+                self.0.command(&who, Command::Verified { position, rows, differences, at_us, from, mark }).await?;
                 Ok(Value::Null)
             }
             "quarantine-retry" => {

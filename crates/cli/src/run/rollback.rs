@@ -83,6 +83,7 @@ impl Held {
             wiring::release_source(spec, self.owned.dir()).await?;
             report
         } else {
+            super::switch::unwatch(spec).await?;
             let routes = as_followed(spec, routes, &mut sink).await?;
             let report = sink.undo(routes.target()).await?;
             super::switch::let_go(spec).await?;

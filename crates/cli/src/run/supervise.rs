@@ -11,7 +11,7 @@ use super::{
     session::Session,
     switch::{Switching, install},
     together::{Together, share},
-    views,
+    verifier, views,
     watcher::Watcher,
 };
 use crate::{commands::folder::DELIVER, error::CliError, spec::Part, wiring};
@@ -114,6 +114,9 @@ impl Running {
         }
         if shared.gates.collisions.is_some() && part != Some(Part::Ingest) {
             helpers.spawn(collisions::watch(shared.clone()));
+        }
+        if shared.spec.verify.continuous && part.is_none() && shared.spec.reverse.is_none() && limit.is_none() {
+            helpers.spawn(verifier::run(shared.clone()));
         }
         if shared.spec.switch.is_some() && part.is_none() && shared.spec.reverse.is_none() {
             helpers.spawn(install(shared.clone()));

@@ -5,6 +5,7 @@
 //!  guards ─▶ journal: judged ─▶ way on prepared ─▶ journal: intent (epoch n+1, deadline)
 //!   ┌─ writers held up, by the server's own clock ──────────────────────────────────────┐
 //!   │ locks ─▶ journal: frozen ─▶ barrier through the stream ─▶ the sink has passed it     │
+//!   │ ─▶ what has changed since the clean pass is compared; nobody else has written there  │
 //!   │ ─▶ other side's disk, sequences, ready to be opened ─▶ journal: drained              │
 //!   │ ─▶ row n ─▶ n+1 AND the fence ─────────────────────────── point of no return         │
 //!   │ ─▶ other side's row, and its fence out of action                                     │
@@ -24,7 +25,7 @@ mod unheard;
 mod way;
 
 pub(crate) use look::said;
-pub(crate) use settle::{Settled, complete, forget, install, let_go, settle};
+pub(crate) use settle::{Settled, complete, forget, install, let_go, settle, unwatch};
 
 use super::{control::Shared, swap};
 use crate::{
@@ -89,6 +90,10 @@ pub(crate) struct Pause {
     pub(crate) locks_us: u64,
     /// Until everything was in the sink.
     pub(crate) drain_us: u64,
+    /// Until what had changed since the last comparison was compared.
+    pub(crate) verify_us: u64,
+    /// How many rows that were.
+    pub(crate) rows_verified: u64,
     /// Sequences, the other side's disk, what keeps its writes, and making it ready to be opened.
     pub(crate) prepare_us: u64,
     /// The last commits: the one with the fence, and the one that opens the other side.

@@ -25,6 +25,7 @@ use crossfade_event::{
     Position, SchemaVersion, TableId, TableName, TableSchema,
     catalog::{Catalog, RelationKind, TableDef},
 };
+use crossfade_pipeline::Routes;
 use crossfade_transform::{Back, BackHow, Note, Plan, Writing};
 use crossfade_verify::{CheckKind, Options, Report, SinkPosition, Subject, TableReport, verify_rows};
 use serde::Serialize;
@@ -108,6 +109,7 @@ impl Found {
             lossy: of_rows.map(|compared| compared.lossy.as_slice()).unwrap_or_default(),
             queries: self.queries.as_deref(),
             caught_up_first,
+            not_carried: of_rows.and_then(|compared| compared.not_carried.as_deref()),
         }
     }
 
@@ -206,15 +208,18 @@ struct Answer<'a> {
     queries: Option<&'a [PairReport]>,
     /// Nobody ran the migration, so this command did until both sides were compared.
     caught_up_first: bool,
+    /// Why a switch cannot go by it, where there is to be one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_carried: Option<&'a str>,
 }
 
 /// A planned table that the source no longer has. The target keeps it: a drop does not come with the stream.
 #[derive(Debug, Serialize)]
-struct Dropped {
-    table: String,
-    target: String,
+pub(super) struct Dropped {
+    pub(super) table: String,
+    pub(super) target: String,
     /// What is left of it in the target: each row is a difference.
-    rows: u64,
+    pub(super) rows: u64,
 }
 
 /// What was found.
@@ -224,13 +229,18 @@ struct Compared {
     lossy: Vec<Note>,
     /// Where that was asked for.
     repaired: Option<Repaired>,
+    /// Where the sink stood when the comparison began, and by what the target tells who else writes it.
+    begun: Option<serde_json::Value>,
+    /// Why a switch cannot be based on it, where that was tried.
+    not_carried: Option<String>,
 }
 
 /// Compares both sides, and has the process that runs the migration note what came of it: a switch asks for the proof.
 async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
-    let compared = compare(spec, args).await?;
+    let mut compared = compare(spec, args).await?;
     let report = &compared.report;
     let body = serde_json::json!({
+        "begun": compared.begun,
         "who": folder::by_hand().who,
         "position": report.position,
         "rows": report.tables.iter().map(|table| table.target_rows).sum::<u64>(),
@@ -243,31 +253,36 @@ async fn compare_and_note(spec: &Spec, args: &VerifyArgs) -> Result<Compared, Cl
         && let Err(error) = control::ask(spec, hyper::Method::POST, "/command/verified", Some(body)).await
     {
         tracing::info!("the comparison is not noted for a switch: {error}");
+        compared.not_carried = spec.switch.is_some().then_some(error.message);
     }
     Ok(compared)
 }
 
+/// Where the sink stands before anything is read: what comes later is not proven by the comparison that begins.
+async fn begins(spec: &Spec) -> (Option<serde_json::Value>, Option<String>) {
+    if spec.part.is_some() {
+        return (None, None);
+    }
+    let asked = control::ask(spec, hyper::Method::POST, "/command/verify-begins", Some(serde_json::json!({}))).await;
+    match asked {
+        Ok(begun) => (begun, None),
+        Err(error) => {
+            tracing::info!("whether anybody else writes the target is not watched: {error}");
+            (None, spec.switch.is_some().then_some(error.message))
+        }
+    }
+}
+
 /// Compares both sides, while somebody brings the target up to the source.
 async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
-    let folder = folder::base(spec)?;
-    let plan = PlanFile::read(&folder)?.ok_or_else(|| CliError::failed("the plan has gone"))?;
-    let mut source = wiring::source_inspect(spec)?;
-    let mut target = wiring::sink_inspect(spec)?;
-    // The tables as they are now: the plan follows them as the stream did.
-    let catalog = match source.catalog(spec.source.tables()).await {
-        Ok(catalog) if plan.catalog.tables.iter().all(|old| partner(old, &catalog).is_some()) => catalog,
-        // A table that is called otherwise now is followed all the same, whatever the spec's patterns say of its new name;
-        // and a pattern may match nothing any more.
-        _ => source.catalog(&EVERYTHING.map(str::to_owned)).await?,
-    };
+    let both = Both::look(spec).await?;
+    let whole = both.whole(spec)?;
+    let Both { mut source, mut target, shape, dropped, .. } = both;
     let lossy = source.losses();
-    let paired = Paired::of(&plan.catalog, &catalog);
-    let secret = secret_of(&folder)?;
-    let now = PlanFile::with_tables(&plan, paired.planned);
-    let bound = routes(spec, &now, secret.clone(), 0)?;
-    let subject = Subject { plan: bound.plan(), source_tables: paired.source_tables, renamed: paired.renamed };
+    let subject = shape.subject();
     let options = Options { samples: args.limit, show_keys: args.show_keys, ..Options::default() };
     let mut asking = Asking(AnySink::for_looking(spec)?);
+    let (mut begun, mut not_carried) = begins(spec).await;
     let (mut report, mut differences) = verify_rows(&subject, &mut source, &mut target, &mut asking, &options).await?;
     let mut repaired = args.repair.then(Repaired::default);
     // A row that changes all the time may be left to the stream again and again.
@@ -277,19 +292,75 @@ async fn compare(spec: &Spec, args: &VerifyArgs) -> Result<Compared, CliError> {
         sum.written += round.written;
         sum.deleted += round.deleted;
         (sum.refused, sum.left_alone) = (round.refused, round.left_alone);
+        // What was repaired is no proof: a comparison that begins after it is.
+        (begun, not_carried) = begins(spec).await;
         (report, differences) = verify_rows(&subject, &mut source, &mut target, &mut asking, &options).await?;
         if round.written + round.deleted == round.refused && report.differences == round.refused + round.left_alone {
             break;
         }
     }
-    let dropped = match paired.dropped.as_slice() {
-        [] => Vec::new(),
-        names => {
-            let whole = routes(spec, &plan, secret, 0)?;
-            left_of(names, whole.plan(), spec.source.by_root(), &mut target, &mut report).await?
-        }
+    let dropped = match &whole {
+        None => Vec::new(),
+        Some(whole) => left_of(&dropped, whole.plan(), spec.source.by_root(), &mut target, &mut report).await?,
     };
-    Ok(Compared { report, dropped, lossy, repaired })
+    Ok(Compared { report, dropped, lossy, repaired, begun, not_carried })
+}
+
+/// Both ends as they are now, and the plan that leads from the one to the other.
+pub(super) struct Both {
+    pub(super) source: AnyInspect,
+    pub(super) target: AnyInspect,
+    pub(super) shape: Shape,
+    pub(super) dropped: Vec<TableName>,
+    plan: PlanFile,
+    secret: Vec<u8>,
+}
+
+/// The source's tables as they are now, and what the plan makes of them.
+pub(super) struct Shape {
+    bound: Routes,
+    source_tables: Vec<Arc<TableSchema>>,
+    renamed: BTreeMap<TableName, TableName>,
+}
+
+impl Shape {
+    pub(super) fn subject(&self) -> Subject<'_> {
+        Subject { plan: self.bound.plan(), source_tables: self.source_tables.clone(), renamed: self.renamed.clone() }
+    }
+
+    /// The tables of the target that hold rows of ours alone.
+    pub(super) fn target_tables(&self) -> Vec<TableName> {
+        let ours = self.bound.plan().tables().iter();
+        ours.filter(|table| matches!(table.write, Writing::Table | Writing::InsertOnce))
+            .map(|table| table.schema.name.clone())
+            .collect()
+    }
+}
+
+impl Both {
+    pub(super) async fn look(spec: &Spec) -> Result<Self, CliError> {
+        let folder = folder::base(spec)?;
+        let plan = PlanFile::read(&folder)?.ok_or_else(|| CliError::failed("the plan has gone"))?;
+        let mut source = wiring::source_inspect(spec)?;
+        let target = wiring::sink_inspect(spec)?;
+        // The tables as they are now: the plan follows them as the stream did.
+        let catalog = match source.catalog(spec.source.tables()).await {
+            Ok(catalog) if plan.catalog.tables.iter().all(|old| partner(old, &catalog).is_some()) => catalog,
+            // A table that is called otherwise now is followed all the same, whatever the spec's patterns say of its new
+            // name; and a pattern may match nothing any more.
+            _ => source.catalog(&EVERYTHING.map(str::to_owned)).await?,
+        };
+        let Paired { planned, source_tables, renamed, dropped } = Paired::of(&plan.catalog, &catalog);
+        let secret = secret_of(&folder)?;
+        let bound = routes(spec, &PlanFile::with_tables(&plan, planned), secret.clone(), 0)?;
+        let shape = Shape { bound, source_tables, renamed };
+        Ok(Self { source, target, shape, dropped, plan, secret })
+    }
+
+    /// The plan of before, where the source no longer has some of its tables.
+    pub(super) fn whole(&self, spec: &Spec) -> Result<Option<Routes>, CliError> {
+        (!self.dropped.is_empty()).then(|| routes(spec, &self.plan, self.secret.clone(), 0)).transpose()
+    }
 }
 
 /// Every table of a database.
@@ -335,7 +406,7 @@ impl Paired {
 }
 
 /// What is left in the target of tables that the source no longer has; goes into the report.
-async fn left_of(
+pub(super) async fn left_of(
     names: &[TableName],
     plan: &Plan,
     by_root: bool,
@@ -404,6 +475,9 @@ impl Compared {
                     output::count(done.left_alone)
                 ));
             }
+        }
+        if let Some(why) = &self.not_carried {
+            notes.push(format!("a switch cannot go by this comparison: {why}"));
         }
         for check in self.report.checks.iter().filter(|check| check.broken > 0) {
             let (rows, columns) = (output::count(check.broken), check.columns.join(", "));

@@ -15,6 +15,7 @@ mod schema;
 mod sink;
 mod source;
 mod switch;
+mod verify;
 mod views;
 
 pub(crate) use crossfade_control::Gates;
@@ -33,6 +34,7 @@ pub(crate) use sink::{Cleanup, KafkaSink, SinkDecimal, SinkFormat};
 pub(crate) use source::{BinaryHandling, DebeziumSource, DecimalHandling, TimePrecision};
 pub(crate) use source::{OnRewrite, PostgresSource, SourceSpec};
 pub(crate) use switch::{DEADLINE_MAX, DEADLINE_MIN, SwitchSpec};
+pub(crate) use verify::VerifySpec;
 pub(crate) use views::ViewsSpec;
 
 use document::Document;
@@ -43,8 +45,10 @@ use std::{
 use toml::{Spanned, de::DeValue};
 
 /// The keys of the top level.
-const SECTIONS: [&str; 13] =
-    ["name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates", "switch", "require", "views"];
+const SECTIONS: [&str; 14] = [
+    "name", "dir", "secret", "source", "log", "sink", "keys", "rekey", "table", "gates", "verify", "switch", "require",
+    "views",
+];
 
 /// What one process does of a migration where it does not do all of it. Each has a folder of its own in the migration's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +92,8 @@ pub(crate) struct Spec {
     pub(crate) rules: crossfade_transform::Rules,
     /// What is watched meanwhile.
     pub(crate) gates: Gates,
+    /// Whether both sides are compared all the time.
+    pub(crate) verify: VerifySpec,
     /// How the new side gets the authority; without it, it does not.
     pub(crate) switch: Option<SwitchSpec>,
     /// What must hold in the source before it begins.
@@ -147,6 +153,7 @@ impl Spec {
         let mut log = read_log(&mut document)?;
         let mut sink = read_sink(&mut document)?;
         let gates: Gates = optional(&mut document, "gates")?.unwrap_or_default();
+        let verify: VerifySpec = optional(&mut document, "verify")?.unwrap_or_default();
         let switch = optional(&mut document, "switch")?;
         let require: Vec<Requirement> = optional(&mut document, "require")?.unwrap_or_default();
         let views = optional(&mut document, "views")?;
@@ -156,6 +163,7 @@ impl Spec {
         rules::check_secret(&document, secret.as_ref())?;
         rules::check_log(&document, &log, &sink, &transforms)?;
         switch::check(&document, switch.as_ref(), &source, &sink)?;
+        verify::check(&document, &verify, &source, &log, &sink, &transforms)?;
         require::check(&document, &require, &source)?;
         switch::check(&document, switch.as_ref(), &source, &sink)?;
         views::check(&document, views.as_ref(), &source, &sink)?;
@@ -175,6 +183,7 @@ impl Spec {
             sink,
             rules: transforms,
             gates,
+            verify,
             switch,
             require,
             views,

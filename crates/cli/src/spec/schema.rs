@@ -1,6 +1,6 @@
 //! The JSON Schema of the spec, for editors: made from the types, kept as a file that a test compares.
 
-use super::{Gates, LogSpec, Name, Requirement, Secret, SinkSpec, SourceSpec, SwitchSpec, ViewsSpec};
+use super::{Gates, LogSpec, Name, Requirement, Secret, SinkSpec, SourceSpec, SwitchSpec, VerifySpec, ViewsSpec};
 use crossfade_transform::Rules;
 use schemars::{JsonSchema, schema_for};
 use std::path::PathBuf;
@@ -29,6 +29,9 @@ struct SpecFile {
     /// Conditions that are watched while the migration runs.
     #[schemars(default)]
     gates: Gates,
+    /// Comparing both sides all the time.
+    #[schemars(default)]
+    verify: VerifySpec,
     /// How the applications are switched to the new side. Without it they are not.
     switch: Option<SwitchSpec>,
     /// What must hold in the source before the migration begins.

@@ -15,7 +15,7 @@ pub(crate) struct SwitchSpec {
     /// One try at the tables' locks lasts at most so long. Writers wait behind it; below the server's `deadlock_timeout` none
     /// of them meets an error for it.
     pub(crate) lock_timeout: Span,
-    /// So long counts a `crossfade verify` without a difference.
+    /// So long counts a comparison of everything without a difference.
     pub(crate) verified_within: Span,
     /// So many people must agree (`crossfade approve`): 0, 1 or 2.
     pub(crate) approvals: u32,

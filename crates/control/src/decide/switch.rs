@@ -21,8 +21,9 @@ const WHOLE: u32 = 1_000_000;
 
 pub(super) fn decide(migration: &Migration, command: &Command) -> Decided {
     match command {
-        Command::Verified { position, rows, differences, at_us } => {
-            let pass = CleanPass { position: position.clone(), rows: *rows, at_us: *at_us };
+        Command::Verified { position, rows, differences, at_us, from, mark } => {
+            let (rows, at_us) = (*rows, *at_us);
+            let pass = CleanPass { position: position.clone(), rows, at_us, from: from.clone(), mark: mark.clone() };
             verified(migration, command, pass, *differences)
         }
         Command::Void { why } => void(migration, why),

@@ -101,7 +101,7 @@ async fn a_journal_with_a_gap_or_from_the_future_is_refused() {
     for (second, word) in [
         (good.replace("\"number\":1", "\"number\":3"), "record 3 comes after record 1"),
         (good.replace("\"number\":1", "\"number\":2").replace("all", "tenant-7"), "`tenant-7`"),
-        (r#"{"v":5,"anything":[]}"#.to_owned(), "has format 5"),
+        (r#"{"v":6,"anything":[]}"#.to_owned(), "has format 6"),
         ("{".to_owned(), "damaged at record 2"),
     ] {
         let home = tempfile::tempdir().unwrap();
@@ -264,12 +264,43 @@ async fn a_journal_from_before_switches_is_read_and_goes_on_into_one() {
     let old: Migration = serde_json::from_str(&fold[fold.find("{\"phase").unwrap()..fold.len() - 1]).unwrap();
     assert_eq!(old, migration);
     assert_eq!(journal.fold().await.unwrap().upto, upto);
-    let passed = Command::Verified { position: None, rows: 1, differences: 0, at_us: 8 };
+    let passed = Command::Verified { position: None, rows: 1, differences: 0, at_us: 8, from: None, mark: None };
     journal.command(passed, &by("ann")).await.unwrap();
     journal.command(Command::Pause { by: "ann".into(), reason: String::new() }, &by("ann")).await.unwrap();
     assert_eq!(journal.migration().phase, Phase::Verified);
     let formats: Vec<u32> = journal.records().unwrap().iter().map(|record| record.v).collect();
     assert_eq!(formats, [1, 1, 1, 1, 1, 1, 1, 2, 1], "an older program stops at the first word that it does not know");
+}
+
+/// A proof as it was written before it was carried into the freeze.
+const BEFORE_PROOFS: &str = r#"{"v":2,"number":8,"unit":"all","at_us":8,"who":"ann","command":{"verified":{"position":null,"rows":1,"differences":0,"at_us":8}},"decisions":[{"passed-clean":{"pass":{"position":null,"rows":1,"at_us":8}}}]}"#;
+
+#[tokio::test]
+async fn a_proof_from_before_it_was_carried_on_is_read_and_one_that_is_needs_a_program_that_does() {
+    let home = tempfile::tempdir().unwrap();
+    let log = Embedded::open(home.path(), Options::default()).unwrap();
+    for (number, record) in (1..).zip(BEFORE_SWITCHES.into_iter().chain([BEFORE_PROOFS])) {
+        log.append(raw(number, record)).await.unwrap();
+    }
+    drop(log);
+    let journal = open(home.path());
+    let pass = journal.migration().clean_pass.unwrap();
+    assert_eq!((journal.migration().phase, pass.from, pass.mark), (Phase::Verified, None, None));
+    let from = Some(crossfade_event::Cut::single(crossfade_event::Offset(9)));
+    let verified = |at_us, from, mark| Command::Verified { position: None, rows: 1, differences: 0, at_us, from, mark };
+    for (at_us, from, mark) in [(9, None, None), (10, from.clone(), None), (11, from, Some("a mark".to_owned()))] {
+        journal.command(verified(at_us, from, mark), &by("ann")).await.unwrap();
+    }
+    journal.command(Command::Void { why: "for a test".into() }, &by("ann")).await.unwrap();
+    let formats: Vec<u32> = journal.records().unwrap().iter().skip(7).map(|record| record.v).collect();
+    assert_eq!(formats, [2, 2, 5, 5, 2], "an older program would switch without carrying the proof on");
+    let text = serde_json::to_string(&journal.records().unwrap()[10].command).unwrap();
+    let golden = r#"{"verified":{"position":null,"rows":1,"differences":0,"at_us":11,"from":[9],"mark":"a mark"}}"#;
+    assert_eq!(text, golden);
+    let before = journal.migration();
+    assert_eq!((before.clean_pass.clone(), before.voided.clone().unwrap().why.as_str()), (None, "for a test"));
+    drop(journal);
+    assert_eq!(open(home.path()).migration(), before);
 }
 
 #[test]

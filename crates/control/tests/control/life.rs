@@ -95,7 +95,7 @@ fn commands() -> Vec<Command> {
 }
 
 fn verified(differences: u64) -> Command {
-    Command::Verified { position: None, rows: 9, differences, at_us: 5 }
+    Command::Verified { position: None, rows: 9, differences, at_us: 5, from: None, mark: None }
 }
 
 fn compare(quarantined: u64) -> Command {

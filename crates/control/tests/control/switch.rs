@@ -84,7 +84,7 @@ fn start(back: bool) -> Migration {
         Command::StartBackfill { generation: 1 },
         Command::BackfillDone { generation: 1 },
         Command::CaughtUp,
-        Command::Verified { position: None, rows: 1, differences: 0, at_us: 1 },
+        Command::Verified { position: None, rows: 1, differences: 0, at_us: 1, from: None, mark: None },
         Command::Judge { before: Direction::Cutover, facts, limits, at_us: 1 },
     ];
     let ready = way.into_iter().fold(Migration::default(), told);

@@ -35,6 +35,8 @@ pub struct Reader {
     wanted: u16,
     /// Whether the system may forget what was read: nobody reads the stream a second time soon.
     drops_pages: bool,
+    /// Whether it takes batches from memory, and is one by whom others pace themselves.
+    near: bool,
     /// The first offset not yet given.
     next: Offset,
     place: Option<Place>,
@@ -61,7 +63,12 @@ impl Reader {
         }
         let ends = log.shared.end.subscribe();
         let drops_pages = lane == Lane::Stream && !log.shared.read_only && log.shared.options.sync;
-        Ok(Self { log, ends, wanted: wanted(lane), drops_pages, next, place: None, whole: true })
+        Ok(Self { log, ends, wanted: wanted(lane), drops_pages, near: true, next, place: None, whole: true })
+    }
+
+    /// The same as one that looks on from the side: it reads the files, and others may come behind it.
+    pub(super) fn aside(self) -> Self {
+        Self { near: false, drops_pages: false, ..self }
     }
 
     fn collect(&mut self) -> Result<Option<Entries>, LogError> {
@@ -75,7 +82,7 @@ impl Reader {
                 (begins_parts || taken + bytes > ENTRIES_BYTES || entries.len() >= ENTRIES) && !entries.is_empty()
             };
             let fits = |batch: &Handed| !enough(batch.whole, batch.bytes, &entries, self.whole);
-            let fresh = self.spot().map(|spot| self.log.shared.fresh.take(spot, &end, fits));
+            let fresh = self.spot().filter(|_| self.near).map(|spot| self.log.shared.fresh.take(spot, &end, fits));
             match fresh {
                 Some(Given::Batch(batch)) => {
                     taken += batch.bytes;

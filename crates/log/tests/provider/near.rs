@@ -49,6 +49,9 @@ async fn readers_near_and_far_are_given_what_the_file_holds() {
         let mut readers: Vec<Near> = [Lane::Stream, Lane::Stream, Lane::Snapshot, Lane::All]
             .map(|lane| Near { lane, reader: good(log.read(&log.start(), lane)), entries: Vec::new() })
             .into();
+        // One that looks on from the side takes nothing from memory, and gets the same.
+        let aside = good(log.read_aside(&log.start(), Lane::Stream));
+        readers.push(Near { lane: Lane::Stream, reader: aside, entries: Vec::new() });
         let mut waiting = Vec::new();
         for n in 2..120 {
             match random.random_range(0..12) {
@@ -96,6 +99,8 @@ async fn a_near_reader_needs_no_file_and_a_second_one_does() {
     let mut one = good(log.read(&log.tail().cut, Lane::Stream));
     let mut two = good(log.read(&log.tail().cut, Lane::Stream));
     assert!(good(one.try_next()).is_none() && good(two.try_next()).is_none());
+    let mut aside = good(log.read_aside(&log.tail().cut, Lane::Stream));
+    assert!(good(aside.try_next()).is_none());
 
     good(log.append(transaction(2, vec![insert("key", "note")])).await);
     let segment = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
@@ -107,6 +112,10 @@ async fn a_near_reader_needs_no_file_and_a_second_one_does() {
     bytes[found] ^= 1;
     file.write_all_at(&bytes[found..=found], found as u64).unwrap();
 
+    assert!(
+        matches!(aside.try_next(), Err(LogError::Corrupt { .. })),
+        "who looks on reads the file, and takes nothing"
+    );
     let given = good(one.try_next()).expect("it is handed over");
     assert!(given.whole && given.entries.iter().any(|entry| matches!(entry.event, Event::Changed(_))));
     assert!(matches!(two.try_next(), Err(LogError::Corrupt { .. })), "the file is what the second one reads");

@@ -19,6 +19,10 @@ pub(super) async fn switch_over(
     by: &By,
 ) -> Result<Pause, CliError> {
     way.prepare().await?;
+    if let Err(unproven) = way.prove().await {
+        way.give_up().await;
+        return Err(unproven);
+    }
     let (deadline_ms, at_us) = (u64::try_from(deadline.0.as_millis()).unwrap_or(u64::MAX), by.at_us);
     let intent = match way.direction {
         Direction::Cutover => Command::Cutover { epoch, deadline_ms, at_us },
@@ -39,6 +43,7 @@ pub(super) async fn switch_over(
         Ok(Settled::Moved) => Ok(Pause::default()),
         Ok(Settled::TakenBack | Settled::Nothing) => {
             way.give_up().await;
+            way.void_if_broken().await;
             Err(CliError {
                 message: format!("the switch was taken back, and the {stays} side goes on: {}", error.message),
                 ..error
@@ -73,6 +78,19 @@ async fn frozen(
         let position = drained(way).await?;
         pause.drain_us = micros(step.elapsed());
         let step = Instant::now();
+        if let Some(proof) = &mut way.proof {
+            let settled = proof.settle(way.stream).await;
+            if settled.is_err()
+                && let Err(lapsed) = freeze.holds().await
+            {
+                // Somebody may have written meanwhile: what differs says nothing.
+                proof.broken = None;
+                return Err(lapsed.into());
+            }
+            pause.rows_verified = settled?;
+        }
+        pause.verify_us = micros(step.elapsed());
+        let step = Instant::now();
         way.carry_sequences().await?;
         way.to.settle().await?;
         way.begin_here().await?;
@@ -95,8 +113,12 @@ async fn frozen(
         Err(_) => {
             freeze.release().await;
             let to = way.direction.to();
-            return Err(CliError::failed(format!("not everything was on the {to} side within the deadline"))
-                .hint("let it catch up first, or allow a longer --deadline"));
+            let compares = way.proof.is_some() && pause.drain_us > 0 && pause.verify_us == 0;
+            let late = match compares {
+                true => "what has changed since the last comparison was not compared within the deadline".to_owned(),
+                false => format!("not everything was on the {to} side within the deadline"),
+            };
+            return Err(CliError::failed(late).hint("let it catch up first, or allow a longer --deadline"));
         }
     };
     give(way, freeze, opening, epoch, by, pause).await

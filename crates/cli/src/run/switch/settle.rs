@@ -111,8 +111,8 @@ async fn tell(
     // One row for both: it was written by the switch itself, and no other fence is in the way.
     if !are_one(old, new).await {
         let holder = match authority.side {
-            Side::Old => old,
-            Side::New => new,
+            Side::Old => &mut *old,
+            Side::New => &mut *new,
         };
         let_in(holder, Written { side: authority.side, epoch: authority.epoch }).await?;
     }
@@ -134,6 +134,14 @@ async fn tell(
         }
     }
     journal.command(Command::Routed { epoch: authority.epoch }, by).await?;
+    // Whoever writes the new side is no foreigner any more. What cannot be taken away while they do goes at the clean-up.
+    if authority.side == Side::New {
+        match tokio::time::timeout(UNWATCH_LIMIT, new.unwatch()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => tracing::info!("the watch over the new side stays until the clean-up: {failure}"),
+            Err(_) => tracing::info!("the watch over the new side stays until the clean-up: its tables are busy"),
+        }
+    }
     // Within tables the old columns are level at every moment.
     if wiring::writes_beside(spec)
         && authority.side == Side::New
@@ -166,7 +174,13 @@ async fn let_in(holder: &mut AnySwitchEnd, written: Written) -> Result<(), CliEr
     }
 }
 
+/// So long the watch over the new side is tried to be taken away right after a switch.
+const UNWATCH_LIMIT: Duration = Duration::from_secs(2);
+
 const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// How often notes of other writers of the target that say nothing more are let go.
+const TIDY_EVERY: Duration = Duration::from_secs(600);
 
 /// How long to wait before a server that could not be reached is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -183,6 +197,13 @@ pub(crate) async fn install(shared: Arc<Shared>) {
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }
+        // Others may write the target for as long as they like; what is noted of it stays small.
+        while let Ok((_, mut new)) = registry::postgres_switch_ends(&shared.spec, "a watch over the target") {
+            tokio::time::sleep(TIDY_EVERY).await;
+            if let Err(failure) = new.tidy_watch().await {
+                tracing::debug!("notes of other writers were not let go: {failure}");
+            }
+        }
     };
     tokio::select! {
         () = work => {}
@@ -194,6 +215,14 @@ async fn install_once(spec: &Spec, epoch: u64) -> Result<(), CliError> {
     let (mut old, mut new) = registry::switch_ends(spec)?;
     old.install(epoch).await?;
     Ok(new.install(epoch).await?)
+}
+
+/// Takes away what watches the target, before what stays there is left to its owners.
+pub(crate) async fn unwatch(spec: &Spec) -> Result<(), CliError> {
+    match (&spec.source, &spec.sink) {
+        (SourceSpec::Postgres(_), SinkSpec::Postgres(_)) => Ok(registry::switch_ends(spec)?.1.unwatch().await?),
+        _ => Ok(()),
+    }
 }
 
 fn is_switchable(spec: &Spec) -> bool {

@@ -7,10 +7,11 @@ use crate::{
     run::{
         control::Shared,
         plan_file::{PlanFile, secret_of},
+        proof::Proof,
         reverse,
         session::bare_routes,
     },
-    spec::Spec,
+    spec::{SinkSpec, SourceSpec, Spec},
     wiring,
 };
 use crossfade_connector::{Inspect, Stage, Target};
@@ -37,6 +38,8 @@ pub(super) struct Way<'w> {
     pub(super) tables: Vec<TableName>,
     /// The migration's target: what the new side is made of.
     pub(super) target: Target,
+    /// The proof that both sides agree, carried on; absent where a way back cannot be compared.
+    pub(super) proof: Option<Proof>,
     /// Both sides are schemas of one database: one row says who has the authority.
     pub(super) within_one: bool,
 }
@@ -57,7 +60,7 @@ impl<'w> Way<'w> {
             Direction::Cutover => (old, new, stream.source_tables()),
             Direction::Failback => (new, old, reverse::tables_of(&target)),
         };
-        Ok(Self { direction, spec, journal, stream, from, to, source, tables, target, within_one })
+        Ok(Self { direction, spec, journal, stream, from, to, source, tables, target, proof: None, within_one })
     }
 
     /// The old side, and the new one.
@@ -96,6 +99,31 @@ impl<'w> Way<'w> {
             Direction::Cutover => reverse::prepare(self.spec, &mut self.to, &self.target).await,
             // The migration's own slot has never left the old side.
             Direction::Failback => Ok(()),
+        }
+    }
+
+    /// Takes up the proof that both sides agree, and compares what has changed since, until little is left for the freeze.
+    /// Between files there is none: their clean pass is asked before, and the freeze compares nothing.
+    pub(super) async fn prove(&mut self) -> Result<(), CliError> {
+        let between_servers =
+            matches!((&self.spec.source, &self.spec.sink), (SourceSpec::Postgres(_), SinkSpec::Postgres(_)));
+        if !between_servers || matches!(self.way_back(), Some(WayBack::Incomparable { .. })) {
+            return Ok(());
+        }
+        let mut proof = Proof::take_up(self.stream).await?;
+        let caught_up = proof.catch_up(self.stream).await;
+        self.proof = Some(proof);
+        if caught_up.is_err() {
+            self.void_if_broken().await;
+        }
+        caught_up
+    }
+
+    /// What was found void in a switch is so in the journal, once nothing is under way.
+    pub(super) async fn void_if_broken(&mut self) {
+        let Some(why) = self.proof.as_mut().and_then(|proof| proof.broken.take()) else { return };
+        if let Err(refused) = self.stream.void("switch", &why).await {
+            tracing::warn!("that the proof is void is not in the journal: {}", refused.error);
         }
     }
 
