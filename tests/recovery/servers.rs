@@ -71,8 +71,9 @@ async fn a_source_server_that_crashes_in_the_middle_of_the_copy_is_waited_for() 
     let Some((source, _target, stand)) = servers().await else { return };
     let teller = bank::teller(&stand.source, seeded::seed("a source that crashes while it is copied"), 100);
     let mut run = stand.start();
-    let log = stand.work().join("log");
-    stand.until("the log is there", &mut run, async || log.is_dir()).await;
+    // Segments, or the note of the topics.
+    let (segments, topics) = (stand.work().join("log"), stand.work().join("topics.json"));
+    stand.until("the log is there", &mut run, async || segments.is_dir() || topics.exists()).await;
     source.kill();
     source.start_again();
     settle(&stand, run, teller, 10).await;
