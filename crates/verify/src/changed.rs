@@ -17,7 +17,7 @@ use crossfade_connector::Inspect;
 use crossfade_event::{Change, Identity, Key, Position, Row, SchemaVersion, TableId, TableSchema};
 use crossfade_transform::{Bound, Output, Views};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -74,10 +74,10 @@ impl Keys {
         change: &Change,
     ) -> Result<(), VerifyError> {
         let place = (logged.id, change.schema);
-        if !self.bound.contains_key(&place) {
-            self.bound.insert(place, bind(subject, expected, logged)?);
-        }
-        let Some((bound, schema, source)) = self.bound.get(&place) else { return Ok(()) };
+        let (bound, schema, source) = match self.bound.entry(place) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(free) => free.insert(bind(subject, expected, logged)?),
+        };
         let of_source: Vec<(TableId, Key)> =
             [change.key(schema), change.replaced_key(schema)].into_iter().flatten().map(|key| (*source, key)).collect();
         let mut outputs = Vec::new();

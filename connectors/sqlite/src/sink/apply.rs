@@ -81,7 +81,7 @@ impl Writer {
             Write::Rows { table, at, count, rows } => self.rows(table, at, count, &rows, applied),
             Write::Change { at, change } => self.change(at, change, applied),
             Write::Truncate { at, tables } => self.truncate(at, &tables, applied),
-            Write::Reject(rejection) => self.reject(rejection, Refused::ByTransform, applied),
+            Write::Reject(rejection) => self.reject(rejection, Refused::Transform, applied),
             Write::Began { .. } => Ok(()),
             Write::Boundary => self.settle_deferred(applied),
         }

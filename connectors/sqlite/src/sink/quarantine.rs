@@ -40,22 +40,22 @@ pub(super) fn held_keys(connection: &Connection, migration: &str) -> rusqlite::R
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refused {
     /// The transforms.
-    ByTransform,
+    Transform,
     /// The target, for its own sake.
-    ByTarget,
+    Target,
     /// The target, for another row has a value that must be unique.
-    ByOther,
+    Other,
 }
 
 impl Refused {
     pub(super) fn by_row(unique: bool) -> Self {
-        if unique { Self::ByOther } else { Self::ByTarget }
+        if unique { Self::Other } else { Self::Target }
     }
 
     fn kind(self) -> &'static str {
         match self {
-            Self::ByOther => COLLISION,
-            Self::ByTransform | Self::ByTarget => "rejected",
+            Self::Other => COLLISION,
+            Self::Transform | Self::Target => "rejected",
         }
     }
 }
@@ -68,7 +68,7 @@ impl Writer {
         refused: Refused,
         applied: &mut Applied,
     ) -> Result<(), Failure> {
-        let by_transform = refused == Refused::ByTransform;
+        let by_transform = refused == Refused::Transform;
         if self.on_error == OnError::Stop {
             return Err(self.stopped(rejection, by_transform));
         }
