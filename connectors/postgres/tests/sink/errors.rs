@@ -49,7 +49,7 @@ async fn the_failing_change_its_later_ones_and_its_children_wait_and_all_else_go
     assert_eq!(rig.ask("SELECT id FROM app.orders").await, ["10"]);
     let listed = rig.sink.list(&QuarantineFilter::default()).await.unwrap();
     let kinds: Vec<_> = listed.iter().map(|change| change.kind.as_str()).collect();
-    assert_eq!(kinds, ["rejected", "child", "held", "held"]);
+    assert_eq!(kinds, ["collision", "child", "held", "held"]);
 
     // Also after a restart.
     rig.restart().await;

@@ -73,7 +73,7 @@ async fn an_exchange_goes_in_beside_a_row_that_cannot() {
     assert_eq!(rig.ask("SELECT count(*) FROM app.guests").await, ["190"]);
     assert_eq!(
         rig.ask("SELECT kind FROM crossfade.quarantine ORDER BY log_offset").await,
-        ["rejected", "child", "held"]
+        ["collision", "child", "held"]
     );
 }
 

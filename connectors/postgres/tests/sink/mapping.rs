@@ -59,7 +59,7 @@ async fn a_new_key_that_came_twice_in_a_load_is_named_and_held() {
         assert_eq!(rig.ask("SELECT old_id FROM app.keys WHERE new_id = 'new 7'").await, ["0007"]);
         let listed = rig.sink.list(&QuarantineFilter::default()).await.unwrap();
         assert_eq!(listed.len(), 3, "{listed:?}");
-        assert!(listed.iter().all(|change| change.kind == "rejected" && change.reason.contains("keys_new_id_key")));
+        assert!(listed.iter().all(|change| change.kind == "collision" && change.reason.contains("keys_new_id_key")));
         let (_, change) = rig.sink.show(listed[0].id).await.unwrap().unwrap();
         assert_eq!(change.new, Some(row(&mapped("x1", "new 7"))));
         // The key waits: it is tried again only when asked, and fails again.
@@ -89,7 +89,7 @@ async fn two_rows_of_a_load_that_became_one_leave_the_one_that_the_mapping_names
         rig.load(vec![block(1, 50, &keys), block(2, 60, &people)]).await.unwrap();
         rig.stream(Vec::new()).await.unwrap();
         let listed = rig.sink.list(&QuarantineFilter::default()).await.unwrap();
-        assert!(listed.iter().any(|change| &*change.table.name == "keys" && change.kind == "rejected"), "{listed:?}");
+        assert!(listed.iter().any(|change| &*change.table.name == "keys" && change.kind == "collision"), "{listed:?}");
         let (_, change) = rig.sink.show(listed[0].id).await.unwrap().unwrap();
         assert_eq!(change.new, Some(row(&mapped("1", "a"))));
         assert_eq!(rig.ask(THERE).await, ["2|a", "3|b"]);
